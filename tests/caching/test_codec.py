@@ -1,4 +1,4 @@
-"""A value comes back as it went in, or not at all."""
+"""Codec of records: a value is decoded exactly as it was encoded, or not at all."""
 
 import contextlib
 import enum
@@ -50,13 +50,13 @@ values = st.recursive(
 
 
 def decode(record):
-    """The value of a record of one."""
+    """Return the value of a record that has only one."""
     (value,) = decode_all(record)
     return value
 
 
 def image(value):
-    """All of a value that can be compared, types and bits included."""
+    """Return all parts of a value that can be compared, with types and bits."""
     if isinstance(value, (np.ndarray, np.generic)):
         return (type(value), value.dtype, value.dtype.str, value.shape, value.tobytes())
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""EdgeCache by example: arguments, states, re-entrancy, threads, listeners, expiry."""
+"""Examples of `EdgeCache`: arguments, states, re-entrancy, threads, listeners, expiry."""
 
 import copy
 import gc
@@ -100,7 +100,7 @@ def test_entry_is_fresh_then_stale_then_gone(clock):
     assert cache._memory.lookup("k", clock()) == (1, "v")
     clock.advance(1.0)
     assert cache._memory.lookup("k", clock()) == (2, "v")
-    assert len(cache) == 0  # frees what is due: the entry is stale now
+    assert len(cache) == 0  # `len` handles due entries: this one becomes stale
     assert cache._memory.lookup("k", clock()) == (2, "v")
     assert not cache.put_negative("k", "error")
     clock.now_ns += 2 * 10**9 - 1
@@ -121,7 +121,7 @@ def test_entry_is_fresh_then_stale_then_gone(clock):
 
 
 def test_array_size_is_that_of_its_base_buffer():
-    """A view counts with the whole buffer that it keeps alive."""
+    """The size of a view is the size of the whole buffer that it keeps alive."""
     whole = np.zeros((1000, 10))
     assert payload_bytes(whole[:1]) == payload_bytes(whole) == 80_000
     assert payload_bytes(np.frombuffer(b"12345678")) == 8
@@ -139,7 +139,7 @@ def test_array_size_is_that_of_its_base_buffer():
 
 
 class Meddler:
-    """Equal to its like; its comparison does something to a cache."""
+    """Key that equals every other `Meddler`; its first comparison calls ``act``."""
 
     def __init__(self, act):
         self.act = act
@@ -273,7 +273,7 @@ def test_concurrent_threads_keep_the_table_consistent():
 
 
 def test_every_operation_takes_a_lock_where_needed(plain):
-    """No method of the table, and none of the mapping, is left out where compiled code is not atomic."""
+    """Where compiled code is not atomic, every method of the table and of the mapping takes a lock."""
     table = plain("caching.table._table_cy").EdgeTable
     mapping = plain("caching.table._mapping_cy").TableMapping
     special = {"__contains__", "__delitem__", "__getitem__", "__len__", "__setitem__"}
@@ -343,7 +343,7 @@ def test_the_thread_frees_entries_of_an_idle_cache():
 
 
 def test_expiry_thread_that_cannot_start_starts_later(monkeypatch):
-    """A process without a thread to spare stores values all the same, and frees them once it has one."""
+    """A cache stores values while no thread can be started, and frees them after a later start of its thread."""
     gone = threading.Event()
 
     class Value:
@@ -366,7 +366,7 @@ def test_expiry_thread_that_cannot_start_starts_later(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_process_frees_inherited_entries():
-    """It has the entries of its parent, and a thread of its own that frees them."""
+    """A forked process has the entries of its parent, and an expiry thread of its own that frees them."""
     gone = threading.Event()
 
     class Value:

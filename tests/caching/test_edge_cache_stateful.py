@@ -1,4 +1,4 @@
-"""EdgeCache against a model of dictionaries and a clock: LRU exactly, S3-FIFO by what always holds."""
+"""`EdgeCache` against a model of dictionaries and a clock: exact for LRU, by its invariants for S3-FIFO."""
 
 import pytest
 from hypothesis import settings
@@ -52,7 +52,7 @@ class Machine(RuleBasedStateMachine):
             eviction=self.eviction,
             clock=self.clock,
         )
-        self.entries = {}  # the one that was used longest ago first
+        self.entries = {}  # least recently used first
         self.events = []
         self.cache.listen(self.events.append)
         self.lookups = [0, 0, 0, 0]
@@ -72,7 +72,7 @@ class Machine(RuleBasedStateMachine):
         )
 
     def held(self):
-        """Keys and states, by the labels that name each key."""
+        """Return labels and state by key; the labels contain the key."""
         self.cache.expire()
         held = self.cache._memory.contents()
         states = {0: FRESH, 1: FRESH, 2: STALE, 3: FAILURE}  # by queue

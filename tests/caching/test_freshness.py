@@ -1,4 +1,4 @@
-"""How long an answer is used: a time that its computation says, jitter, and what is stale."""
+"""Freshness of responses: durations that a computation sets, jitter, and stale responses."""
 
 import asyncio
 import functools
@@ -21,7 +21,7 @@ S = 10**9
 
 
 def answers_until_s(cache, loop, function, *arguments, every_s=1.0, most=100):
-    """How many seconds an answer is given before the function is called again."""
+    """Return a coroutine that counts the seconds until the cache calls the function again."""
 
     async def count():
         wrapped = cache.wrap(function)
@@ -36,7 +36,7 @@ def answers_until_s(cache, loop, function, *arguments, every_s=1.0, most=100):
 
 
 class Counting:
-    """A function whose answers differ; it says how long they are fresh."""
+    """Async function whose responses differ; it calls `fresh_for` with each of the given durations."""
 
     fingerprint = "counting"
 
@@ -57,7 +57,7 @@ class Counting:
     ids=["nothing", "less", "shortest of several", "more than ttl_s", "no ttl_s"],
 )
 def test_fresh_for_bounds_a_response(ttl_s, said, lasts_s):
-    """An answer is fresh as long as its computation says, and at most ``ttl_s``."""
+    """A response is fresh for the shortest duration that its computation sets, and at most for ``ttl_s``."""
 
     async def main(loop):
         cache = si.EdgeCache(ttl_s=ttl_s, clock=loop.clock)
@@ -67,7 +67,7 @@ def test_fresh_for_bounds_a_response(ttl_s, said, lasts_s):
 
 
 def test_fresh_for_of_a_sync_function():
-    """A synchronous function says it the same way."""
+    """A synchronous function sets a duration with `fresh_for` as an async function does."""
     seconds = 0
     cache = si.EdgeCache(ttl_s=30.0, clock=lambda: seconds * 10**9)
     called = []
@@ -84,7 +84,7 @@ def test_fresh_for_of_a_sync_function():
 
 
 def test_fresh_for_a_service_around_a_batcher():
-    """A layer behind the cache says it from the response, whatever computes in batches behind it."""
+    """A layer between the cache and a batcher can set how long each response is fresh."""
 
     class ByScore:
         def wrap(self, inner):
@@ -109,7 +109,7 @@ def test_fresh_for_a_service_around_a_batcher():
 
 
 def test_fresh_for_within_the_policy():
-    """A retention policy's maximum age holds whatever a computation says."""
+    """The maximum age of a retention policy bounds a longer duration that a computation sets."""
 
     async def main(loop):
         cache = si.EdgeCache(retention=Retention(10.0), clock=loop.clock)
@@ -119,13 +119,13 @@ def test_fresh_for_within_the_policy():
 
 
 def test_fresh_for_rejects_an_invalid_duration():
-    """Its argument is checked inside and outside of a computation."""
+    """`fresh_for` rejects a negative duration, even outside of a computation."""
     with pytest.raises(ValueError, match="seconds: expected a finite number of seconds ≥ 0, got -1"):
         fresh_for(-1.0)
 
 
 def spread(seed, share=0.5, **settings):
-    """Seconds for which each of twenty answers of one moment is fresh."""
+    """Return the seconds for which each of twenty responses of one moment is fresh."""
 
     async def main(loop):
         cache = si.EdgeCache(ttl_s=100.0, ttl_jitter=share, seed=seed, clock=loop.clock, **settings)
@@ -136,7 +136,7 @@ def spread(seed, share=0.5, **settings):
 
 
 def test_jitter_spreads_expiry_times():
-    """Answers of one moment end at different times, none later than ``ttl_s`` or earlier than its share less."""
+    """Responses of one moment expire at different times, from ``ttl_s`` less the share of jitter up to ``ttl_s``."""
     lasted_s = spread(seed=1)
 
     assert len(set(lasted_s)) > 15
@@ -145,13 +145,13 @@ def test_jitter_spreads_expiry_times():
 
 
 def test_jitter_replays_with_a_seed():
-    """The same seed draws the same times."""
+    """The same seed draws the same expiry times, and another seed draws others."""
     assert spread(seed=1) == spread(seed=1) != spread(seed=2)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_jitter_of_forked_workers_differs():
-    """Workers that were forked do not all draw the same, whose responses would expire together."""
+    """Forked workers draw different jitter, so that their responses do not expire together."""
     cache = si.EdgeCache(ttl_s=100.0, ttl_jitter=0.5)
     reading, writing = os.pipe()
     child = os.fork()
@@ -167,19 +167,19 @@ def test_jitter_of_forked_workers_differs():
 
 
 def test_jitter_of_the_policy_time():
-    """A time that a policy cuts is spread as well."""
+    """Jitter also spreads expiry times that the maximum age of a policy bounds."""
     assert len(set(spread(seed=1, retention=Retention(80.0)))) > 15
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_jitter_is_a_share(share):
-    """A share is at least 0 and less than 1."""
+    """`ttl_jitter` is at least 0 and less than 1."""
     with pytest.raises(ValueError, match="ttl_jitter: expected a share ≥ 0 and < 1"):
         si.EdgeCache(ttl_jitter=share)
 
 
 class Model:
-    """Answers with how often it was called; fails, or hangs, while it is told to."""
+    """Model whose response is its number of calls; fails while ``error`` is set, and hangs while ``hangs`` is set."""
 
     fingerprint = "model"
     enforces_deadline = False
@@ -198,7 +198,7 @@ class Model:
 
 
 def windows(loop, **more):
-    """Fresh for 10 s, stale for 5 s more, outdated until 60 s after that it was fresh."""
+    """Return a cache whose entries are fresh for 10 s, stale for the next 5 s, and outdated for the next 55 s."""
     return si.EdgeCache(ttl_s=10.0, stale_while_revalidate_s=5.0, stale_if_error_s=60.0, clock=loop.clock, **more)
 
 
@@ -207,7 +207,7 @@ def seen(response):
 
 
 def test_windows_default_to_stale_s():
-    """One number is both windows; each of its own takes its place."""
+    """`stale_s` is the default of both windows; the argument of one window takes its place."""
     both = si.EdgeCache(stale_s=5.0)._memory.freshness
     other = si.EdgeCache(stale_s=5.0, stale_if_error_s=60.0)
 
@@ -216,7 +216,7 @@ def test_windows_default_to_stale_s():
 
 
 def test_stale_is_served_and_outdated_is_recomputed():
-    """Within the first window the old answer comes at once; beyond it, the caller waits for a new one."""
+    """Within the first window a caller gets the old response at once; after it, the caller waits for a new one."""
 
     async def main(loop):
         model = Model()
@@ -234,7 +234,7 @@ def test_stale_is_served_and_outdated_is_recomputed():
 
 
 def test_outdated_replaces_an_error_until_its_end():
-    """A failure is answered with what is outdated, for that window and no longer."""
+    """An outdated response replaces an error within its window, and not after it."""
 
     async def main(loop):
         model = Model()
@@ -252,7 +252,7 @@ def test_outdated_replaces_an_error_until_its_end():
 
 
 def test_outdated_in_an_expired_table():
-    """The windows count from the same instant once the entry was set aside as stale."""
+    """The windows begin at the same instant if the expiry has already marked the entry as stale."""
 
     async def main(loop):
         model = Model()
@@ -274,7 +274,7 @@ def test_outdated_in_an_expired_table():
 
 
 def test_outdated_is_served_at_a_deadline():
-    """A model that hangs costs its caller the deadline once, and then nothing for a second."""
+    """A model that hangs delays one caller to its deadline; within a second, the next gets the old response at once."""
 
     async def main(loop):
         model = Model()
@@ -293,7 +293,7 @@ def test_outdated_is_served_at_a_deadline():
 
 
 def test_outdated_spares_a_model_that_is_down():
-    """Many calls of a second in which it failed lead to two of the model: the first, and a refresh behind the others."""
+    """Within a second of a failure, many calls lead to two calls of the model: the first, and a background refresh."""
 
     async def main(loop):
         model = Model()
@@ -310,7 +310,7 @@ def test_outdated_spares_a_model_that_is_down():
 
 
 def test_outdated_does_not_replace_an_invalid_input():
-    """That an input is invalid is for its caller to know."""
+    """An outdated response does not replace `InvalidInput`, which the caller must know."""
 
     async def main(loop):
         model = Model()
@@ -326,7 +326,7 @@ def test_outdated_does_not_replace_an_invalid_input():
 
 @pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
 def test_outdated_of_a_function(is_async):
-    """Functions of both kinds give what is outdated in place of an error."""
+    """A wrapped function, async or sync, returns an outdated result in place of an error."""
     error = None
     seconds = 0
 
@@ -354,7 +354,7 @@ def test_outdated_of_a_function(is_async):
 
 
 def test_outdated_of_a_tier():
-    """What a tier has counts as if memory had had it: computed first, given where that fails."""
+    """An outdated entry of a tier is treated like one of memory: it is served only if the computation fails."""
 
     async def main(loop):
         model, tier = Model(), ScriptedTier(loop.clock)
@@ -386,14 +386,14 @@ def test_outdated_of_a_tier():
     ],
 )
 def test_windows_within_the_policy(name, windows):
-    """The longer window ages too: it must be shorter than the maximum age."""
+    """The longer window must be shorter than the maximum age of the policy."""
     with pytest.raises(ValueError, match=f"^{name}: expected less than the shortest maximum age"):
         si.EdgeCache(retention=Retention(30.0), **windows)
 
 
 @pytest.mark.parametrize("why", ["degraded", "no_store"])
 def test_a_refresh_that_is_not_stored_pauses(why):
-    """While responses may not be stored, a stale one is refreshed once a second, and at once when they may."""
+    """While responses may not be stored, a stale response is refreshed once a second, until one may be stored again."""
 
     async def main(loop):
         cache = si.EdgeCache(ttl_s=10.0, stale_s=100.0, clock=loop.clock)
@@ -428,7 +428,7 @@ def test_a_refresh_that_is_not_stored_pauses(why):
 
 
 def test_unstored_refresh_of_sync_function_pauses():
-    """The same holds for a refresh in a thread."""
+    """A refresh of a sync function, which runs in a thread, pauses for a second after a response that is not stored."""
     clock = FakeClock()
     cache = si.EdgeCache(ttl_s=10.0, stale_s=100.0, clock=clock)
     computed = []

@@ -1,4 +1,4 @@
-"""Content keys: the same contents have the same key however they lie in memory, and nothing else has it."""
+"""Content keys: equal contents have one key, whatever their memory layout; different contents have other keys."""
 
 import copy
 import enum
@@ -51,7 +51,7 @@ values = st.recursive(
 
 
 def canonical(value):
-    """What a value is, said in another way: the oracle."""
+    """Return the contents of a value in a form that can be compared: the oracle of the keys."""
     if isinstance(value, np.ndarray):
         return ("array", value.dtype.str, value.shape, value.tobytes())
     if isinstance(value, (list, tuple)):
@@ -66,7 +66,7 @@ def canonical(value):
 
 
 def layouts(array):
-    """The same contents, in other places in memory."""
+    """Yield arrays with the same contents in other memory layouts."""
     yield array.copy(order="C")
     yield array.copy(order="F")
     frozen = array.copy()
@@ -95,7 +95,7 @@ def test_keys_are_equal_only_for_equal_contents(one, other):
 
 @given(st.lists(values, min_size=2, max_size=5))
 def test_adjacent_items_are_not_concatenated(many):
-    """All ways to cut one list in two differ."""
+    """Each way to cut a list in two has a key of its own."""
     keys = {content_key([many[:place], many[place:]]) for place in range(len(many) + 1)}
     assert len(keys) == len(many) + 1
 
@@ -226,14 +226,14 @@ class Loud(str):  # noqa: SLOT000 - as users write them
     ids=lambda value: f"{type(value).__name__}",
 )
 def test_the_class_is_part_of_the_key(one, other):
-    """A function may do something else with another class, so what differs by its class alone has another key."""
+    """Values that differ only by class have different keys, because a function may treat the classes differently."""
     assert content_key(one) != content_key(other)
     assert content_key({"x": (one,)}) != content_key({"x": (other,)})
     assert content_key(one) == content_key(copy.deepcopy(one))
 
 
 def test_the_tenant_may_be_a_string_of_another_class():
-    """A tenant is its text, of whatever class the string is."""
+    """A tenant is identified by its text, whatever the class of the string."""
     assert content_key(1, tenant=Word.A) == content_key(1, tenant="a")
     assert content_key(1, tenant=Loud("a")) == content_key(1, tenant="a")
 
@@ -287,7 +287,9 @@ class Seconds(np.float64):
 
 
 def test_types_of_other_packages_differ():
-    """NumPy has the same letters for many of them, and those of ``longdouble`` for one."""
+    """Types of other packages have different keys.
+
+    NumPy uses the same type letters for many of them, and those of ``longdouble`` for one."""
     names = ("bfloat16", "float8_e4m3fn", "float8_e4m3", "float8_e4m3fnuz", "float8_e5m2", "int4", "uint4")
     zeros = [np.zeros(3, getattr(ml_dtypes, name)) for name in names]
 
@@ -352,7 +354,9 @@ def test_wrong_arguments_are_rejected(wrong):
 
 
 def test_key_encoding_is_stable():
-    """Kept answers outlive a process: a changed encoding has to change its name, and this test."""
+    """The encoding of keys is stable, because stored responses outlive a process.
+
+    A changed encoding must change its name, and this test."""
     inputs = {"image": np.arange(6, dtype="<f4").reshape(2, 3), "k": [1, -2.5, "é", b"b", None, True, 2**80, 1j]}
     assert content_key(inputs, model="m", version="1", preprocessing="p", tenant="t").hex() == GOLDEN
     assert content_key(inputs, secret=SECRET).hex() == GOLDEN_KEYED

@@ -1,4 +1,4 @@
-"""What a policy says of an entry, and what a cache with one does in memory."""
+"""Retention policies: the rules of an entry, and the effect of a policy on a cache in memory."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_the_strictest_of_several_classes_holds():
         100.0, classes={"a": Retention(200.0, encrypt=True), "b": Retention(50.0, allow_disk=False, allow_shared=False)}
     )
     assert policy.rule(["x"]) == ("", 100.0, False, True, True, 0.0)
-    assert policy.rule(["x", "a"]) == ("a", 200.0, True, True, True, 0.0)  # its own rule, and not the default as well
+    assert policy.rule(["x", "a"]) == ("a", 200.0, True, True, True, 0.0)  # the rule of its class, without the default
     assert policy.rule(["a", "b"]) == ("b", 50.0, True, False, False, 0.0)
     assert policy.shortest_s == 50.0
     assert Retention(3.0, classes=None).shortest_s == 3.0

@@ -64,7 +64,7 @@ def whole(path):
     return verify_file(path, secret=SECRET)
 
 
-# -- what a record is ------------------------------------------------------------------------------------------------
+# -- records ---------------------------------------------------------------------------------------------------------
 
 
 def test_record_has_its_fields_and_previous_digest(path):
@@ -164,7 +164,7 @@ def test_bad_record_is_rejected_and_changes_nothing(path, wrong, named):
     assert log.records == 5
 
 
-# -- names are not in it ---------------------------------------------------------------------------------------------
+# -- names of subjects -----------------------------------------------------------------------------------------------
 
 
 @given(st.text(), st.text(), st.text())
@@ -258,7 +258,7 @@ def test_moved_removed_or_repeated_lines_are_found(written, tmp_path_factory, or
     found = checked(tmp_path_factory, b"".join(chosen))[1]
     in_place = next((at for at, line in enumerate(chosen) if at >= 6 or line != lines[at]), len(chosen))
     assert found.records == in_place
-    assert found.ok == (in_place == len(chosen))  # what is left is a beginning: only a head shows what is missing
+    assert found.ok == (in_place == len(chosen))  # the rest is a beginning: only a head shows that records are missing
     with_head = checked(tmp_path_factory, b"".join(chosen), head=head)[1]
     assert with_head.ok == (chosen == lines)
 
@@ -301,7 +301,7 @@ def test_discarded_records_in_memory_are_no_alteration(monkeypatch):
     ("head", "error"), [(b"0" * 64, TypeError), (5, TypeError), ("", ValueError), ("0" * 64 + "\n", ValueError)]
 )
 def test_malformed_head_is_an_error(path, head, error):
-    """A head that is no digest is an error of the argument and gives no verdict."""
+    """A head that is no digest raises an error that names the argument, and gives no verdict."""
     log = fill(opened(path))
     for verify in (log.verify, partial(verify_file, path, secret=SECRET)):
         with pytest.raises(error, match="head: expected 64 hexadecimal digits"):
@@ -318,7 +318,7 @@ def test_head_of_empty_log_is_reached_by_later_ones(path):
 
 
 def test_file_exchanged_under_same_secret_is_found(path, tmp_path):
-    """A file that was exchanged for another one of the same secret is found."""
+    """A file that was replaced by another file of the same secret is found."""
     log = fill(opened(path))
     fill(opened(tmp_path / "other", wall_clock=lambda: NOW), 9)
     (tmp_path / "other").replace(path)
@@ -343,7 +343,7 @@ def test_record_of_another_log_is_found_in_its_place(path, tmp_path):
 
 @pytest.mark.parametrize("content", [b"a key", b'{"port": 80}'], ids=["text", "JSON"])
 def test_single_line_of_another_file_is_no_torn_record(path, content):
-    """A wrong path is an error, and the file keeps what it has."""
+    """A log at the path of another file raises an error and leaves the contents of that file."""
     path.write_bytes(content)
 
     with pytest.raises(ValueError, match="at record 0: it is no record"):
@@ -401,7 +401,7 @@ def test_torn_write_loses_only_its_own_record(path, missing):
 
 
 def test_write_ending_at_any_byte_is_no_alteration(path):
-    """Whatever its text ends with there, the last record alone is lost, or whole."""
+    """A write that ended at any byte loses at most its own record, whatever the text ends with at that byte."""
     log = fill(opened(path))
     log.record("erase_failed", where="{disk}", data_class="", count=0, reason="{'code': {7}}")
     whole_file = path.read_bytes()
@@ -422,7 +422,7 @@ def test_zeros_that_a_power_cut_left_are_removed(path):
 
 
 def test_torn_write_of_another_writer_is_removed(path):
-    """What another writer left half written is removed by the next writer."""
+    """The next writer removes a record that another writer has left half written."""
     log = fill(opened(path))
     with path.open("ab") as file:
         file.write(b'{"number":5,"at_')
@@ -586,7 +586,7 @@ def test_forked_process_records_despite_held_lock(path):
 def test_fork_during_write_leaves_lock_to_others(path, monkeypatch):
     """A fork during a write leaves the file to other writers.
 
-    The child has the open file too, and lives on; the end of the write releases the lock all the same.
+    The child has the open file too and is still running, but the end of the write releases the lock.
     """
     log, is_inside, go_on = opened(path), threading.Event(), threading.Event()
 
@@ -613,7 +613,7 @@ def test_fork_during_write_leaves_lock_to_others(path, monkeypatch):
 def test_fork_during_record_has_all_or_none_of_it(path, in_file):
     """A forked child has the whole of a record or nothing of it.
 
-    The half of one would look like a log that was altered, and a hold would be unknown.
+    With half of a record, the log would look altered, and a hold would be unknown.
     """
     is_inside, is_forking = threading.Event(), threading.Event()
 
@@ -624,7 +624,7 @@ def test_fork_during_record_has_all_or_none_of_it(path, in_file):
             super()._absorb(event)
 
     log = SlowLog(path, secret=SECRET) if in_file else SlowLog()
-    os.register_at_fork(before=is_forking.set)  # the last one that is registered runs first
+    os.register_at_fork(before=is_forking.set)  # the function that is registered last runs first
     holding = threading.Thread(
         target=partial(log.record, "held", where="all", data_class="", count=0, reason="case 17", subject="anna")
     )

@@ -1,4 +1,4 @@
-"""The report says what is kept and whether it may be, what went, and what is still owed; and never whose it was."""
+"""The retention report: stored data and its limits, erasures, and owed erasures, without names of subjects."""
 
 import itertools
 import json
@@ -42,7 +42,7 @@ def note(log, action="erased", **more):
     log.record(action, **fields)
 
 
-# -- what is kept ----------------------------------------------------------------------------------------------------
+# -- stored data -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_unknown_holdings_have_the_state_unknown():
 
 
 def test_class_unknown_to_policy_is_a_violation():
-    """A holding without entries is empty; one of a class that the policy does not have is a violation."""
+    """A holding of a class that the policy does not have is a violation; a holding without entries is empty."""
     made = report(holding(entries=0, oldest_age_s=None), holding("disk", "?", entries=2, oldest_age_s=1.0))
     assert [(it.state, it.max_age_s) for it in made.holdings] == [("unknown", None), ("empty", 3600.0)]
     assert made.violations == ["disk holds 2 entries of data of class '?': the policy has none"]
@@ -144,7 +144,7 @@ def test_rejected_arguments_are_named(wrong, named):
         build_report(**{"policy": POLICY, "inventory": [], **wrong})
 
 
-# -- what went -------------------------------------------------------------------------------------------------------
+# -- erasures --------------------------------------------------------------------------------------------------------
 
 
 def test_report_lists_erasures_only(log):
@@ -217,7 +217,7 @@ def test_a_log_that_was_cut_is_a_violation(tmp_path):
 
 
 def test_overdue_entries_under_a_hold_are_no_violation():
-    """A place cannot say which of its entries a hold is about, so none is called a violation."""
+    """Overdue entries are no violation during a hold, because a place does not know which entries the hold protects."""
     log = RetentionLog()
     note(log, "held", where="all", subject="anna", count=0)
     (held,) = report(holding("disk", "face", 1, 3600.0), log=log).holdings
@@ -227,7 +227,7 @@ def test_overdue_entries_under_a_hold_are_no_violation():
     assert over.state == "over"
 
 
-# -- how it reads ----------------------------------------------------------------------------------------------------
+# -- forms -----------------------------------------------------------------------------------------------------------
 
 
 def test_json_has_schema_version_and_all_fields(log):
@@ -294,7 +294,7 @@ def test_text_form_is_a_table(log):
 
 
 class Page(HTMLParser):
-    """What a browser would make of it."""
+    """Tags, text and targets that a browser would find in a page."""
 
     def __init__(self, html):
         super().__init__()

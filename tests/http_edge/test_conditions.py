@@ -1,4 +1,4 @@
-"""Conditional requests against RFC 9110 §13, and against whatever a client may send instead."""
+"""Conditional requests: the rules of RFC 9110 §13, and anything else that a client may send."""
 
 import calendar
 import email.utils
@@ -45,7 +45,7 @@ def status(request_headers, method="GET", headers=FULL):
         (' \t"a" ', True),
         ('"A"', False),
         ('""', False),
-        # not well formed: names nothing
+        # malformed: matches nothing
         ("a", False),
         ("", False),
         ('"a', False),
@@ -155,11 +155,13 @@ def test_status_headers_and_body_of_each_outcome():
     assert answer_conditional("GET", {"if-match": '"b"'}, FULL, b"hi") == (412, {"cache-control": "no-store"}, b"")
     headers = dict(FULL)
     answer_conditional("GET", {}, headers)[1]["x"] = "y"
-    assert headers == FULL  # the caller's own is another
+    assert headers == FULL  # the caller's own headers are another dict
 
 
 def test_head_has_the_content_length_of_get():
-    """A framework gives an empty body the length 0, which a HEAD must not say of a longer one (RFC 9110 §8.6)."""
+    """The response to HEAD has the content length of the response to GET (RFC 9110 §8.6).
+
+    A framework would give its empty body the length 0."""
     assert answer_conditional("HEAD", {}, {"etag": '"a"'}, b"hi") == (200, {"etag": '"a"', "content-length": "2"}, b"")
     assert answer_conditional("HEAD", {}, {"etag": '"a"'}) == (200, {"etag": '"a"'}, b"")
     chunked = {"transfer-encoding": "chunked"}
@@ -171,8 +173,8 @@ def test_headers_of_asgi_and_of_any_case_are_read():
     assert status([(b"host", b"x"), (b"IF-none-match", b'"b"'), (b"if-none-match", b'W/"a"')]) == 304
     assert status([("If-None-Match", '"b"'), ("If-None-Match", '"c"')]) == 200
     assert status([(b"if-none-match", b'"\xe9"')], headers={"etag": '"é"'}) == 304
-    assert status([("if-none-match", '"a"'), ("if-none-match", "b")]) == 200  # one list, and not well formed
-    assert status([("if-modified-since", AT), ("if-modified-since", AT)]) == 200  # no date
+    assert status([("if-none-match", '"a"'), ("if-none-match", "b")]) == 200  # joined, the list is malformed
+    assert status([("if-modified-since", AT), ("if-modified-since", AT)]) == 200  # joined, this is no date
 
 
 @pytest.mark.parametrize("conditions", [{"if-none-match": "*"}, {}])
@@ -185,7 +187,7 @@ def test_method_must_be_text(conditions):
 
 
 def tags_by_hand(field):
-    """RFC 9110's list of entity tags, character by character; ``None``: not well formed."""
+    """Parse a list of entity tags by RFC 9110, character by character; return ``None`` if it is malformed."""
     tags, at, wants_comma = [], 0, False
     while at < len(field):
         if field[at] in " \t":

@@ -1,4 +1,4 @@
-"""What header fields say about an answer, tags and addresses: who may keep it, for how long, and nothing beyond."""
+"""Header fields, entity tags and addresses of responses: which cache may store a response, and for how long."""
 
 import hashlib
 import math
@@ -108,7 +108,9 @@ def test_response_to_a_tenant_is_private_or_varies(request_, more):
 
 
 def test_credentials_without_tenant_are_never_shared():
-    """They may be a cookie, by which the answer does not vary: one user would get the answer to another."""
+    """A response to credentials without a tenant is private, because it does not vary by all credentials.
+
+    They may be a cookie, and one user would get the response to another."""
     policy = EdgePolicy(fresh_s=60, share_tenants=True)
     assert said(policy, authorized=True)["cache-control"] == "private, max-age=60, must-revalidate"
     tenant = si.Request("x", tenant="t")

@@ -1,7 +1,7 @@
 """A real nginx in front of real origins, with the configuration that the documentation shows.
 
-nginx has a clock of its own, in whole seconds. So an age of one second is waited for, by asking until what is expected
-is there; each wait is bounded.
+nginx has a clock of its own, in whole seconds. A test that needs an age of one second therefore repeats its request
+until the expected response comes; each wait is bounded.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Got(NamedTuple):
 
 
 class Origin:
-    """An HTTP server with an event loop in a thread; answers by path, and counts what reaches it."""
+    """HTTP server with an event loop in a thread, which responds by path and records its requests."""
 
     def __init__(self, cdn_edge):
         self.cdn_edge = cdn_edge
@@ -77,7 +77,7 @@ class Origin:
 
 
 class Scripted:
-    """An answer whose policy, body and request a test changes as it goes."""
+    """Response whose policy, body and request a test can change."""
 
     def __init__(self, body=b"one", **policy):
         self.body = body
@@ -127,7 +127,7 @@ def nginx(served):
 
 @pytest.fixture
 def path(request):
-    """An address that no other test asks for."""
+    """Return a path that no other test requests."""
     return f"/{request.node.name}".replace("[", "-").replace("]", "")
 
 
@@ -144,7 +144,7 @@ def fetch(port, path, method="GET", body=None, headers=()):
 
 
 def until(condition, ask):
-    """Asks until the answer is as expected."""
+    """Repeat a request until its response meets the condition."""
     end_s = time.monotonic() + PATIENCE_S
     while not condition(got := ask()):
         assert time.monotonic() < end_s, got
@@ -153,7 +153,7 @@ def until(condition, ask):
 
 
 def kept(nginx):
-    """All that lies in nginx's cache."""
+    """Return the contents of all files in the cache of nginx."""
     return b"|".join(file.read_bytes() for file in nginx.cache.rglob("*") if file.is_file())
 
 
@@ -205,7 +205,7 @@ def test_repeated_requests_are_served_by_nginx(examples, tmp_path):
         await ask("/v1/infer/1", "POST", b"[9]", content_digest=f"sha-256=:{victim}:", x_original_url=victim)
         assert (await ask(victim)).status == 404
 
-        # what a tenant asked is found by that tenant alone, and what is known to all is not kept for it
+        # a response to a tenant is found by that tenant alone, and nginx does not store it
         secret = b"[1, 2]"
         at = content_path(secret, version="1")
         assert (await ask("/v1/infer/1", "POST", secret, authorization="Bearer a")).status == 200
@@ -319,7 +319,7 @@ def test_a_copy_expires_and_is_confirmed_or_replaced(origin, ask, path):
 def test_private_response_must_vary_by_its_cause(vary, state, said, origin, ask, path):
     """A response that is private for some requests must vary by what makes it private.
 
-    nginx takes a private 304 as a confirmation of the copy that it has for all.
+    nginx takes a private 304 as a confirmation of the copy that it serves to all.
     """
 
     def answer(method, headers):
@@ -396,7 +396,7 @@ def test_erased_response_is_served_only_while_allowed(origin, ask, path):
         return got
 
     until(lambda got: got.status == 404, again)
-    assert states[0] == (200, "HIT")  # nginx does not know
+    assert states[0] == (200, "HIT")  # nginx does not know of the erasure
     assert set(states[:-1]) <= {(200, "HIT"), (200, "STALE"), (200, "UPDATING")}
     assert [again().status for _ in range(3)] == [404] * 3
 
@@ -430,7 +430,7 @@ def test_clients_compute_the_age_from_the_date(origin, ask, path):
 
 
 def test_nginx_does_not_count_the_age(origin, ask, path):
-    # why a policy says by default what remains: here an answer that is past its time is kept all the same
+    # therefore a policy by default sends the remaining time: here nginx stores a response whose time has passed
     origin.answers[path] = answer = Scripted(fresh_s=1, send_age=True)
     answer.computed_s = time.time() - 1000
     first = ask(path)

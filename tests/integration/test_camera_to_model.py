@@ -1,4 +1,4 @@
-"""A real RTSP camera, a session and a real face detector: killed, restarted, and read by a consumer that pauses."""
+"""A real RTSP camera that is killed and restarted, a session whose consumer pauses, and a real face detector."""
 
 import asyncio
 import importlib
@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def detector(monkeypatch):
-    """BlazeFace, as the examples use it: its input, its model, and the faces in what it answers."""
+    """Return BlazeFace as in the examples: its input size, its model, and a function to find faces in its outputs."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     faces = importlib.import_module("demo.faces")
     anchors = faces.FULL.anchors()
@@ -34,13 +34,13 @@ def server():
 
 
 async def scaled(source):
-    """Pictures as the detector wants them, in -1…1."""
+    """Yield frames with pictures in -1…1, as the detector expects them."""
     async for frame in source:
         yield attrs.evolve(frame, inputs=frame.inputs.astype(np.float32) / 127.5 - 1)
 
 
 def test_results_continue_after_the_camera_was_killed(server, detector):
-    """Faces are found before and behind it, no backlog builds up, and each picture is counted once."""
+    """Faces are found before and after the kill, no backlog builds up, and each picture is counted once."""
     size, model, find_faces = detector
 
     async def main():
@@ -79,11 +79,11 @@ def test_results_continue_after_the_camera_was_killed(server, detector):
     instants = [result.captured_ns for result in results]
     assert instants == sorted(instants)
     assert all(result.age_s >= 0 for result in results)
-    # one result and two pictures may have waited for the consumer: the next one comes behind all that were dropped
+    # one result and two pictures may have waited for the consumer: the next picture comes after all dropped pictures
     assert fresh[3].position_s > behind[-1].position_s + (RATE + 0.5) / RATE
     dropped = sum(statistics.dropped.values())
     assert statistics.received == statistics.delivered + statistics.failed + dropped
     assert statistics.failed == 0
     assert statistics.delivered == len(results)
     assert (statistics.waiting, statistics.in_flight) == (0, 0)
-    assert of_source.delivered - statistics.received in {0, 1}  # one that the session had not taken yet at its close
+    assert of_source.delivered - statistics.received in {0, 1}  # one not yet taken when the session closed

@@ -1,7 +1,7 @@
-"""Calls, starts and stops that are cancelled at each turn of the event loop: all end, and the stack serves on.
+"""Calls, starts and stops that are cancelled at each turn of the event loop: all end, and the stack still serves.
 
-A turn of the loop runs the callbacks that were ready when it began. What is cancelled before the first of them meets
-other states than what is cancelled behind the last, and a task that has not taken its first step runs no clean-up.
+A turn of the loop runs the callbacks that were ready when it began. A cancellation before the first callback meets
+other states than a cancellation after the last, and a task that has not taken its first step runs no clean-up.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ def test_calls_cancelled_at_every_turn(layers, cut):
 
 
 async def started(loop, layers, turns, place):
-    """Cancel a start; a second one succeeds."""
+    """Cancel a start, and check that a second start succeeds; return whether the first ended before its turn came."""
     stack = si.Stack(*LAYERS[layers](other()), clock=loop.clock)
     async with asyncio.timeout(PATIENCE_S):
         starting = asyncio.ensure_future(stack.start())
@@ -104,7 +104,7 @@ def test_starts_cancelled_at_every_turn(layers):
 
 
 async def stopped(loop, layers, turns, place, drain):
-    """Stop while calls are in flight, and cancel the stop; each call ends, and the stack can start again."""
+    """Cancel a stop while calls are in flight, and check that each call ends and the stack can start again."""
     backend = ScriptedBackend(duration_s=0.010)
     stack = si.Stack(*LAYERS[layers](backend), clock=loop.clock)
     async with asyncio.timeout(PATIENCE_S):

@@ -1,7 +1,7 @@
-"""A restart that empties the cache: three times the model's capacity is requested until the cache is full again.
+"""A restart that empties the cache: callers request three times the model's capacity until the cache is full again.
 
 The model serves 200 requests a second; callers send 600 a second for a few hundred responses, which the cache has. At
-second 3 the cache is emptied. Callers time out after 0.2 s and retry. In virtual time.
+second 3 the cache is emptied. Callers time out after 0.2 s and retry. The tests run in virtual time.
 """
 
 import asyncio
@@ -69,21 +69,23 @@ def goodput(answers, *, shared, policy):
 
 
 def test_service_without_protection_stays_down():
-    """With nothing against the overload, the service stays down after its cache was emptied."""
+    """Without protection against overload, the service stays down after its cache is emptied."""
     shares = goodput(300, shared=False, policy="greedy")
     assert min(shares[:3]) == 1.0
     assert max(shares[4:]) < 0.4
 
 
 def test_callers_that_share_flights_refill_the_cache():
-    """Callers that share computations fill the emptied cache."""
+    """Callers that share computations refill the emptied cache."""
     shares = goodput(300, shared=True, policy="greedy")
     assert min(shares[5:]) >= 0.99
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_planner_fills_a_cold_cache_under_overload(shared):
-    """More answers than sharing alone can bring back: served until late they would all be late, and so not kept."""
+    """The planner refills a cache of more responses than shared computations alone can restore.
+
+    A greedy policy serves requests until all responses are late, and late responses are not stored."""
     assert max(goodput(800, shared=True, policy="greedy")[4:]) < 0.4
     shares = goodput(800, shared=shared, policy="lookahead")
     assert min(shares[6:]) >= 0.99

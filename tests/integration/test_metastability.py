@@ -1,7 +1,7 @@
 """Overload that lasts longer than its cause: retry storms, with and without protection.
 
-The service can do 200 requests a second and gets 160. For two seconds it is five times slower. Callers time out after
-0.2 s and retry. Other tests check what a planner remembers of an outage if callers do not retry. In virtual time.
+The service can serve 200 requests a second and gets 160. For two seconds it is five times slower. Callers time out
+after 0.2 s and retry. The last test checks a planner after an outage if callers do not retry. All run in virtual time.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ RATE, SLOW_FROM, SLOW_UNTIL, UNTIL = 160.0, 2.0, 4.0, 12.0
 
 
 def goodput(policy="greedy", retries="naive", limit=None):
-    """The share of callers that were answered in the end, of those that came in each second."""
+    """Return the share of callers that got a response, by the second of their arrival, and the attempts per caller."""
     rng = np.random.default_rng(3)
     arrivals = np.cumsum(rng.exponential(1 / RATE, int(RATE * UNTIL)))
     answered = np.zeros(len(arrivals), bool)
@@ -86,7 +86,7 @@ def test_service_with_retry_budget_recovers():
 
 @pytest.mark.parametrize("how", ["planner", "limit"])
 def test_early_rejection_ends_a_retry_storm(how):
-    """Callers that are rejected at once cost the device nothing: it continues with those that can be on time."""
+    """Callers that are rejected at once cost the device nothing, so it serves the callers that can be on time."""
     if how == "planner":
         shares, _ = goodput(policy="lookahead", retries="naive")
     else:
@@ -95,7 +95,7 @@ def test_early_rejection_ends_a_retry_storm(how):
 
 
 def on_time_after_an_outage(setup_s, per_item_s, max_batch_size, slo_s, load, lasts, *, factor, seed):
-    """The share on time of those that come from twenty full batches after an outage of ``lasts`` on."""
+    """Return the share on time of requests that arrive at least twenty full batches after an outage of ``lasts``."""
     full_s = setup_s + per_item_s * max_batch_size
     rate = load * max_batch_size / full_s
     slow_from_s = 120 * full_s
@@ -139,6 +139,6 @@ def on_time_after_an_outage(setup_s, per_item_s, max_batch_size, slo_s, load, la
     ids=["batches are nearly free", "half busy", "busy"],
 )
 def test_outage_does_not_bias_learned_durations(service, factor, seed):
-    """In it there is time for small batches only: they must not seem cheap, nor large ones slow, when it is over."""
+    """An outage, which has time for small batches only, makes neither small batches seem cheap nor large ones slow."""
     without = on_time_after_an_outage(*service, factor=1.0, seed=seed)
     assert on_time_after_an_outage(*service, factor=factor, seed=seed) >= without - 0.03

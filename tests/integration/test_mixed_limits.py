@@ -1,4 +1,4 @@
-"""Requests with time limits of their own, under overload: how many are on time. In virtual time."""
+"""Share of requests on time under overload if each has its own timeout, in virtual time."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ def takes_s(size):
 
 
 def on_time(policy, scatter, seed):
-    """The share of Poisson arrivals, with limits of one to four full batches, that are answered in time."""
+    """Return the share of Poisson arrivals, with timeouts of one to four full batches, that are on time."""
     rng = np.random.default_rng(seed)
     trace = arrivals.poisson(LOAD * CAP / takes_s(CAP), COUNT, seed)
     limits = rng.uniform(takes_s(CAP), 4 * takes_s(CAP), COUNT)
@@ -40,9 +40,9 @@ def on_time(policy, scatter, seed):
 
 @pytest.mark.parametrize(("scatter", "least"), [(0.0, 0.626), (0.2, 0.58), (0.3, 0.55)])
 def test_lookahead_beats_greedy_under_overload(scatter, least):
-    """Under overload, device time has a price, and requests that are unsure to be on time give way.
+    """Under overload, device time has a price in the planner, and requests that may be late give way to others.
 
-    Where each request that is just in time is saved, .619, .54 and .51 are on time.
+    If the planner saved each request that is just in time, .619, .54 and .51 would be on time.
     """
     ours = np.mean([on_time("lookahead", scatter, seed) for seed in (1, 2)])
 

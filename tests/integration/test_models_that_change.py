@@ -1,4 +1,4 @@
-"""A cache in front of routes or replicas whose models are replaced while they serve."""
+"""A cache around routes or replicas whose models are replaced while they serve."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Scaling:
-    """A service whose model multiplies, and may be replaced."""
+    """Service whose model multiplies its input and may be replaced."""
 
     enforces_deadline = True
 
@@ -33,7 +33,7 @@ class Scaling:
 
 
 class Plain(Scaling):
-    """One that says nothing of its model."""
+    """Service that does not report changes of its model."""
 
     fingerprint_changes = None
 
@@ -80,7 +80,7 @@ def test_response_across_a_model_change_is_not_stored(join):
 def test_changes_of_removed_replica_remain_counted():
     """The fingerprint changes of a replica that was removed remain counted.
 
-    The number never comes back to one at which the models were others.
+    The number never returns to a value at which the models were others.
     """
 
     async def main(loop):

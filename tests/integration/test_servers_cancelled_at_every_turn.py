@@ -1,6 +1,6 @@
-"""Servers, moving streams and shared tiers whose clients, callers and stops leave at each turn of the event loop.
+"""Servers, moving streams and shared tiers whose clients, calls and stops end early, at each turn of the event loop.
 
-As in ``test_cancelled_at_every_turn``: all ends, the others have their own answers, and the service serves on.
+As in ``test_cancelled_at_every_turn``, all calls end, the others get their responses, and the service still serves.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class Client:
 
 
 class Words:
-    """A model with three answers to each request."""
+    """Model with three responses to each request."""
 
     many_answers = True
 
@@ -116,7 +116,7 @@ def is_cancelled(serving, client):
 
 
 async def left(loop, kind, turns, place, leave):
-    """A client leaves among others; return whether its request ended before its turn came."""
+    """Let one of several clients leave; return whether its request ended before the turn to leave came."""
     path, fields, read, expected = REQUESTS[kind]
     backend = Words() if kind == "events" else ScriptedBackend(duration_s=0.05)
     stack = si.Stack(si.Telemetry("t"), si.RetryBudget(), si.AdaptiveBatcher(max_batch_size=2), backend)
@@ -183,7 +183,7 @@ def test_stream_moves_cancelled_at_every_turn(act):
 
 
 class LeasingTier(ScriptedTier):
-    """A tier that several caches share, in which one of them at a time computes a value."""
+    """Tier that several caches share, in which one cache at a time has the lease to compute a value."""
 
     lease_s = 0.05
 
@@ -211,7 +211,7 @@ class LeasingTier(ScriptedTier):
 
 
 async def shared(loop, cut, turns, place):
-    """A call is cancelled that computes for others, in its cache and in another one."""
+    """Cancel a call whose computation callers of two caches await; return whether it ended before its turn came."""
     held, leases, stacks = {}, {}, []
     for _ in range(2):
         backend = ScriptedBackend(duration_s=0.01)

@@ -1,4 +1,4 @@
-"""Requests whose inputs cannot be stacked share a device: how many are on time at its capacity. In virtual time."""
+"""Share of requests on time if inputs that cannot be stacked share a device at its capacity, in virtual time."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ def takes_s(size):
 
 
 def on_time(shapes, load, policy):
-    """The share of Poisson arrivals that are answered in time; the load is a share of what full batches reach."""
+    """Return the share of Poisson arrivals that are on time; the load is a share of the throughput of full batches."""
     trace = arrivals.poisson(load * CAP / takes_s(CAP), COUNT, 5)
     chosen = np.random.default_rng(6).integers(0, shapes, COUNT)
 
@@ -38,9 +38,9 @@ def on_time(shapes, load, policy):
 
 @pytest.mark.parametrize(("shapes", "load", "least"), [(2, 1.0, 0.91), (4, 0.8, 0.88), (4, 1.3, 0.66)])
 def test_shapes_at_capacity_share_the_device(shapes, load, least):
-    """At capacity, requests of different shapes leave each other the device.
+    """At capacity, requests of each shape leave the device to the other shapes.
 
-    A plan of one shape alone cuts batches short to save their heads: then .87, .76 and .64 are on time.
+    A plan for one shape alone ends batches early to save their first requests: then .87, .76 and .64 are on time.
     """
     ours = on_time(shapes, load, "lookahead")
 

@@ -1,4 +1,4 @@
-"""A pipeline of a user's own, with recurrent models in its stages: streams begin, end and move at each of them."""
+"""A user's pipeline with recurrent models in its stages: streams begin, end and move at every stage."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from streaminfer.testing import run
 
 
 class Sum:
-    """Adds what it gets to its state."""
+    """Recurrent model that adds its input to its state."""
 
     returns_new_arrays = True
 
@@ -23,7 +23,7 @@ class Sum:
 
 
 class Twice:
-    """Sends the sum of a stream to another model that sums."""
+    """Pipeline that sends the sum of a stream to another model that sums."""
 
     def __init__(self):
         self.models = [StatefulBackend(Sum(), state={"sum": "next"}) for _ in range(2)]

@@ -53,7 +53,7 @@ def tiers(cache):
 
 
 def test_an_erasure_without_tiers_is_done_at_once(cache):
-    """Memory is the only place, so the outcome is there at once."""
+    """The erasure of a cache without tiers is complete at once, because memory is the only place."""
     cache.put("k", 1, tags=["x"])
 
     erasure = asyncio.run(cache.erase_everywhere(tag="x"))
@@ -62,7 +62,7 @@ def test_an_erasure_without_tiers_is_done_at_once(cache):
 
 
 def test_tiers_carry_out_an_erasure(cache, tiers):
-    """Tiers get the selection and erase memory in between."""
+    """The cache passes the selection to its tiers, which also erase memory."""
     cache.put("k", 1, subject="anna")
 
     assert cache.erase(subject="anna") == 1
@@ -72,7 +72,7 @@ def test_tiers_carry_out_an_erasure(cache, tiers):
 
 
 def test_nothing_is_erased_under_hold(cache, tiers):
-    """An erasure that a hold forbids reaches neither memory nor a tier; the hold returns the tiers that cannot hold."""
+    """An erasure that a hold forbids reaches neither memory nor a tier; `hold` returns the tiers that cannot hold."""
     cache.put("k", 1, subject="anna")
 
     assert asyncio.run(cache.hold(subject="anna", reason="case 17")) == ("redis",)
@@ -84,7 +84,7 @@ def test_nothing_is_erased_under_hold(cache, tiers):
 
 
 def test_release_of_a_hold_frees_preserved_entries(cache, tiers, clock):
-    """What a hold preserved beyond its time goes with the release, and the tiers learn of that."""
+    """The release of a hold frees entries that the hold preserved past their expiry, and reaches the tiers."""
     cache.put("k", 1, subject="anna")
     asyncio.run(cache.hold(subject="anna", reason="case 17"))
     clock.advance(11.0)
@@ -98,21 +98,21 @@ def test_release_of_a_hold_frees_preserved_entries(cache, tiers, clock):
 
 
 def test_a_report_needs_a_policy(clock):
-    """A cache without a policy has nothing to report."""
+    """A cache without a retention policy raises `TypeError` for a retention report."""
     with pytest.raises(TypeError, match="a cache with a policy"):
         asyncio.run(EdgeCache(clock=clock).retention_report())
 
 
 @pytest.mark.parametrize("what", ["value", "failure"])
 def test_result_erased_while_stored_is_not_stored(what):
-    """An erasure after the last look of a computation, and before its result is in the table, keeps the result out."""
+    """A result is not stored if an erasure comes between the last check of its computation and the insertion."""
     cache = EdgeCache(ttl_s=10.0, negative_ttl_s=10.0)
     kinds = []
     cache.listen(lambda event: kinds.append(event.kind))
 
     class Result(Exception):
         @property
-        def nbytes(self):  # asked when it is weighed
+        def nbytes(self):  # read when the cache weighs the result
             cache.erase(tag="x")
             return 1
 
@@ -130,7 +130,7 @@ def test_result_erased_while_stored_is_not_stored(what):
 
 
 def test_survivors_are_counted_during_another_expiry(clock):
-    """An entry that expires in another thread at that moment does not disturb the count of what outlives its entry."""
+    """The arrays that outlive their entries are counted correctly while another thread expires an entry."""
     cache = EdgeCache(ttl_s=1.0, retention=Retention(10.0), clock=clock)
     kept = [freeze(np.zeros(1)) for _ in range(3)]
 

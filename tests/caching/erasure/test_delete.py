@@ -1,4 +1,4 @@
-"""One key deleted: in memory, in what is computed, and in every tier."""
+"""Deletion of one key: from memory, from running computations and from every tier."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 def test_delete_removes_fresh_stale_and_failed():
-    """Memory has nothing of the key afterwards, whatever state it was in."""
+    """A deletion removes the entry of a key from memory, whether it is fresh, stale or a failure."""
 
     async def main(loop):
         cache = si.EdgeCache(ttl_s=1.0, stale_s=10.0, negative_ttl_s=10.0, clock=loop.clock)
@@ -36,13 +36,13 @@ def test_delete_removes_fresh_stale_and_failed():
 
 
 def test_delete_takes_strings_and_bytes_only():
-    """A key that tiers cannot name is rejected."""
+    """`delete` rejects a key that is neither a string nor bytes, because tiers cannot name it."""
     with pytest.raises(TypeError, match="key: expected a string or bytes"):
         asyncio.run(si.EdgeCache().delete(7))
 
 
 def test_delete_during_a_computation():
-    """What was begun before the deletion is answered and not stored, in memory or a tier."""
+    """A computation that began before the deletion returns its response, which neither memory nor a tier stores."""
 
     async def main(loop):
         tier, model = ScriptedTier(loop.clock), Model(after_s=1.0)
@@ -61,7 +61,7 @@ def test_delete_during_a_computation():
 
 
 def test_delete_during_a_read():
-    """What a tier answers to a read that began before the deletion is not used."""
+    """The result of a tier read that began before the deletion is not used."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -79,7 +79,7 @@ def test_delete_during_a_read():
 
 
 def counting():
-    """An async function whose results count its calls."""
+    """Return an async function whose result is its number of calls."""
     calls = []
 
     async def model(x):
@@ -102,7 +102,7 @@ def counting():
     ids=["delete", "erase", "pop"],
 )
 def test_callers_after_deletion_get_no_older_value(forget):
-    """A caller joins no computation that began before the deletion or erasure; those who wait for it get its value."""
+    """Later callers do not share a computation that began before the deletion; earlier callers get its value."""
 
     async def main(loop):
         cache = si.EdgeCache(ttl_s=10.0, clock=loop.clock)
@@ -118,7 +118,7 @@ def test_callers_after_deletion_get_no_older_value(forget):
 
 
 def test_threads_after_deletion_get_no_older_value():
-    """Threads join no computation that began before the deletion either."""
+    """A thread does not share a computation that began before the deletion."""
     begun, ends = threading.Event(), threading.Event()
     results = iter([1, 2])
     cache = si.EdgeCache(ttl_s=10.0)
@@ -160,7 +160,7 @@ def test_put_value_outlasts_a_running_computation():
 
 
 def test_late_write_does_not_undo_a_deletion():
-    """A deletion that fails holds, also where an older write was running when it came."""
+    """After a failed deletion the key is not found, even if an older write was running and stores it in the tier."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -178,7 +178,7 @@ def test_late_write_does_not_undo_a_deletion():
 
 
 def test_tier_read_overtaken_by_a_deletion_is_not_used():
-    """What a tier had before it deleted a key is not used, also where the read began after `delete` was called."""
+    """A value that a tier had before its deletion is not used, even if the read began after the call of `delete`."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -196,7 +196,7 @@ def test_tier_read_overtaken_by_a_deletion_is_not_used():
 
 
 def test_failed_delete_of_a_tier_hides_its_old_entry():
-    """A tier that did not delete is said so, and its old entry is used no more; a newer one is."""
+    """`delete` returns false if a tier fails; the old entry of the tier is not used, a newer entry is."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -214,7 +214,7 @@ def test_failed_delete_of_a_tier_hides_its_old_entry():
 
 
 def test_delete_removes_a_queued_write():
-    """A deletion takes a write of the same key that still waits along; the later write wins."""
+    """A deletion drops a queued write of the same key."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -232,7 +232,7 @@ def test_delete_removes_a_queued_write():
 
 
 def test_delete_without_tiers_started():
-    """Tiers that do not run are not reached, and the answer says so."""
+    """`delete` removes the key from memory, and returns false because the tiers do not run."""
 
     async def main(loop):
         cache = cache_of(loop, ScriptedTier(loop.clock))
@@ -244,7 +244,7 @@ def test_delete_without_tiers_started():
 
 
 def test_delete_on_disk_and_server(tmp_path, server):
-    """Real tiers lose that key and no other."""
+    """A deletion removes its key, and no other, from a real disk tier and a real Redis tier."""
 
     async def main():
         tiers = [DiskTier(tmp_path, max_bytes=2**22), RedisTier(server.url, namespace="delete", **PATIENT)]
@@ -261,7 +261,7 @@ def test_delete_on_disk_and_server(tmp_path, server):
 
 
 def test_delete_is_recorded(tmp_path):
-    """The retention log counts what a deletion by key removed from memory and from each tier, and nothing twice."""
+    """The retention log counts once each entry that deletions by key remove from memory or a tier."""
 
     async def main():
         log = RetentionLog()
@@ -277,7 +277,7 @@ def test_delete_is_recorded(tmp_path):
 
 
 def test_delete_fails_without_the_server():
-    """A server that does not answer has not deleted."""
+    """`delete` returns false if the server does not respond."""
 
     async def main():
         async with si.EdgeCache(tiers=[RedisTier("redis://127.0.0.1:1", **PATIENT)]) as cache:

@@ -1,4 +1,4 @@
-"""Erasure: once it is complete, no data of the subject is left anywhere, whatever else happens meanwhile."""
+"""Erasure: after it is complete, no place has data of the subject, whatever else happens meanwhile."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 def test_erase_returns_the_number_of_entries():
-    """`erase` returns a plain number: the entries that memory had."""
+    """`erase` returns a plain `int`: the number of entries that it erased from memory."""
     cache = si.EdgeCache()
     cache.put("k", 1, tags=["x"])
 
@@ -74,7 +74,7 @@ def test_cancelled_waiter_does_not_affect_an_erasure():
 
 
 def test_failed_tier_erasure_is_retried_until_done():
-    """A failed erasure of a tier is retried until it is done; until then the tier serves nothing erased."""
+    """A failed erasure of a tier is retried until it is done; until then the tier serves no erased entry."""
 
     async def main(loop):
         disk = ScriptedTier(loop.clock)
@@ -83,7 +83,7 @@ def test_failed_tier_erasure_is_retried_until_done():
         assert "does not run" in before.failed["disk"]
         async with cache:
             await asyncio.sleep(0.01)
-            assert cache.tiers.statistics()[0].pending == 0  # done at the start
+            assert cache.tiers.statistics()[0].pending == 0  # the start of the tiers completed the erasure
             await cache.put_through("k", 1, subject="anna")
             await cache.put_through("other", 2)
             disk.erase_error = BackendError("the disk is gone")
@@ -108,9 +108,9 @@ def test_failed_tier_erasure_is_retried_until_done():
 
 
 def test_permanently_failing_erasure_blocks_no_other():
-    """An erasure that fails permanently keeps no other from being carried out.
+    """An erasure that fails permanently, or that a legal hold forbids, blocks no other erasure.
 
-    Nor does one that a legal hold forbids, which is made when the hold has ended.
+    The forbidden erasure is carried out after the hold ends.
     """
 
     class Partly(ScriptedTier):
@@ -142,9 +142,9 @@ def test_permanently_failing_erasure_blocks_no_other():
 
 
 def test_erasure_missing_in_one_cache_is_a_violation():
-    """An erasure that another cache has carried out is a violation in a cache that has not.
+    """An erasure that a cache has not carried out is a violation, even if another cache with the same log has.
 
-    Caches that share a log have tiers of one name, each with entries of its own.
+    The tiers of the two caches have the same name, and each has entries of its own.
     """
 
     async def play(loop):
@@ -205,7 +205,7 @@ def test_stop_ends_waiters_of_an_erasure():
 
 
 def test_erase_everywhere_in_another_thread(tmp_path):
-    """A thread waits for the tiers through their event loop, or on one of its own."""
+    """Another thread can wait for an erasure of the tiers through their event loop or on an event loop of its own."""
     keys = StoredKeys(":memory:", master=b"m" * 32)
 
     async def main():
@@ -272,7 +272,9 @@ DELAYS = st.sampled_from([0.0, 0.3, 1.0, 4.0, 7.0])
 
 
 class Interleavings(RuleBasedStateMachine):
-    """Values are the instant at which their computation, or the call that brought them, began."""
+    """Random order of requests, writes, erasures and failures.
+
+    A value is the instant at which its computation, or the call of `put_through` that stored it, began."""
 
     def __init__(self):
         super().__init__()
@@ -381,7 +383,7 @@ class Interleavings(RuleBasedStateMachine):
         if not self.up:
             self.flip()
         self.play(asyncio.sleep(60.0))
-        for subject, at_ns, _ in self.erasures:  # also those that failed, or found the tiers stopped
+        for subject, at_ns, _ in self.erasures:  # also erasures that failed, or that found the tiers stopped
             for tier in self.tiers:
                 assert all(value >= at_ns for value in self.values_of(subject, tier))
         assert [it.pending for it in self.cache.tiers.statistics()] == [0, 0]
@@ -411,7 +413,7 @@ def test_value_read_before_erasure_is_not_served(stale):
             await service.call(request)
             await asyncio.sleep(12.0 if stale else 0.1)
             cache.clear()
-            (redis if stale else disk).get_s = 0.5  # what it has is on its way when the erasure comes, and is done
+            (redis if stale else disk).get_s = 0.5  # its read begins before the erasure and ends after it
             call = asyncio.ensure_future(service.call(request))
             fetch = asyncio.ensure_future(cache.fetch(next(iter(disk.held))))
             await asyncio.sleep(0.1)
@@ -427,7 +429,7 @@ def test_value_read_before_erasure_is_not_served(stale):
 
 @pytest.mark.parametrize("selection", [{"subject": "anna"}, {"tag": "t"}])
 def test_value_read_during_erasure_is_not_served(selection):
-    """A value that a tier reads while an erasure of it is running is not served afterwards."""
+    """A value that a tier reads while its erasure is running is not served afterwards."""
 
     async def main(loop):
         disk = ScriptedTier(loop.clock)
@@ -485,7 +487,7 @@ def test_erase_does_not_wait_for_a_stopped_event_loop():
 
 @pytest.mark.parametrize("selection", [{"subject": "ben"}, {"tag": "night"}], ids=["subject", "tag"])
 def test_erasure_of_other_data_keeps_computations(selection):
-    """Callers join a computation, or a read of a tier, that an erasure of other data overtook, and it is stored."""
+    """Callers share a computation or a tier read during which other data is erased, and its result is stored."""
 
     async def main(loop):
         disk, model = ScriptedTier(loop.clock), Model(after_s=1.0)

@@ -1,4 +1,4 @@
-"""What one process deletes or erases in Redis, the memory and the faster tiers of others drop: on a real server."""
+"""Deletions and erasures in a real Redis server reach the memory and the faster tiers of other processes."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from streaminfer.caching.tiers.encryption import StoredKeys
 
 @pytest.fixture
 def server(tmp_path):
-    """A server for each test: they stop it, and count its clients."""
+    """Run a server for each test, because tests stop it and count its clients."""
     server = RedisServer(tmp_path)
     server.start()
     yield server
@@ -30,7 +30,7 @@ def tier_of(server, **more):
 
 @contextlib.asynccontextmanager
 async def cache_of(*tiers, **settings):
-    """A cache that hears of others."""
+    """Run a cache that receives the notices of other caches."""
     async with si.EdgeCache(tiers=tiers, **settings) as cache:
         for tier in tiers:
             if isinstance(tier, RedisTier):
@@ -45,7 +45,7 @@ async def until(condition):
 
 
 def test_deletion_reaches_the_memory_of_other_caches(server):
-    """The other cache computes again what it had in memory, and keeps what was not deleted."""
+    """A deletion by one cache removes the key from the memory of another, which keeps its other entries."""
 
     async def main():
         async with cache_of(tier_of(server)) as one, cache_of(tier_of(server)) as other:
@@ -61,7 +61,7 @@ def test_deletion_reaches_the_memory_of_other_caches(server):
 
 @pytest.mark.parametrize("selection", [{"subject": "anna"}, {"tag": "face"}], ids=["subject", "tag"])
 def test_an_erasure_reaches_memory_and_faster_tiers(server, tmp_path, selection):
-    """The disk in front of the server is erased as well as memory."""
+    """An erasure by one cache erases the memory of another cache, and its disk tier in front of the server."""
 
     async def main():
         keys = StoredKeys(tmp_path / "keys.db", master=b"m" * 32)
@@ -83,7 +83,7 @@ def test_an_erasure_reaches_memory_and_faster_tiers(server, tmp_path, selection)
 
 
 def test_result_overtaken_by_erasure_is_not_stored(server):
-    """What another process erases while its answer is computed here is not stored after it."""
+    """A result is not stored if another cache erases its subject during the computation."""
 
     async def main():
         async with cache_of(tier_of(server)) as one, cache_of(tier_of(server)) as other:
@@ -106,7 +106,7 @@ def test_result_overtaken_by_erasure_is_not_stored(server):
 
 
 def test_cache_ignores_its_own_notices(server):
-    """A notice of its own changes nothing: what it stored after the deletion stays."""
+    """A cache ignores its own notice of a deletion: a value that it stored after the deletion stays."""
 
     async def main():
         tier = tier_of(server)
@@ -121,7 +121,7 @@ def test_cache_ignores_its_own_notices(server):
 
 
 def test_notices_are_encrypted(server, tmp_path):
-    """With keys, a listener on the server reads no subject; a process with the keys does."""
+    """A listener on the server cannot read the subject of an encrypted notice; a process with the keys can."""
 
     async def main():
         keys = StoredKeys(tmp_path / "keys.db", master=b"m" * 32)
@@ -139,7 +139,7 @@ def test_notices_are_encrypted(server, tmp_path):
 
 
 def test_unreadable_notice_is_ignored(server, caplog):
-    """What others publish there ends nothing."""
+    """A notice that cannot be read is logged, and later notices still arrive."""
 
     async def main():
         tier = tier_of(server)
@@ -155,7 +155,7 @@ def test_unreadable_notice_is_ignored(server, caplog):
 
 
 def test_lost_listener_connection_is_restored(server, caplog):
-    """After a restart of the server others are heard again; the loss is counted and logged once."""
+    """After a restart of the server notices arrive again; each tier counts and logs the loss once."""
 
     async def main():
         tier = tier_of(server)
@@ -171,11 +171,13 @@ def test_lost_listener_connection_is_restored(server, caplog):
             assert tier.notices.missed == 1
 
     asyncio.run(main())
-    assert caplog.text.count("notices of others may be missed") == 2  # one of each tier
+    assert caplog.text.count("notices of others may be missed") == 2  # once per tier
 
 
 def test_connection_closed_by_server_is_lost_at_once(server, monkeypatch):
-    """The handshake of the next one, in which ``redis`` subscribes, does not wait for itself until its time is up."""
+    """A listener whose connection the server closes listens again without waiting for the connect timeout.
+
+    ``redis`` subscribes in the handshake of the next connection, so the handshake must not wait for itself."""
     monkeypatch.setattr("streaminfer.caching.tiers.redis.connection.CONNECT_TIMEOUT_S", math.inf)
 
     async def main():
@@ -191,7 +193,7 @@ def test_connection_closed_by_server_is_lost_at_once(server, monkeypatch):
 
 
 def test_a_server_that_was_never_there_is_logged_once(server, caplog):
-    """A tier that cannot listen from the start says so, and listens once the server is there."""
+    """A tier whose server is missing at the start logs this once, and listens when the server is there."""
 
     async def main():
         server.stop()
@@ -207,7 +209,7 @@ def test_a_server_that_was_never_there_is_logged_once(server, caplog):
 
 
 def test_server_without_ping_reply_counts_as_lost(server, monkeypatch):
-    """A server that does not reply to a ping is lost, and heard again when it replies."""
+    """A server that does not reply to a ping counts as lost; the tier listens again when the server replies."""
     monkeypatch.setattr("streaminfer.caching.tiers.redis.redis_notices._QUIET_S", 0.2)
 
     async def main():
@@ -225,7 +227,7 @@ def test_server_without_ping_reply_counts_as_lost(server, monkeypatch):
 
 
 def test_without_a_server_the_cache_serves():
-    """A server that is not there costs misses, and the tier stops at once."""
+    """Without a server, `delete` returns false, and the cache serves from memory."""
 
     async def main():
         tier = RedisTier("redis://127.0.0.1:1", invalidate=True, **PATIENT)
@@ -238,7 +240,7 @@ def test_without_a_server_the_cache_serves():
 
 
 def test_tiers_without_invalidate_get_no_notices(server):
-    """A tier without ``invalidate`` neither tells nor hears."""
+    """A tier without ``invalidate`` neither sends nor receives notices."""
 
     async def main():
         quiet = RedisTier(server.url, namespace="told", **PATIENT)
@@ -275,7 +277,7 @@ asyncio.run(main())
 
 
 def test_deletion_reaches_another_process(server):
-    """It is the same between processes."""
+    """An erasure in another process removes the entry from the memory of this process."""
 
     async def main():
         async with cache_of(tier_of(server)) as cache:
@@ -323,7 +325,7 @@ if child:
 
 
 def test_forked_workers_get_notices_of_each_other(server):
-    """A cache that was made before the fork is another one in each process."""
+    """A cache made before a fork is a separate cache in each process, and gets the notices of the other."""
     ended = subprocess.run([sys.executable, "-c", FORKED, server.url], stdout=subprocess.PIPE, timeout=60.0, check=True)
 
     assert ended.stdout == b"dropped\n"

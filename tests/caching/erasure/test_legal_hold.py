@@ -1,4 +1,4 @@
-"""Legal holds and minimum ages: what they keep from being erased, purged and lost, and what they do not promise."""
+"""Legal holds and minimum ages: which data they protect from erasure, purge and loss, and what they do not promise."""
 
 import asyncio
 import os
@@ -64,7 +64,7 @@ def actions(log):
 
 
 def test_a_hold_in_a_log_in_memory_needs_no_thread(log):
-    """It can be tested in virtual time."""
+    """A hold in a log in memory needs no thread, so it works in virtual time."""
 
     async def main(loop):
         cache = si.EdgeCache(maxsize=3, retention=Retention(10.0, log=log), clock=loop.clock)
@@ -87,9 +87,9 @@ def test_a_hold_in_a_log_in_memory_needs_no_thread(log):
     [
         ({"subject": "anna"}, {"subject": "anna"}, True),
         ({"subject": "anna"}, {"subject": "ben"}, False),
-        ({"subject": "anna"}, {"tag": "x"}, True),  # what has the tag may be hers
+        ({"subject": "anna"}, {"tag": "x"}, True),  # an entry with the tag may be hers
         ({"data_class": "face"}, {"tag": "face"}, True),
-        ({"data_class": "face"}, {"subject": "ben"}, True),  # what is his may be of the class
+        ({"data_class": "face"}, {"subject": "ben"}, True),  # an entry of his may be of the class
     ],
 )
 def test_erasure_under_hold_raises_and_is_recorded(cache, log, hold, asked, refused):
@@ -111,7 +111,7 @@ def test_erasure_under_hold_raises_and_is_recorded(cache, log, hold, asked, refu
 
 
 def test_held_erasure_is_owed_after_the_release(cache, log):
-    """After the release of a hold, the erasure that it forbade is owed until it is carried out."""
+    """After a hold is released, the erasure that it forbade is owed until it is carried out."""
 
     async def main():
         cache.put(1, 1, subject="anna")
@@ -130,7 +130,7 @@ def test_held_erasure_is_owed_after_the_release(cache, log):
 
 
 def test_hold_outlives_the_process_with_its_log(tmp_path):
-    """A hold outlives the process with its log, which does not contain the name of the subject."""
+    """The log preserves a hold beyond its process, and does not contain the name of the subject."""
 
     def opened():
         return si.EdgeCache(retention=Retention(10.0, log=RetentionLog(tmp_path / "log", secret=SECRET)))
@@ -173,7 +173,7 @@ def test_a_hold_needs_a_log():
 
 
 def test_evicted_and_expired_are_preserved_under_hold(cache, clock, log):
-    """What expires or is evicted under a hold is preserved, and not served."""
+    """An entry that expires or is evicted under a hold is preserved but not served."""
     asyncio.run(cache.hold(subject="anna", reason="case 17"))
     cache.put("evicted", 1, subject="anna")
     for other in range(3):
@@ -227,11 +227,11 @@ def test_entries_below_minimum_age_are_not_erased(aged, clock, log):
     clock.advance(24.0)
     assert aged.erase(subject="anna") == 1
     assert aged.preserved == ()
-    assert [event.action for event in log.pending] == ["erase_held"]  # by tag, which was not asked again
+    assert [event.action for event in log.pending] == ["erase_held"]  # the erasure by tag, which was not repeated
 
 
 def test_a_finalizer_may_use_the_cache_at_any_moment(aged, clock, log):
-    """The garbage collector may run one while preserved entries are looked through."""
+    """The garbage collector may run a finalizer, which uses the cache, while the cache scans preserved entries."""
     retention = aged._memory.retention
     until_ns = retention.until_ns
     keys = iter(range(2, 9))
@@ -245,7 +245,7 @@ def test_a_finalizer_may_use_the_cache_at_any_moment(aged, clock, log):
         aged.put(1, 1, tags=["invoice"])
         clock.advance(6.0)
         aged.expire()
-        log.record("held", where="all", count=0, reason="case 17", subject="ben")  # so that all are looked through
+        log.record("held", where="all", count=0, reason="case 17", subject="ben")  # so that the next expiry scans all
         retention.until_ns = collect
         aged.expire()
 
@@ -282,9 +282,9 @@ def test_thread_frees_entries_at_their_minimum_age():
 
 
 def test_expiry_does_not_scan_what_is_preserved(cache, clock, monkeypatch):
-    """What is preserved is not looked through each time that an entry expires.
+    """The cache does not scan the preserved entries each time that an entry expires.
 
-    While a hold lasts it only grows; when a hold begins or ends it is looked through once.
+    While a hold lasts, they only grow in number; the cache scans them once when a hold begins or ends.
     """
     looked, until_ns = [], MemoryRetention.until_ns
 
@@ -306,7 +306,7 @@ def test_expiry_does_not_scan_what_is_preserved(cache, clock, monkeypatch):
 
 
 def test_longest_minimum_and_shortest_maximum_win():
-    """Of several classes the longest minimum age applies, bounded by the shortest maximum age."""
+    """The longest minimum age of several classes applies, bounded by their shortest maximum age."""
     policy = Retention(
         60.0, classes={"a": Retention(50.0, min_age_s=40.0), "b": Retention(20.0), "c": Retention(60.0, min_age_s=45.0)}
     )
@@ -341,7 +341,7 @@ def entry(value, **more):
 
 @pytest.mark.parametrize("hold", [{"subject": "anna"}, {"tag": "face"}], ids=["subject", "tag"])
 def test_disk_purges_nothing_held_after_restart(tmp_path, hold):
-    """The disk tier purges nothing that a hold protects, also in a later process."""
+    """The disk tier purges nothing that a hold protects, even after a restart."""
     wall = Wall()
 
     def tier():
@@ -437,7 +437,7 @@ def test_owed_erasure_of_tier_waits_for_hold_to_end(tmp_path, log, keys):
         async with cache:
             await cache.put_through("k", 1, subject="anna")
         assert not (await cache.erase_everywhere(subject="anna")).complete  # the tiers do not run
-        with pytest.raises(Closed):  # the disk cannot be told, and the log has it
+        with pytest.raises(Closed):  # the stopped disk tier does not learn of the hold, but the log has it
             await cache.hold(subject="anna", reason="case 17")
         async with cache:
             pass
@@ -488,7 +488,7 @@ def test_erasure_by_another_process_obeys_a_hold(cache, log):
 
 
 def test_rejected_erasure_is_recorded_before_release(tmp_path, monkeypatch):
-    """A release waits for what the thread of a log in a file has still to write."""
+    """The release of a hold waits until the thread of the log has written all earlier records."""
     go, catch_up = threading.Event(), RetentionCounts.catch_up
 
     class SlowLog(RetentionLog):
@@ -519,7 +519,9 @@ def test_rejected_erasure_is_recorded_before_release(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork_during_a_release_leaves_child_its_cache(clock):
-    """The child has what is preserved, and not the thread that was looking through it under the lock."""
+    """A child forked during a release can free its preserved entries.
+
+    At the fork, a thread that only the parent has scans these entries under the lock."""
     parent, is_inside, go_on = os.getpid(), threading.Event(), threading.Event()
 
     class SlowLog(RetentionLog):

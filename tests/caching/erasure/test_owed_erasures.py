@@ -1,4 +1,4 @@
-"""Erasures that are owed, on disks that fail and after processes that died."""
+"""Owed erasures after failed writes to the disk and after killed processes."""
 
 import pytest
 from small_files import files_limited_to
@@ -13,7 +13,7 @@ def owed(tmp_path):
 
 
 def test_failed_write_leaves_no_names(owed, tmp_path):
-    """A full disk is an error, and the part that it took of the file is removed."""
+    """A full disk raises an error, and the partly written file is removed."""
     owed.note("disk", "bert", None, is_owed=True)
 
     with files_limited_to(30), pytest.raises(si.BackendError, match="File too large"):
@@ -25,7 +25,7 @@ def test_failed_write_leaves_no_names(owed, tmp_path):
 
 
 def test_names_left_by_a_killed_process_are_removed(owed, tmp_path):
-    """A process that was killed in a write leaves names beside the file; the next erasure that is made removes them."""
+    """A process killed during a write leaves names beside the file, which the next completed erasure removes."""
     (tmp_path / "retention.log.owed.new").write_text('["disk", "anna", null]')
 
     owed.note("disk", "anna", None, is_owed=False)

@@ -1,4 +1,4 @@
-"""What a cache has written to the file of a retention log by a thread, and what it owes after its process has died."""
+"""Records that a thread writes to the file of a retention log, and erasures owed after the process was killed."""
 
 import asyncio
 import fcntl
@@ -36,7 +36,7 @@ def policy(folder):
 
 
 class Locked:
-    """The lock of a log's file, as a process that was stopped holds it."""
+    """Lock on the file of a log, held as by a stopped process."""
 
     def __init__(self, folder):
         self.file = (folder / "log").open("rb")
@@ -47,7 +47,7 @@ class Locked:
 
 
 def test_record_has_the_time_of_its_event(tmp_path):
-    """However late the disk takes the record of an erasure, it says when the erasure was."""
+    """The record of an erasure has the time of the erasure, however late the disk accepts the record."""
     now = [5_000_000_000]
     log = RetentionLog(tmp_path / "log", secret=SECRET, wall_clock=lambda: now[0])
     cache = si.EdgeCache(retention=Retention(60.0, log=log))
@@ -62,7 +62,7 @@ def test_record_has_the_time_of_its_event(tmp_path):
 
 
 def test_a_log_whose_clock_fails_stops_no_erasure(tmp_path):
-    """The record is lost and said so; the tiers are erased all the same."""
+    """An erasure erases the tiers even if the clock of the log fails."""
     works = [True]
 
     def wall_clock():
@@ -108,7 +108,7 @@ def record(ledger, count):
 
 
 def drained(ledger):
-    """Waits for what is tried again as well."""
+    """Wait until the ledger has written its records, including those that it retries."""
     until = time.monotonic() + PATIENCE_S
     while ledger._writer.runs:
         assert time.monotonic() < until
@@ -116,7 +116,7 @@ def drained(ledger):
 
 
 def test_an_erasure_does_not_wait_for_the_file(tmp_path):
-    """The event loop continues while another process locks the log; the erasure is recorded when the lock is free."""
+    """An erasure returns while another process locks the log, and is recorded when the lock is free."""
     cache = si.EdgeCache(retention=policy(tmp_path))
     cache.put("k", 1, subject="anna")
     locked = Locked(tmp_path)
@@ -127,7 +127,7 @@ def test_an_erasure_does_not_wait_for_the_file(tmp_path):
 
 
 def test_a_stop_waits_until_all_is_recorded(tmp_path):
-    """Nothing that was recorded is lost where the cache's tiers stop."""
+    """No record is lost when the tiers of a cache stop."""
 
     async def main():
         disk = DiskTier(tmp_path / "disk", max_bytes=2**20, keys=KEYS)
@@ -144,7 +144,7 @@ def test_a_stop_waits_until_all_is_recorded(tmp_path):
 
 
 def test_failed_disk_writes_are_retried_in_order(caplog):
-    """A failure of the disk loses nothing, and is told."""
+    """After a failed write the records are written in order, and the failure is logged."""
     log = Failing(BackendError("the disk is full"))
     ledger = RetentionCounts(log, time.monotonic_ns)
     for count in range(3):
@@ -155,7 +155,7 @@ def test_failed_disk_writes_are_retried_in_order(caplog):
 
 
 def test_lost_records_are_an_error(caplog):
-    """Errors name a record that the log rejects, and all records that a drain could not write."""
+    """The ledger logs an error for a record that the log rejects, and for each record that a drain cannot write."""
     log = Failing(ValueError("it was altered"), BackendError("the disk is full"))
     ledger = RetentionCounts(log, time.monotonic_ns)
     log.free.clear()
@@ -177,7 +177,7 @@ def test_lost_records_are_an_error(caplog):
 
 
 class Gone(Failing):
-    """A log whose disk fails for as long as it has an error."""
+    """Log whose disk fails while ``errors`` is not empty."""
 
     def record(self, action, *, count, **_):
         if self.errors:
@@ -186,7 +186,7 @@ class Gone(Failing):
 
 
 def test_a_report_while_the_disk_fails_loses_nothing():
-    """It fails as the disk does; what waited is written when the disk is back."""
+    """A report raises the error of a failing disk; the queued records are written when the disk works again."""
     log = Gone(BackendError("the disk is away"))
     ledger = RetentionCounts(log, time.monotonic_ns)
     for count in range(3):
@@ -201,7 +201,7 @@ def test_a_report_while_the_disk_fails_loses_nothing():
 
 @pytest.mark.parametrize("settled", [True, False], ids=["settled", "drained"])
 def test_caller_does_not_wait_without_thread_and_disk(monkeypatch, settled):
-    """Where no thread can be started while the disk fails, records wait, and the caller does not."""
+    """If no thread can be started and the disk fails, records are queued and the caller does not wait."""
 
     def no_more(_):
         raise RuntimeError("can't start new thread")
@@ -222,7 +222,7 @@ def test_caller_does_not_wait_without_thread_and_disk(monkeypatch, settled):
 
 
 def test_report_waits_only_for_earlier_records():
-    """It returns though there is always something to write."""
+    """A report waits only for earlier records, so it returns although new records keep arriving."""
 
     class Busy(Failing):
         def record(self, action, *, count, **_):
@@ -246,7 +246,7 @@ def test_report_waits_only_for_earlier_records():
 
 
 def test_full_record_queue_is_an_error(caplog):
-    """At most 10,000 records wait."""
+    """At most 10,000 records are queued; the next record is lost, and the ledger logs it."""
     log = Failing()
     ledger = RetentionCounts(log, time.monotonic_ns)
     log.free.clear()
@@ -260,7 +260,7 @@ def test_full_record_queue_is_an_error(caplog):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_process_writes_only_its_own_records():
-    """What waits in the parent is written by the parent."""
+    """The parent writes the records that were queued at the fork; the child writes only its own."""
     log = Failing()
     ledger = RetentionCounts(log, time.monotonic_ns)
     log.free.clear()
@@ -280,7 +280,7 @@ def test_forked_process_writes_only_its_own_records():
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_events_counted_before_fork_are_recorded_once(tmp_path):
-    """The parent records it; the child, what it has counted itself."""
+    """The parent records the events that were counted before the fork; the child records only its own."""
     log = log_in(tmp_path)
     counts = RetentionCounts(log, lambda: 0)
     counts.count("evicted", "memory", "", "no room", 3)
@@ -304,7 +304,7 @@ def on_disk(folder, name="disk"):
 
 
 def test_next_process_carries_out_a_failed_erasure(tmp_path):
-    """It is kept beside the log until then, for the tier that owes it alone, and gone when it is made."""
+    """A failed erasure is stored beside the log, for its tier alone, until a later process carries it out."""
     owed = tmp_path / "log.owed"
 
     async def fill(name):
@@ -318,7 +318,7 @@ def test_next_process_carries_out_a_failed_erasure(tmp_path):
             assert await cache.fetch("hers") is None
             assert await cache.fetch("tagged") is None
             assert await cache.fetch("other") == 3
-            await cache.erase_everywhere(tag="nothing")  # behind the others
+            await cache.erase_everywhere(tag="nothing")  # queued after the owed erasures
             assert cache.tiers.statistics()[0].pending == 0
 
     async def use_another():
@@ -326,7 +326,7 @@ def test_next_process_carries_out_a_failed_erasure(tmp_path):
             await cache.erase_everywhere(tag="nothing")
 
     asyncio.run(fill("disk"))
-    cache = on_disk(tmp_path)  # whose tier is not started
+    cache = on_disk(tmp_path)  # its tier is not started
     assert cache.erase(subject="anna \udc80") == 0
     assert cache.erase(tag="face") == 0
     assert cache.tiers.statistics()[0].pending == 2
@@ -347,7 +347,7 @@ def test_next_process_carries_out_a_failed_erasure(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_owed_erasure_survives_a_killed_process(tmp_path):
-    """A kill after an erasure has failed does not lose it."""
+    """A failed erasure is owed after its process was killed."""
     child = os.fork()
     if child == 0:
         cache = on_disk(tmp_path)
@@ -361,9 +361,9 @@ def test_owed_erasure_survives_a_killed_process(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_kill_leaves_no_pending_erasure_unowed(tmp_path, monkeypatch):
-    """A process that is killed at any moment leaves no failed erasure pending without being owed.
+    """A process killed when it records a failed erasure has already noted that the erasure is owed.
 
-    The next process makes what is owed; what only the log has would stay pending.
+    The next process carries out owed erasures; an erasure that only the log has would stay pending.
     """
     child = os.fork()
     if child == 0:
@@ -383,9 +383,9 @@ def test_kill_leaves_no_pending_erasure_unowed(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_stopped_process_blocks_no_other_for_good(tmp_path, monkeypatch):
-    """A process that was stopped among its owed erasures does not block another one for good.
+    """A process that was stopped while it noted an owed erasure does not block another process for good.
 
-    It has the folder locked; another one is told so, as with the log itself, and can end.
+    It has locked the folder; the other process gets an error, as with the log itself, and can end.
     """
     monkeypatch.setattr(log_file, "_WAIT_S", 0.0)
 
@@ -403,7 +403,7 @@ def test_stopped_process_blocks_no_other_for_good(tmp_path, monkeypatch):
 
 
 def test_unreadable_file_of_owed_erasures_is_an_error(tmp_path):
-    """A tier does not start where it cannot be known what it owes."""
+    """A tier does not start if the file of its owed erasures cannot be read."""
     (tmp_path / "log.owed").write_text("no json\n")
 
     async def main():

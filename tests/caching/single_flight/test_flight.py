@@ -1,4 +1,4 @@
-"""The single-flight state machine against a model that says who is owed what."""
+"""The single-flight state machine against a model of the outcomes that callers must get."""
 
 import pytest
 from hypothesis import settings
@@ -22,14 +22,14 @@ class Caller:
 
 
 class SingleFlight(RuleBasedStateMachine):
-    """Callers come, fall silent, leave; attempts succeed and fail; refreshes begin; in any order."""
+    """Callers that join, get an outcome and leave, attempts that succeed or fail, and refreshes, in any order."""
 
     def __init__(self):
         super().__init__()
         self.table = FlightTable(FlightCounts(), lambda caller: not caller.gone)
         self.refreshes = Refreshes()
         self.now_ns = 0
-        self.waiting = {key: [] for key in KEYS}  # who is owed an answer, in order
+        self.waiting = {key: [] for key in KEYS}  # callers without an outcome, in order
         self.computing = {}  # key → the flight whose attempt runs
         self.leader = dict.fromkeys(KEYS)
         self.failures = dict.fromkeys(KEYS, 0)
@@ -120,7 +120,7 @@ class SingleFlight(RuleBasedStateMachine):
             assert told == owed
             self.leader[key] = leader
             self.waiting[key] = rest
-            self.refreshing[key] = False  # from now on it is the waiters' alone
+            self.refreshing[key] = False  # then the flight is the waiters' alone
         self.told(flight, told)
 
     def told(self, flight, callers):
@@ -155,7 +155,7 @@ def test_computation_that_waits_for_itself_is_an_error():
 
 
 def test_cycle_of_waiting_computations_is_an_error():
-    """A computation must not wait for one that waits for it, directly or through others."""
+    """A computation cannot wait for a computation that waits for it, directly or through others."""
     table = FlightTable(FlightCounts(), lambda _: True)
     a = table.join("a", 1, None)
     b = table.join("b", 2, a)
@@ -164,7 +164,7 @@ def test_cycle_of_waiting_computations_is_an_error():
     for key in "abc":
         with pytest.raises(RuntimeError, match="re-entrant"):
             table.join(key, 4, c)
-    # and when the wait is over, so is the cycle
+    # the end of the wait is the end of the cycle
     table.leave(c, 3, b)
     assert c.over
     fresh = table.join("c", 5, None)
@@ -188,7 +188,7 @@ def test_two_waits_for_one_key_are_counted_separately():
 
 
 def test_refreshes_are_bounded():
-    """Of one wrapped thing 256 keys are refreshed or left alone; others wait for these, and not for another thing's."""
+    """At most 256 keys of one wrapped function are in a refresh or paused; another function has a limit of its own."""
     table = FlightTable(FlightCounts(), lambda _: True)
     refreshes = Refreshes()
     begun = [flight for key in range(5000) if (flight := table.refresh(key, 0, refreshes)) is not None]
@@ -206,7 +206,7 @@ def test_refreshes_are_bounded():
 def test_long_refresh_is_followed_by_another_at_once():
     """A refresh that took as long as a pause is followed by the next one at once.
 
-    The pause counts from when the refresh began: one that hung has been a pause.
+    The pause counts from the start of the refresh, so a refresh that hung has used it up.
     """
     table = FlightTable(FlightCounts(), lambda _: True)
     refreshes = Refreshes()
@@ -224,7 +224,7 @@ def test_flights_end_when_the_table_forgets_them():
 
 
 def test_caller_that_is_leaving_does_not_lead():
-    """A caller that was told the outcome or was cancelled, and has not left yet, does not lead."""
+    """A caller that has its outcome or was cancelled, but has not left yet, does not become the leader."""
     table = FlightTable(FlightCounts(), lambda caller: caller != "gone")
     flight = table.join("a", "first", None)
     for caller in ("gone", "second"):

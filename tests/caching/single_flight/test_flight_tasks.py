@@ -19,11 +19,11 @@ from streaminfer.testing import VirtualLoop, run
 pytestmark = pytest.mark.uncompiled
 
 
-COMPLAINTS = []  # of all loops: one speaks up when its garbage is collected, which may be in a later test
+COMPLAINTS = []  # of all loops: a loop complains when its garbage is collected, which may be in a later test
 
 
 class Work:
-    """A computation of some turns of the loop, which ends as the script says; what no caller may see twice at once."""
+    """Computation that takes some turns of the loop and ends by a script; it must not run twice at once."""
 
     def __init__(self, *script, turns=2, after_s=None):
         self.script = list(script)
@@ -90,7 +90,7 @@ async def outcome(task):
 @pytest.mark.parametrize("script", [("ok",), (ValueError("1"), "ok"), (ValueError("1"), ValueError("2"), "ok")])
 @pytest.mark.parametrize("turns", [0, 2])
 def test_cancelled_at_every_turn(script, turns):
-    """Three callers, any of them cancelled, each at any turn: the others get what they would have got, in full."""
+    """If any of three callers are cancelled, each at any turn, the others still get their full outcome."""
 
     async def play(flights, loop, cancels):
         work = Work(*script, turns=turns)
@@ -110,7 +110,7 @@ def test_cancelled_at_every_turn(script, turns):
             assert end in ("ok", "cancelled") or isinstance(end, ValueError), (cancels, outcomes)
             assert when is not None or end != "cancelled", (cancels, outcomes)
         errors = [end for end in outcomes if isinstance(end, ValueError)]
-        assert len(errors) <= failures  # each failure is one caller's, while another caller can try
+        assert len(errors) <= failures  # each failure goes to one caller, while another caller can try
         # every caller that stayed and led no failed attempt got the value
         if all(when is None for when in cancels):
             assert outcomes.count("ok") == 3 - failures
@@ -120,7 +120,7 @@ def test_cancelled_at_every_turn(script, turns):
             assert statistics.leader_changes == failures
         if (None, "ok") in zip(cancels, outcomes, strict=True):
             assert work.cancelled == 0  # a caller waited all the time
-    quiet(play, (None, 3, None))  # and collects what all these left, whose loops would complain then
+    quiet(play, (None, 3, None))  # collects the garbage of all these loops, which would complain then
 
 
 def test_cancelled_leader_does_not_affect_waiters():
@@ -423,7 +423,7 @@ def test_refresh_runs_once_and_logs_its_failure(caplog):
             here.refresh("key", (work,), refreshes=refreshes, limit_s=60.0)
         await asyncio.sleep(0.2)
         assert work.begun == 1
-        here.refresh("key", (work,), refreshes=refreshes, limit_s=60.0)  # left alone for a second
+        here.refresh("key", (work,), refreshes=refreshes, limit_s=60.0)  # paused for a second
         await asyncio.sleep(0.85)
         assert work.begun == 1
         await asyncio.sleep(0.1)
@@ -443,7 +443,7 @@ def test_refresh_runs_once_and_logs_its_failure(caplog):
 
 @pytest.mark.parametrize("first", ["ok", Overloaded("full")])
 def test_waiter_of_a_refresh_gets_value_or_computes(first, caplog):
-    """A caller that joins a refresh gets its value, or computes itself if the refresh fails."""
+    """A caller that waits for a refresh gets its value, or leads a computation if the refresh fails."""
 
     async def play(flights, loop):
         here = flights.here()
@@ -506,7 +506,7 @@ def test_stop_ends_the_flights_of_one_owner_only(drain):
 
 
 def test_flights_end_with_their_loop():
-    """As ``asyncio.run`` does: everything is cancelled at once, and nothing new may begin."""
+    """The end of a loop, as by ``asyncio.run``, cancels all flights at once, and no computation begins afterwards."""
     complaints = []
     work = Work(after_s=10.0)
 
@@ -527,7 +527,7 @@ def test_flights_end_with_their_loop():
 
 
 def test_a_stop_tells_waiters_at_once():
-    """They do not wait until a computation that was cancelled has ended."""
+    """A stop ends the waiters at once, before the cancelled computation has ended."""
 
     async def play(flights, loop):
         async def slow_to_end():
@@ -605,7 +605,7 @@ def test_the_message_of_a_cancellation_arrives():
             task = loop.create_task(caller())
             await asyncio.sleep(0.5)
             task.cancel(message)
-            task.cancel("again")  # it is told once
+            task.cancel("again")  # only the first message arrives
             await asyncio.wait({task})
         return seen
 
@@ -622,7 +622,7 @@ def test_interrupt_in_woken_waiter_spares_the_others(interruption):
 
     async def work():
         await asyncio.sleep(1.0)
-        asyncio.get_running_loop().call_soon(tasks[3].cancel)  # at the very turn at which the end is seen
+        asyncio.get_running_loop().call_soon(tasks[3].cancel)  # in the turn in which the flight ends
         return "ok"
 
     async def main(loop):
@@ -667,7 +667,7 @@ def test_share_returns_a_coroutine_for_asyncio(around):
 
 
 def test_share_is_awaited_once_and_only_by_a_task():
-    """What `share` returns can be awaited once, and only a task can continue it."""
+    """The awaitable that `share` returns can be awaited once, and only a task can continue it."""
 
     async def play(flights, loop):
         here = flights.here()

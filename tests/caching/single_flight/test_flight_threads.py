@@ -21,7 +21,7 @@ PATIENCE_S = 30.0
 
 
 class Work:
-    """A computation that waits until all its callers are there, and ends as the script says."""
+    """Computation that waits until all its callers have come, and ends by a script."""
 
     def __init__(self, flights, joined, *script):
         self.flights = flights
@@ -50,7 +50,7 @@ class Work:
 
 
 def play(threads, *script):
-    """So many threads ask for one key; what became of each, of the work and of the flights."""
+    """Let several threads request one key; return their outcomes, the work and the statistics of the flights."""
     flights = SingleFlight(time.monotonic_ns)
     work = Work(flights, threads - 1, *script)
 
@@ -69,7 +69,7 @@ def play(threads, *script):
 
 
 def test_statistics_while_another_loop_begins():
-    """An event loop that uses the cache for the first time waits until the flights of the others are counted."""
+    """An event loop that uses the cache for the first time waits until the flights of other loops are counted."""
     flights = SingleFlight(lambda: 0)
     loops = []
 
@@ -117,7 +117,7 @@ def test_all_waiters_get_an_error_after_three_failures():
 
 
 def test_invalid_input_is_final_and_deadlines_are_not():
-    """`InvalidInput` ends all attempts, and an exceeded deadline does not count as a failed one."""
+    """`InvalidInput` ends all attempts, and an exceeded deadline does not count as a failed attempt."""
     outcomes, work, _ = play(4, InvalidInput("no"))
     assert work.begun == 1
     assert all(isinstance(end, InvalidInput) for end in outcomes)
@@ -236,7 +236,7 @@ def test_refresh_runs_in_a_thread_and_logs_failure(caplog):
     assert "OSError: down" in caplog.text
     flights.threads.refresh("key", (done.set,), **limits)
     wait_for_the_end()
-    assert not done.is_set()  # it is left alone for a second
+    assert not done.is_set()  # the key is paused for a second
     now_ns = 10**9
     flights.threads.refresh("key", (done.set,), **limits)
     wait_for_the_end()
@@ -310,7 +310,7 @@ def test_a_forked_process_has_no_flights():
 
 
 def refresh_that_hangs(flights, key, release, refreshes):
-    """Begins a refresh that is late at once, and returns when it runs."""
+    """Begin a refresh that is late at once, and return when it runs."""
     begun = threading.Event()
 
     def hang():
@@ -323,7 +323,7 @@ def refresh_that_hangs(flights, key, release, refreshes):
 
 
 def test_a_key_whose_refresh_hangs_is_refreshed_again(caplog):
-    """A late refresh takes no place of another's, and what becomes of it changes nothing."""
+    """A late refresh does not count against the limit of refreshes, and its outcome changes nothing."""
     flights = SingleFlight(time.monotonic_ns)
     release, done = threading.Event(), threading.Event()
     refreshes = Refreshes(1)
@@ -344,7 +344,7 @@ def test_a_key_whose_refresh_hangs_is_refreshed_again(caplog):
 
 
 def test_waiter_of_hanging_refresh_leads_a_new_flight(caplog):
-    """A caller that joined a late refresh leads a new flight, which the thread of the refresh does not complete."""
+    """A caller that comes during a late refresh leads a new flight, which the thread of the refresh does not end."""
     flights = SingleFlight(time.monotonic_ns)
     release = threading.Event()
     refresh_that_hangs(flights, "key", release, Refreshes())

@@ -1,4 +1,4 @@
-"""S3-FIFO in this implementation: entries that it retains and LRU, or the paper's fixed shares, would evict."""
+"""S3-FIFO in this implementation: entries that it retains, but LRU or the paper's fixed shares would evict."""
 
 import random
 from typing import get_args
@@ -27,7 +27,7 @@ def hits(trace, eviction="s3fifo", **limits):
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 def test_s3fifo_keeps_hits_in_a_loop_beyond_capacity(limits):
-    """A loop over more keys than fit has no hits with LRU, and keeps part of them with S3-FIFO."""
+    """A loop over more keys than fit has no hits with LRU, but S3-FIFO retains part of the keys."""
     loop = [number % 1_000 for number in range(5_000)]
     assert hits(loop, "lru", **limits) == 0
     assert hits(loop, **limits) >= 4 * 85
@@ -35,7 +35,7 @@ def test_s3fifo_keeps_hits_in_a_loop_beyond_capacity(limits):
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 def test_small_queue_grows_for_keys_that_return_late(limits):
-    """The small queue grows where keys come back late, and only once."""
+    """The small queue grows if keys return late and only once."""
     rng = random.Random(5)
     trace = [
         rng.randrange(80) if rng.random() < 0.5 else 80 + number // 6 + rng.randrange(40) for number in range(20_000)
@@ -44,7 +44,7 @@ def test_small_queue_grows_for_keys_that_return_late(limits):
 
 
 def test_small_queue_shrinks_for_one_time_keys():
-    """The small queue shrinks where new keys do not come back."""
+    """The small queue shrinks if new keys do not return."""
     rng = random.Random(6)
     trace = [rng.randrange(93) if rng.random() < 0.5 else 1_000 + number for number in range(40_000)]
     assert hits(trace, maxsize=100) >= 18_500
@@ -114,7 +114,7 @@ def test_new_entry_is_not_evicted_to_make_its_own_room(eviction, steps, room):
 @pytest.mark.parametrize("eviction", get_args(Eviction))
 @pytest.mark.parametrize("limits", [{"maxsize": 80}, {"max_bytes": 800}], ids=["count", "bytes"])
 def test_a_full_cache_keeps_the_latest_stale_entries(eviction, limits):
-    """An eighth of the room is theirs, and all of it where nothing else is there."""
+    """Stale entries may fill all the room, but only an eighth of it if fresh entries need room; the latest stay."""
     clock = FakeClock(10**9)
     cache = EdgeCache(ttl_s=10.0, stale_s=60.0, clock=clock, eviction=eviction, **limits)
     for key in range(80):
@@ -144,7 +144,7 @@ def test_a_stale_entry_that_is_stored_again_is_in_main():
 
 
 def test_stale_entries_do_not_keep_main_from_filling():
-    """A scan passes through small while an eighth of the room is stale."""
+    """Frequent entries fill the main queue and survive a scan while an eighth of the room is stale."""
     clock = FakeClock(10**9)
     cache = EdgeCache(maxsize=100, ttl_s=1000.0, stale_s=1000.0, clock=clock, eviction="s3fifo")
     for key in range(12):
@@ -195,5 +195,5 @@ def test_eviction_events_have_the_labels():
     cache.listen(told.append)
     for key in range(3):
         cache.put(key, key, size=3, tags=(f"t{key}",))
-    cache.put("large", 0, size=10)  # several go at once
+    cache.put("large", 0, size=10)  # evicts several at once
     assert [(event.key, event.labels) for event in told] == [(key, (None, (f"t{key}",))) for key in range(3)]

@@ -1,4 +1,4 @@
-"""A policy is a subclass of the queues: what a newcomer writes, and what the table of names finds."""
+"""Eviction policies: subclasses of `EvictionOrder`, which the cache finds by name."""
 
 import pytest
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Fifo(EvictionOrder):
-    """First in, first out: the queues themselves, and a hit that changes nothing."""
+    """First in, first out: the queues of `EvictionOrder`, with hits that change nothing."""
 
 
 def test_policy_class_decides_the_eviction_order():

@@ -1,4 +1,4 @@
-"""The heap and the queues by themselves, each against a plain model, and against their plain twins."""
+"""The expiry heap and the eviction queues alone, against models and against their uncompiled source."""
 
 import gc
 
@@ -40,7 +40,7 @@ def test_expiry_heap_pops_exactly_the_due_entries(plain, which, steps):
     now = 0
     for step, number, at in steps:
         if step == "set":
-            heap.set(number, at)  # also in place of another, earlier or later
+            heap.set(number, at)  # may replace an earlier or a later instant
             model[number] = at
         elif step == "remove":
             heap.set(number, NEVER)
@@ -73,7 +73,7 @@ def test_expiry_heap_keeps_entries_when_it_grows():
 
 
 def test_heap_files_a_later_instant_lazily():
-    """The expiry heap files a later instant of a slot only when it comes to that slot."""
+    """The expiry heap moves a slot to a later instant only when it reaches that slot."""
     heap = ExpiryHeap(Slots(300))
     for slot in range(300):
         heap.set(slot, 1_000)
@@ -81,7 +81,7 @@ def test_heap_files_a_later_instant_lazily():
     assert heap.due_ns == 1_000
     assert [heap.pop_due(2_000) for _ in range(5)] == [-2, -2, -2, -2, -1], "so many at once, and then it pauses"
     assert 2_000 < heap.due_ns <= 10**12
-    heap.set(7, 3_000)  # an earlier one at once
+    heap.set(7, 3_000)  # an earlier instant takes effect at once
     assert heap.due_ns == 3_000
     assert heap.pop_due(3_000) == 7
     assert heap.popped_ns == 3_000
@@ -105,7 +105,7 @@ def s3fifo(maxsize, room=0):
 
 
 def test_s3fifo_evicts_newcomer_without_hits_first():
-    """S3-FIFO evicts a newcomer without a hit before an entry that had one."""
+    """S3-FIFO evicts a new entry without a hit before an entry with a hit."""
     order, slots = s3fifo(10)
     for slot in range(FIRST, FIRST + 11):
         order.add(slot, 1)
@@ -124,7 +124,7 @@ def test_s3fifo_returning_key_enters_main_at_once():
     order.add(victim, 1)
     assert slots.queue_of(victim) == 0
     other = FIRST + 10
-    order.remove(other)  # taken out by hand: no ghost
+    order.remove(other)  # an entry that is removed by hand leaves no ghost
     order.add(other, 1)
     assert slots.queue_of(other) == 1
 
@@ -141,7 +141,7 @@ def test_negative_entries_have_a_sixteenth_of_the_room():
 
 
 def test_s3fifo_one_hit_moves_entry_to_full_main():
-    """In S3-FIFO one hit moves an entry on to the main queue if that is full."""
+    """S3-FIFO moves an entry to the main queue after one hit if the main queue is full."""
     order, slots = s3fifo(10, room=10)
     for slot in range(FIRST, FIRST + 11):
         order.add(slot, 1)
@@ -157,7 +157,7 @@ def test_s3fifo_one_hit_moves_entry_to_full_main():
 
 @pytest.mark.parametrize(("later", "queue"), [(2, 0), (3, 1), (4, 1)])
 def test_s3fifo_ghosts_reach_back_as_far_as_entries(later, queue):
-    """The ghosts of S3-FIFO reach back as far as there are entries in the cache."""
+    """S3-FIFO has as many ghosts of evicted keys as the cache has entries."""
     order, slots = s3fifo(10, room=10)
     for slot in range(FIRST, FIRST + 3 + later + 1):
         order.add(slot, 1)
@@ -165,7 +165,7 @@ def test_s3fifo_ghosts_reach_back_as_far_as_entries(later, queue):
         order.evicted(slot)
         order.remove(slot)
     assert order.count == 3
-    order.add(FIRST, 1)  # its ghost is as old as `later` others
+    order.add(FIRST, 1)  # `later` other ghosts are newer than its own
     assert slots.queue_of(FIRST) == queue
 
 
@@ -184,7 +184,7 @@ class Clash:
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=120))
 def test_keys_of_equal_hash_are_told_apart(steps):
-    """Keys of equal hash are told apart, and found after others of that hash were removed."""
+    """Keys of equal hash have separate entries, which are found after others of that hash are removed."""
     cache = EdgeCache()
     model = {}
     for comes, number in steps:

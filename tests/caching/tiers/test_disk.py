@@ -1,4 +1,4 @@
-"""The disk tier: what was put is there or not there, never something else; what is erased is gone from the medium."""
+"""The disk tier: a read gives the stored value or nothing, and erased data is gone from the medium."""
 
 import asyncio
 import fcntl
@@ -64,7 +64,7 @@ def test_disk_tier_satisfies_the_tier_protocol(tier):
 
 
 def test_entry_round_trips_to_a_later_process(tmp_path, tier, wall):
-    """An entry comes back whole, also in a later process."""
+    """An entry is read back completely, even after a restart."""
     put = entry(
         {"y": np.arange(4, dtype=">f4"), "n": None}, ttl_s=60.0, tags=["a", "b"], subject="anna", data_class="faces"
     )
@@ -104,7 +104,7 @@ def test_expired_means_now_at_or_after_expiry(tier, wall):
 
 
 def test_clock_set_back_keeps_nothing_longer(tier, wall):
-    """A wall clock that was set back keeps no entry longer."""
+    """A wall clock that was set back does not prolong the life of an entry."""
 
     async def main():
         async with tier:
@@ -133,7 +133,7 @@ def test_huge_ttl_counts_as_the_longest(tier):
 
 
 def test_purge_removes_expired_entries_from_the_medium(tmp_path, tier):
-    """A purge removes what had expired by then, and nothing of it is left in the files on the disk."""
+    """A purge removes the entries that have expired by its instant, and leaves none of their data in the files."""
 
     async def main():
         async with tier:
@@ -268,9 +268,9 @@ def test_expired_entries_are_removed_before_evictions(tier, wall):
 
 
 def test_failed_put_evicts_and_counts_nothing(tmp_path, wall):
-    """An entry that made room for a put that fails is still there and is counted nowhere.
+    """A put that fails removes no entry to make room, and counts no eviction or purge.
 
-    A retention log would otherwise have evictions that never were.
+    Otherwise a retention log would record evictions that did not happen.
     """
 
     async def main():
@@ -309,7 +309,7 @@ def test_unstorable_value_leaves_no_older_value(tier, wall):
 @pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
 @pytest.mark.parametrize("key", ["k", "k" * 5000], ids=["short", "long"])
 def test_each_entry_can_be_read_by_a_proof(tmp_path, wall, sealed, key):
-    """A scan finds an entry whatever its key, its labels and its value; one with too long labels is not stored."""
+    """A scan finds each stored entry, whatever its key and labels; an entry with too long labels is not stored."""
     keys = StoredKeys(":memory:", master=b"m" * 32) if sealed else None
     value = np.zeros(100_000, np.uint8)
 
@@ -331,7 +331,7 @@ def test_each_entry_can_be_read_by_a_proof(tmp_path, wall, sealed, key):
 
 
 def test_stopped_tier_misses_and_fails_erasures(tier):
-    """A tier that does not run misses, and an erasure on it raises `Closed`, as it was not carried out."""
+    """A stopped tier has only misses; its erasures and purges raise `Closed`, because it does not carry them out."""
 
     async def main():
         assert await tier.get("k") is None
@@ -439,7 +439,7 @@ def test_file_of_another_format_or_size_is_rebuilt(tmp_path, wall):
 
 
 def test_corrupt_key_file_does_not_rebuild_the_tier(tmp_path, wall):
-    """A corrupt file of keys is not mistaken for the file of the tier."""
+    """A corrupt key file is not mistaken for a corrupt tier file, which would be rebuilt."""
     file = tmp_path / "keys.db"
     keys = StoredKeys(file, master=b"m" * 32, wall_clock=wall)
 
@@ -461,7 +461,9 @@ def test_corrupt_key_file_does_not_rebuild_the_tier(tmp_path, wall):
 
 
 def test_purge_that_fails_for_its_keys_is_retried(tmp_path, wall):
-    """Copies of what was deleted are read with the keys, whose service may fail in its own words."""
+    """A purge that fails because of its keys is retried.
+
+    It reads copies of deleted rows with the keys, and a key service may raise exceptions of its own."""
 
     class Unavailable(Exception):
         pass
@@ -484,7 +486,7 @@ def test_purge_that_fails_for_its_keys_is_retried(tmp_path, wall):
             for ttl_s in (1.0, 2.0):
                 await tier.put(f"{ttl_s}", entry(1, ttl_s=ttl_s))
             with closing(sqlite3.connect(tmp_path / "cache.db")) as db:
-                db.execute("CREATE TABLE copies AS SELECT record FROM entries")  # as SQLite leaves of rows it moved
+                db.execute("CREATE TABLE copies AS SELECT record FROM entries")  # such as SQLite leaves of moved rows
             vault.fails = True
             wall.now_ns += int(1.5 * S)
             await until(lambda: tier.statistics().errors)
@@ -497,9 +499,9 @@ def test_purge_that_fails_for_its_keys_is_retried(tmp_path, wall):
 
 
 def test_erasure_looks_up_no_keys_of_other_entries(tmp_path, wall):
-    """An erasure requests no key from a key service for an entry that stays.
+    """An erasure requests no keys of other entries from a key service.
 
-    A service that takes a millisecond for each of all entries would outlast every attempt.
+    If it requested the keys of all entries, at a millisecond per key, it would exceed the time of every attempt.
     """
 
     class Vault:
@@ -536,7 +538,7 @@ def test_tiers_of_one_folder_see_the_same_entries(tmp_path, wall):
             assert (await second.get("k")).value == 1
             assert await second.erase(subject="anna") == 1
             assert await first.get("k") is None
-            os.truncate(tmp_path / "cache.db", 9000)  # a damaged file is not removed under the other's feet
+            os.truncate(tmp_path / "cache.db", 9000)  # a corrupt file is not replaced while another tier uses it
             for tier in (first, second, first):
                 assert await tier.get("k") is None
             assert first.statistics().rebuilds == second.statistics().rebuilds == 0
@@ -567,7 +569,7 @@ def entries_seen_by_another_process(folder):
 def test_tiers_sharing_a_folder_keep_their_locks(tmp_path):
     """Two tiers that share a folder in one process keep their locks.
 
-    Another process that closes the file as if it were the last one would remove the log that these two write.
+    Without the locks, another process would take itself for the last user and remove the log that these two write.
     """
 
     async def main():
@@ -582,20 +584,22 @@ def test_tiers_sharing_a_folder_keep_their_locks(tmp_path):
 
 @pytest.mark.parametrize("seed", [1, 8])
 def test_erasure_finds_copies_that_another_tier_left(tmp_path, wall, seed):
-    """SQLite leaves copies of rows that it moved, also of those that the other one replaced, or erased and was killed."""
+    """An erasure finds the copies that SQLite leaves of moved rows of another tier.
+
+    The other tier may have replaced these rows, or may have been killed after it erased them."""
 
     async def main():
         draw = random.Random(seed)
         first, second = (DiskTier(tmp_path, max_bytes=4 * MIB, wall_clock=wall) for _ in range(2))
         async with first, second:
-            await second.erase(tag="nothing")  # has looked for what is left
+            await second.erase(tag="nothing")  # has already searched for copies
             for _ in range(4):
                 for _ in range(80):
                     size = draw.randrange(1, draw.choice([30, 300, 3000, 12000]))
                     what = entry(np.full(size, 7, np.int8), subject=f"s{draw.randrange(5)}")
                     await first.put(f"{draw.randrange(1000)}", what)
                 whose = f"s{draw.randrange(5)}"
-                first._store.erase(b"s", whose)  # and is killed
+                first._store.erase(b"s", whose)  # erases the rows, and is killed
                 await second.erase(subject=whose)
                 assert not [copy for copy in second.scan() if copy.entry.subject == whose]
 
@@ -613,9 +617,9 @@ print("released", flush=True)
 
 
 def test_erasure_waits_while_another_empties_the_log(tmp_path, monkeypatch):
-    """An erasure waits for another process that empties the log.
+    """An erasure waits while another process empties the log.
 
-    SQLite does not wait there; workers that start together purge together.
+    SQLite does not wait at this point, and workers that start together purge together.
     """
 
     async def main():
@@ -637,7 +641,9 @@ def test_erasure_waits_while_another_empties_the_log(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_process_opens_no_file_of_its_parent(tmp_path, tier):
-    """SQLite in the child takes the parent's locks for its own, and would lose what it writes."""
+    """A forked process cannot open a file that its parent has open.
+
+    SQLite in the child would take the locks of the parent for its own, and lose writes."""
 
     async def opened(folder):
         async with DiskTier(folder, max_bytes=4 * MIB):
@@ -659,7 +665,9 @@ def test_forked_process_opens_no_file_of_its_parent(tmp_path, tier):
 
 
 def test_undecodable_sqlite_message_ends_no_purges(tmp_path, wall):
-    """SQLite's message has the corrupt name of an index in it, which is no text."""
+    """A message of SQLite that cannot be decoded ends no purges.
+
+    It contains the corrupt name of an index, which is not valid text."""
 
     async def main():
         async with DiskTier(tmp_path, max_bytes=MIB, purge_every_s=0.001, wall_clock=wall) as tier:
@@ -680,7 +688,7 @@ def test_undecodable_sqlite_message_ends_no_purges(tmp_path, wall):
 
 
 async def spoil(folder, wall):
-    """Overwrite the file of running tiers, whose pages in memory another process has made old."""
+    """Overwrite the file of running tiers, after another tier has made their pages in memory outdated."""
     async with DiskTier(folder, max_bytes=MIB, wall_clock=wall) as tier:
         await tier.put("k", entry(1))
         await tier.purge()
@@ -688,7 +696,7 @@ async def spoil(folder, wall):
 
 
 def test_corrupt_file_in_use_is_a_miss_until_replaced(tmp_path, wall):
-    """Each tier that shares the file serves again, whichever replaces it."""
+    """After one tier has replaced a corrupt file, each tier that shares the file serves again."""
 
     async def main():
         first, second = (DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall) for _ in range(2))
@@ -708,7 +716,7 @@ def test_corrupt_file_in_use_is_a_miss_until_replaced(tmp_path, wall):
 def test_concurrent_starts_replace_a_corrupt_file(tmp_path, wall, monkeypatch):
     """Workers that start together replace a corrupt file.
 
-    None finds the file in the hands of another that is about to open it.
+    No worker fails because another one, about to open the file, has locked it.
     """
     connect, flock = DiskStore._connect, fcntl.flock
     both, connecting, waiting = threading.Event(), [], []
@@ -745,7 +753,7 @@ def test_concurrent_starts_replace_a_corrupt_file(tmp_path, wall, monkeypatch):
 
 
 def test_failed_replacement_of_the_file_is_retried(tmp_path, wall, monkeypatch):
-    """A disk that has no room for a new file keeps no other process waiting, and the tier serves again later."""
+    """A tier that cannot replace its file on a full disk blocks no other tier, and serves again later."""
     connect, failures = DiskStore._connect, [sqlite3.OperationalError("database or disk is full")]
 
     def connect_or_fail(store):
@@ -795,7 +803,7 @@ async def limit_file(tier, statement):
 
 
 def test_a_put_that_fails_leaves_no_older_value(tier, tmp_path, wall):
-    """A full file has no room for the newer value, but the older one can be deleted, for other processes as well."""
+    """A put that finds no room for its value deletes the older value, which other tiers of the folder lose as well."""
 
     async def main():
         async with tier, DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as other:
@@ -809,7 +817,7 @@ def test_a_put_that_fails_leaves_no_older_value(tier, tmp_path, wall):
 
 @pytest.mark.parametrize("later", ["put", "purge", "stop"])
 def test_undeletable_older_value_is_not_served(tier, tmp_path, wall, later):
-    """On a disk without any room the tier remembers it, until the disk takes a newer value or the deletion."""
+    """An older value that a tier cannot delete is not served; the tier deletes or replaces it when the disk allows."""
 
     async def main():
         async with tier, DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as other:
@@ -832,7 +840,7 @@ def test_undeletable_older_value_is_not_served(tier, tmp_path, wall, later):
 
 
 def test_a_file_that_is_replaced_has_no_older_values(tier):
-    """The numbers of its entries begin again."""
+    """After the file is replaced the newer value is served, although the numbers of the entries begin again."""
 
     async def main():
         async with tier:
@@ -847,7 +855,7 @@ def test_a_file_that_is_replaced_has_no_older_values(tier):
 
 
 def test_put_waits_for_another_process_once(tier):
-    """While it waits nothing is read; what it would have replaced is not served, and deleted later."""
+    """A put waits once for another process, because its tier reads nothing meanwhile; the older value is not served."""
 
     async def main():
         async with tier:
@@ -882,7 +890,7 @@ def test_read_only_disk_serves_and_fails_erasures(tier):
 
 
 def test_folder_that_cannot_be_made_fails_the_start(tmp_path):
-    """A folder that cannot be made is a `BackendError` at the start."""
+    """The start of a tier raises `BackendError` if its folder cannot be made."""
     (tmp_path / "file").write_text("in the way")
     tier = DiskTier(tmp_path / "file" / "cache", max_bytes=MIB)
     with pytest.raises(si.BackendError, match="failed"):
@@ -959,7 +967,7 @@ def test_calls_are_checked(tier):
 
 
 class DiskMachine(RuleBasedStateMachine):
-    """Held against a dictionary and a clock; restarts at any moment change nothing."""
+    """Comparison of the store with a dictionary and a clock; restarts at any moment change nothing."""
 
     def __init__(self):
         super().__init__()
@@ -1110,11 +1118,11 @@ def test_kill_during_writes_never_tears_a_value(tmp_path):
     assert done.returncode == 0, done.stderr
     kills, most = map(int, done.stdout.split())
     assert kills == 40
-    assert most > 5  # there was something to be torn
+    assert most > 5  # kills left values that could be torn
 
 
 def test_deleted_data_is_in_no_temporary_file(tmp_path):
-    """What is deleted is not copied into temporary files."""
+    """Temporary data of SQLite is in memory, so that no temporary file contains deleted data."""
 
     async def main():
         async with DiskTier(tmp_path, max_bytes=2**20) as tier:
@@ -1125,7 +1133,10 @@ def test_deleted_data_is_in_no_temporary_file(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_stopped_tier_holds_no_file_while_child_lives(tier):
-    """The child has the open lock too; a process that must replace a corrupt file would wait for its end."""
+    """A stop releases the lock of the file although a forked child has inherited it.
+
+    Otherwise a process that must replace a corrupt file would wait for the end of the child.
+    """
 
     async def main():
         await tier.start()

@@ -1,4 +1,4 @@
-"""Sealed records: unreadable without their key, unaltered with it, and gone when it is destroyed."""
+"""Sealed records: unreadable without their key, unchanged with it, and lost when the key is destroyed."""
 
 import gc
 import os
@@ -108,7 +108,7 @@ class Wall:
 
 
 def test_keys_are_destroyed_after_their_data_expired():
-    """A thousand subjects a day: the file holds the keys of two days, and none that can be recovered."""
+    """At a thousand new subjects a day, the file has the keys of two days, and no destroyed key can be recovered."""
     wall = Wall()
     with closing(StoredKeys(":memory:", master=MASTER, wall_clock=wall)) as keys:
         for_good = keys.current("for good")
@@ -130,7 +130,9 @@ def test_keys_are_destroyed_after_their_data_expired():
 
 
 def test_file_is_not_searched_for_each_of_many_keys(tmp_path, monkeypatch):
-    """Opened after a week, the file has the keys of all subjects of that week, and grows with them."""
+    """A file that is opened after a week is not searched for each expired key.
+
+    It has the keys of all subjects of that week, and its size grows with them."""
     searched, read = [], StoredKeys._raw
 
     class Raw(bytes):
@@ -311,7 +313,7 @@ def test_stored_keys_satisfy_the_provider_protocol(keys):
 
 
 class Service:
-    """A key management system of several machines, as `KeyService` wants it; it can be broken."""
+    """Key management system of several machines, a `KeyService` that fails while ``error`` is set."""
 
     def __init__(self):
         self.secrets = {}
@@ -406,7 +408,9 @@ WRITE = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0, isolation_
 
 
 def test_reopening_keeps_the_lock_of_a_transaction(keys, tmp_path, monkeypatch):
-    """POSIX takes all locks on a file from a process that closes a descriptor of it."""
+    """A second opening of the key file in a process does not release the lock of a running transaction.
+
+    POSIX releases all locks that a process has on a file when the process closes any descriptor of the file."""
 
     monkeypatch.setattr(encryption, "_BUSY_S", 0.0)
     with keys._writing():
@@ -422,7 +426,9 @@ def test_reopening_keeps_the_lock_of_a_transaction(keys, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_waits_for_the_end_of_a_transaction(keys, monkeypatch):
-    """SQLite in the child would take it for its own, and the lock would be held for good."""
+    """A fork waits until the transaction of another thread ends.
+
+    SQLite in the child would take the transaction for its own, and would hold the lock for good."""
     is_inside, is_forking, wrap = threading.Event(), threading.Event(), keys._wrap
 
     def slow_wrap(*arguments):
@@ -431,7 +437,7 @@ def test_a_fork_waits_for_the_end_of_a_transaction(keys, monkeypatch):
         return wrap(*arguments)
 
     monkeypatch.setattr(keys, "_wrap", slow_wrap)
-    os.register_at_fork(before=is_forking.set)  # the last one that is registered runs first
+    os.register_at_fork(before=is_forking.set)  # the function that is registered last runs first
     writing = threading.Thread(target=keys.current, args=("anna",))
     writing.start()
     is_inside.wait()

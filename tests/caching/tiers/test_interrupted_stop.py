@@ -1,4 +1,4 @@
-"""A stop of tiers that is cancelled at any step leaves none of them running: they can be started again."""
+"""A stop of tiers that is cancelled at any step leaves no tier running, so they can be started again."""
 
 import asyncio
 import fcntl
@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 async def interrupt(stopping, *steps):
-    """Cancel a stop after so many turns of the loop, and again after so many more."""
+    """Cancel a stop after the first number of turns of the loop, and again after each further number."""
     task = asyncio.ensure_future(stopping)
     for turns in steps:
         for _ in range(turns):
@@ -29,7 +29,7 @@ async def interrupt(stopping, *steps):
 @pytest.mark.parametrize("drain", [True, False])
 @pytest.mark.parametrize("put_s", [0.0, 100.0])
 def test_interrupted_stop_of_a_cache_stops_its_tiers(drain, put_s):
-    """Whatever the writer of the tier does at that moment."""
+    """An interrupted stop of a cache stops its tier, whatever the writer of the tier does at that moment."""
 
     async def play(loop):
         for turns in range(1, 12):
@@ -40,7 +40,7 @@ def test_interrupted_stop_of_a_cache_stops_its_tiers(drain, put_s):
             putting = asyncio.ensure_future(cache.put_through("k", 1))
             await asyncio.sleep(0.01)
             await interrupt(cache.tiers.release(owner, drain=drain), turns, 1)
-            await asyncio.sleep(0.01)  # who is cancelled twice does not wait for it
+            await asyncio.sleep(0.01)  # a stop that is cancelled twice does not wait for the tier
             assert not tier.running, turns
             await cache.tiers.hold(owner)
             await cache.tiers.release(owner, drain=False)
@@ -50,14 +50,14 @@ def test_interrupted_stop_of_a_cache_stops_its_tiers(drain, put_s):
 
 
 def test_interrupted_stop_of_disk_tier_closes_its_file(tmp_path):
-    """Else no other process could replace the file where it is damaged."""
+    """An interrupted stop of a disk tier closes its file, so that another process can replace a corrupt file."""
 
     async def main():
         tier = DiskTier(tmp_path, max_bytes=MIB)
         for turns in range(1, 6):
             await tier.start()
             await interrupt(tier.stop(), turns)
-            await tier.start()  # behind the stop, if that still closes the file
+            await tier.start()  # waits for the stop if it is still closing the file
             await tier.stop()
             with (tmp_path / "lock").open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,7 +66,7 @@ def test_interrupted_stop_of_disk_tier_closes_its_file(tmp_path):
 
 
 def test_interrupted_stop_of_redis_closes_connections(server):
-    """Those of its operations, and the one that hears notices."""
+    """An interrupted stop of a Redis tier closes the connections of its operations and of its listener."""
 
     async def main():
         for turns in range(1, 6):
@@ -85,9 +85,9 @@ def test_interrupted_stop_of_redis_closes_connections(server):
 
 
 def test_cancelled_stop_lets_another_loop_use_cache(tmp_path, monkeypatch):
-    """A stop that was cancelled while the log was written leaves the cache usable on another loop.
+    """A stop that is cancelled while it writes the log leaves the cache usable on another loop.
 
-    Its tiers have stopped by then.
+    The tiers have stopped before the log is written.
     """
     log = RetentionLog(tmp_path / "log", secret=b"s" * 32)
     tier = DiskTier(tmp_path / "tier", max_bytes=MIB)

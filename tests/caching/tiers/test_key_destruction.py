@@ -1,4 +1,4 @@
-"""Destruction of keys by a provider that hangs, fails, or takes its time."""
+"""Destruction of keys by a provider that hangs, fails or is slow."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ PATIENT_S = 60.0
 
 
 class Keys:
-    """A key provider whose ``destroy`` waits until it may return."""
+    """Key provider whose ``destroy`` waits until ``may_return`` is set."""
 
     def __init__(self, *errors):
         self.is_called = threading.Event()
@@ -34,7 +34,7 @@ class Keys:
 
 
 def hung(keys):
-    """A destruction of Anna's keys that ran out of its time."""
+    """Return a destruction of Anna's keys that has exceeded its time limit."""
     destruction = KeyDestruction(keys)
 
     async def attempt(loop):
@@ -48,7 +48,7 @@ def hung(keys):
 
 @pytest.mark.parametrize("erasing", [ANNA, BEN])
 def test_a_provider_that_hangs_is_called_once(erasing):
-    """Later attempts fail at once, of other subjects too: none takes a thread, or delays what is written."""
+    """While a call hangs, later attempts fail at once, also for other subjects: none occupies a thread."""
     keys = Keys()
     destruction = hung(keys)
 
@@ -62,7 +62,9 @@ def test_a_provider_that_hangs_is_called_once(erasing):
 
 
 def test_late_call_that_succeeded_is_not_repeated():
-    """A provider that always takes longer than an attempt may would otherwise never be done."""
+    """A call that succeeded after its time limit is not repeated.
+
+    Otherwise a provider that always exceeds the limit would never be done."""
     keys = Keys()
     destruction = hung(keys)
     keys.may_return.set()
@@ -90,7 +92,7 @@ def test_late_call_that_failed_is_retried():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_process_waits_for_no_parent_call():
-    """The thread of that call is not in the child, where it would never return."""
+    """A forked process does not wait for a call of its parent, whose thread does not exist in the child."""
     keys = Keys()
     destruction = hung(keys)
 
@@ -110,7 +112,7 @@ def test_forked_process_waits_for_no_parent_call():
 
 
 def test_hung_provider_blocks_neither_writes_nor_stop():
-    """Each attempt ends with an explanation, and erases the entries all the same."""
+    """An erasure whose key provider hangs ends with an explanation, and erases the entries all the same."""
     keys = Keys()
 
     async def main(loop):

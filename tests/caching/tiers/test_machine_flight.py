@@ -1,4 +1,4 @@
-"""Single flight across machines: caches on one real server, of which one computes and the others wait."""
+"""Single flight across machines: of several caches on one real server, one computes and the others wait."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ def _empty(server):
 
 
 class Model:
-    """Answers once it is let; all machines have the same."""
+    """Model of all machines, which responds after ``ends`` is set."""
 
     fingerprint = "model 1"
 
@@ -44,7 +44,7 @@ class Model:
 
 @contextlib.asynccontextmanager
 async def machines(server, count, model, *, lease_s=30.0):
-    """As many stacks as machines, each with a cache of its own."""
+    """Run one stack per machine, each with a cache of its own."""
     async with contextlib.AsyncExitStack() as all_of_them:
         stacks = []
         for _ in range(count):
@@ -65,9 +65,9 @@ async def until(condition):
 
 
 def test_one_machine_computes_and_others_wait(server):
-    """The others' answers come from the tier, and no lease is held then.
+    """One machine computes; the others get its response from the tier, and afterwards no lease is held.
 
-    One that takes it just when the entry has come finds that, answers, and then leaves the lease open (``-``).
+    A machine that takes the lease just after the entry was stored finds the entry, and leaves the lease open (``-``).
     """
 
     async def main():
@@ -86,7 +86,7 @@ def test_one_machine_computes_and_others_wait(server):
 
 
 def test_without_leases_each_machine_computes(server):
-    """That is the default, and what the tests around this one would see without leases."""
+    """Without leases, the default, each machine computes, so the other tests would fail if leases had no effect."""
 
     async def main():
         model = Model()
@@ -99,7 +99,7 @@ def test_without_leases_each_machine_computes(server):
 
 
 def test_dead_leader_is_waited_for_until_lease_expires(server):
-    """A machine that died with the lease holds others up for the rest of the lease."""
+    """A machine that died with the lease delays the others until the lease expires."""
 
     async def main():
         model = Model()
@@ -118,7 +118,7 @@ def test_dead_leader_is_waited_for_until_lease_expires(server):
 
 
 def test_a_lease_is_waited_for_within_its_limit(server):
-    """A leader that takes too long is not waited for longer than ``lease_s``."""
+    """A machine waits for a slow leader no longer than ``lease_s``."""
 
     async def main():
         model = Model()
@@ -149,13 +149,13 @@ def test_a_deadline_leaves_time_to_compute(server):
 
 @pytest.mark.parametrize("way", ["error", "no_store", "rejected"])
 def test_waiters_compute_if_the_leader_stores_nothing(server, way):
-    """Where nothing comes of the computation, the others compute at once, not one after another."""
+    """If the leader stores nothing, the waiting machines compute at once, not one after another."""
 
     async def main():
         model = Model()
         model.error = BackendError("down") if way == "error" else None
         model.stores = way != "no_store"
-        model.value = {7} if way == "rejected" else 7  # of a set no record can be made
+        model.value = {7} if way == "rejected" else 7  # a set cannot be encoded
         async with machines(server, 3, model, lease_s=600.0) as stacks:
             first = asyncio.create_task(stacks[0].call(si.Request(1)))
             await model.begun.wait()
@@ -211,7 +211,7 @@ def test_wrapped_functions_share_a_computation(server):
 
 
 def test_entry_found_under_lease_is_not_recomputed(server):
-    """A process that was held up after its look finds the lease free, and the entry of the other one there."""
+    """A process that takes the lease late finds the entry that another process has stored, and does not compute."""
 
     async def main():
         begun, ends, stored = asyncio.Event(), asyncio.Event(), asyncio.Event()

@@ -1,4 +1,4 @@
-"""`put_through` overtakes reads of tiers and computations of its key, also where memory has lost the newer value."""
+"""`put_through` overtakes tier reads and computations of its key, even if memory has lost the newer value."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ SMALL, LARGE = b"old", b"n" * 100
 
 
 def computed(cache, takes_s):
-    """A function that the cache wraps, and the key of its value for ``"x"``."""
+    """Return a function that the cache wraps, and the key of its value for ``"x"``."""
 
     async def compute(x):
         await asyncio.sleep(takes_s)
@@ -29,7 +29,7 @@ def computed(cache, takes_s):
 )
 @pytest.mark.parametrize("late", ["a read", "a fetch", "a computation"])
 def test_put_through_is_not_replaced_by_older_values(late, newer, limits):
-    """What was read or computed before is stored neither in memory nor on a tier, and later callers get the newer."""
+    """An older value that is read or computed meanwhile is stored nowhere, and later callers get the newer value."""
 
     async def main(loop):
         fast, slow = ScriptedTier(loop.clock, "fast"), ScriptedTier(loop.clock, "slow")
@@ -54,7 +54,7 @@ def test_put_through_is_not_replaced_by_older_values(late, newer, limits):
 
 
 def test_put_through_of_one_key_spares_others():
-    """What is read meanwhile for another key is used, and stored in memory."""
+    """A value of another key that is read meanwhile is returned and stored in memory."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -74,7 +74,7 @@ def test_put_through_of_one_key_spares_others():
 @pytest.mark.parametrize("before", ["put", "computed"])
 @pytest.mark.parametrize("set_back_s", [0.0, 5.0], ids=["still", "set back"])
 def test_change_at_the_same_instant_counts_as_later(before, set_back_s):
-    """Where the wall clock stands still, or is set back, the old value is not read while the tier takes the newer."""
+    """If the wall clock stands still or is set back, the old value is not read while the tier stores the newer."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -84,13 +84,13 @@ def test_change_at_the_same_instant_counts_as_later(before, set_back_s):
                 await cache.put_through(key, SMALL)
             else:
                 await cached("x")
-                await cache.put_through("other", 0)  # behind it
+                await cache.put_through("other", 0)  # queued after the computed value
             stands_ns = tier.wall_clock() - round(set_back_s * 1e9)
             tier.wall_clock = lambda: stands_ns
             tier.put_s = 1.0
             newer = asyncio.create_task(cache.put_through(key, b"new"))
             await asyncio.sleep(0.5)
-            cache["other"] = 0  # memory has lost it
+            cache["other"] = 0  # evicts the newer value from memory
             assert await cache.fetch(key) is None
             assert await newer
             assert await cache.fetch(key) == b"new"
@@ -101,7 +101,7 @@ def test_change_at_the_same_instant_counts_as_later(before, set_back_s):
 def test_clock_set_back_does_not_date_changes_forward():
     """A clock that was set back by an hour does not date changes forward.
 
-    What the tier holds from before is of no use then, and what is put now is.
+    The older value of the tier is not used then, and a value that is put after the change is.
     """
 
     async def main(loop):

@@ -1,4 +1,4 @@
-"""Erasures that a tier has not carried out: which is next, what they match, and what many of them cost."""
+"""Erasures that a tier has not carried out: their order, the entries that they match, and the cost of many of them."""
 
 import asyncio
 import sys
@@ -41,7 +41,7 @@ def test_order_and_matches_equal_a_plain_list_model(steps):
             made.append(erasing)
             pending.add(erasing)
             continue
-        erasing = made[number % len(made)]  # also one that has ended, or whose place a later one took
+        erasing = made[number % len(made)]  # also an erasure that has ended, or that a later one has replaced
         if what == "end":
             untried, failed = [[it for it in those if it is not erasing] for those in (untried, failed)]
             pending.end(erasing)
@@ -68,7 +68,7 @@ def test_unarmed_erasure_does_not_delay_others():
 
 
 def test_held_erasure_is_skipped_until_its_instant():
-    """An erasure that a hold forbids is left out until its instant."""
+    """An erasure that a hold forbids is skipped until the given instant."""
     pending, held, other = PendingErasures(), erasure(SELECTIONS[0]), erasure(SELECTIONS[1])
     for erasing in (held, other):
         pending.add(erasing)
@@ -77,14 +77,14 @@ def test_held_erasure_is_skipped_until_its_instant():
 
     assert pending.held_until() == 30.0
     assert (pending.next(29.0, may_retry=True), pending.next(30.0, may_retry=True)) == (other, held)
-    pending.add(erasure(SELECTIONS[0]))  # takes its place
+    pending.add(erasure(SELECTIONS[0]))  # replaces the held erasure
     assert pending.held_until() is None
 
 
 def test_failed_erasures_add_no_cost_to_later_work():
-    """An erasure and a write cost no more behind many erasures that failed.
+    """The cost of an erasure and a write does not grow with the number of failed erasures.
 
-    A tier that fails for hours, while tags are invalidated all the time, takes no more of the loop.
+    A tier that fails for hours, while tags are invalidated all the time, takes no more time of the event loop.
     """
 
     class Model:

@@ -102,7 +102,7 @@ def test_encrypted_folder_reveals_nothing(tmp_path):
 
 
 def test_keys_are_destroyed_with_a_stopped_tier(tmp_path):
-    """An erasure destroys the keys also where the tier does not run."""
+    """An erasure destroys the keys even if the tier does not run."""
 
     async def main():
         keys = StoredKeys(tmp_path / "keys.db", master=MASTER)
@@ -133,7 +133,7 @@ def test_class_without_disk_permission_is_not_stored(tmp_path):
 
 
 def test_dead_server_costs_only_misses(tmp_path):
-    """A dead server costs only misses, and leaves the erasure pending."""
+    """A dead server costs only misses, and an erasure on it stays pending."""
 
     async def main():
         keys = StoredKeys(":memory:", master=MASTER)

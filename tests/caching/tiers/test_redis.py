@@ -1,4 +1,4 @@
-"""The Redis tier against a real Valkey server; and against servers that are dead, slow or mad."""
+"""The Redis tier against a real Valkey server, and against servers that are dead, slow or send invalid replies."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ def entry(value, **more):
 
 
 def everything(server):
-    """All that the server holds, keys included."""
+    """Return all data of the server, including its keys."""
     with server.client() as client:
         found = list(client.scan_iter("*"))
         for key in list(found):
@@ -112,7 +112,7 @@ def test_the_server_expires_entries(server):
     assert 90 < left[b"{n}:eksshort"] <= 101
     assert 40 < left[b"{n}:ekslate"] <= 51
     assert left[b"{n}:eksever"] == -1
-    assert len(left) == 5  # nothing beside them but the token
+    assert len(left) == 5  # these four and the token
 
 
 def test_expiry_also_follows_the_clock_of_the_tier(server):
@@ -175,7 +175,7 @@ def test_replaced_entry_has_only_its_new_labels(server):
 
 
 def test_erasure_is_limited_to_its_own_namespace(server):
-    """Names are taken literally, and a key that is no entry is left alone."""
+    """An erasure takes the namespace literally, and leaves keys that are not entries alone."""
 
     async def main():
         async with (
@@ -201,7 +201,7 @@ def test_erasure_is_limited_to_its_own_namespace(server):
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "noeviction"])
 def test_erasure_is_complete_on_a_full_server(tmp_path, policy):
-    """Whatever a full server evicts: what is left of a subject is erased, counted, and nothing of it served."""
+    """An erasure on a full server erases and counts the entries of a subject that the server has not evicted."""
     server = RedisServer(tmp_path)
     server.start()
     with server.client() as client:
@@ -245,7 +245,7 @@ def test_encrypted_server_has_no_readable_content(server):
             assert (await tier.get("the-key-of-anna-subject")).value == [SECRET, "a secret text"]
             keys.destroy("anna-subject")
             assert await tier.get("the-key-of-anna-subject") is None
-            assert await tier.erase(tag="the-tag") == 1  # what could not be read was removed
+            assert await tier.erase(tag="the-tag") == 1  # the get removed the unreadable entry
             await tier.put("k", entry(1))
             seen = tier.statistics()
         async with RedisTier(server.url, keys=stranger, **PATIENT) as tier:
@@ -317,7 +317,7 @@ def test_a_restarted_server_is_found_again_empty(tmp_path):
                 await tier.erase(subject="anna")
             seen = tier.statistics()
             assert breaker.state == "open"
-            assert seen.errors < 10  # the rest was not asked at all
+            assert seen.errors < 10  # the other calls did not reach the server
             assert seen.errors + seen.skipped == 21
             server.start()
             breaker.reset()
@@ -333,7 +333,7 @@ def test_a_restarted_server_is_found_again_empty(tmp_path):
 
 @contextlib.asynccontextmanager
 async def listening(handle):
-    """A server that answers as it likes; its port."""
+    """Run a server that calls ``handle`` for each connection, and yield its port."""
     writers = []
 
     async def handled(reader, writer):
@@ -439,7 +439,7 @@ def test_cancelled_get_leaves_connection_in_order(server):
 def test_cancelled_gets_free_their_connection(server):
     """Gets that are cancelled leave a free connection to the next get.
 
-    One returns it, and the other has been told that it is free.
+    One of them returns its connection, and the other has been notified that the connection is free.
     """
 
     async def main():
@@ -459,7 +459,9 @@ def test_cancelled_gets_free_their_connection(server):
 
 
 def test_stop_ends_waiting_gets_as_misses():
-    """One waits for the handshake, the other for a free connection; neither was cancelled, and neither makes one."""
+    """A stop ends waiting gets as misses: neither is cancelled, and neither makes a connection afterwards.
+
+    One get waits for the handshake, the other for a free connection."""
 
     async def main():
         asked, made = asyncio.Event(), []
@@ -640,7 +642,7 @@ def test_tier_requires_start_and_can_restart(server):
 def test_cancelled_stop_closes_the_connections(server, tmp_path):
     """A stop that is cancelled while a key provider hangs closes the connections.
 
-    The limit of a `Stack`'s stop cancels it; what hangs is a thread, which nothing can end.
+    The time limit of a `Stack`'s stop cancels it; nothing can end the thread that hangs.
     """
     asked, answers = threading.Event(), threading.Event()
 
@@ -716,7 +718,7 @@ def test_calls_are_checked(server):
 
 @pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_check_hostname=False", "max_connections=1", "timeout="])
 def test_url_options_cannot_override_tier_settings(option):
-    """An option after `?` that would win over the tier's own settings is an error, which does not show the url."""
+    """An option after `?` that would override the tier's own settings is an error, which does not show the url."""
     with pytest.raises(ValueError, match=f"url: expected no options but .*, got {option.split('=')[0]}") as caught:
         RedisTier(f"rediss://:word@localhost?{option}")
     assert "word@" not in str(caught.value)
@@ -737,7 +739,7 @@ def test_url_options_cannot_override_tier_settings(option):
     ids=["slash", "fragment", "query", "digits", "digits of a fragment", "port", "normalized", "no host"],
 )
 def test_invalid_url_is_not_shown(url):
-    """A password with special characters that are not percent-encoded is no port in the text of an error."""
+    """The error for a password with special characters that are not percent-encoded does not show the password."""
     with pytest.raises(ValueError, match=r"^url: .* percent-encoded, got something else \(not shown\)$") as caught:
         RedisTier(url)
     assert "secret" not in "".join(traceback.format_exception_only(caught.value))
@@ -749,7 +751,7 @@ def test_a_socket_may_have_an_at_sign(tmp_path):
 
 
 def test_key_of_a_wrong_type_costs_one_miss(server):
-    """A foreign value under one entry's key costs that entry one miss; the breaker does not count it."""
+    """A foreign value under the key of an entry costs that entry one miss, which the breaker does not count."""
 
     async def main():
         async with RedisTier(server.url, namespace="n", **PATIENT) as tier:
@@ -778,7 +780,7 @@ def test_key_of_a_wrong_type_costs_one_miss(server):
     ids=["full", "without_replicas"],
 )
 def test_a_server_that_takes_no_writes_is_read(server, setting, at_fault, at_rest):
-    """A server that rejects writes serves what it has: rejected puts do not open the breaker against reads."""
+    """A server that rejects writes still serves its entries: rejected puts do not open the breaker against reads."""
 
     async def main():
         async with RedisTier(server.url, **PATIENT) as tier:
@@ -799,7 +801,7 @@ def test_a_server_that_takes_no_writes_is_read(server, setting, at_fault, at_res
 
 
 def test_a_full_server_leaves_no_older_value(server):
-    """A server that has no room for a newer value can delete the older one."""
+    """A put that a full server rejects deletes the older value of its key."""
 
     async def main():
         async with RedisTier(server.url, **PATIENT) as tier:
@@ -817,7 +819,7 @@ def test_a_full_server_leaves_no_older_value(server):
 
 
 def test_a_replica_is_read(server):
-    """A server that became a replica serves what it has."""
+    """A server that became a replica still serves its entries."""
 
     async def main():
         async with RedisTier(server.url, **PATIENT) as tier:
@@ -836,7 +838,7 @@ def test_a_replica_is_read(server):
 
 
 def test_distant_server_gets_connected(server):
-    """A handshake of several round trips may take longer than one operation: a later operation has its connection."""
+    """If a handshake takes longer than one operation, a later operation uses its connection."""
 
     async def pump(reader, writer):
         with contextlib.suppress(ConnectionError), contextlib.closing(writer):

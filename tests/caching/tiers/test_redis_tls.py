@@ -1,4 +1,4 @@
-"""TLS between the Redis tier and its server: who is trusted, and files that are replaced."""
+"""TLS between the Redis tier and its server: trusted authorities, and files that are replaced."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ def _empty(server):
 
 @pytest.fixture
 def authorities(tmp_path, monkeypatch):
-    """A private authority, whose certificate is in ``ca.pem``, and one that the system trusts."""
+    """Return a private authority, whose certificate is in ``ca.pem``, and an authority that the system trusts."""
     private, public = trustme.CA(), trustme.CA()
     private.cert_pem.write_to_path(tmp_path / "ca.pem")
     public.cert_pem.write_to_path(tmp_path / "system.pem")
@@ -33,7 +33,7 @@ def authorities(tmp_path, monkeypatch):
 
 @contextlib.asynccontextmanager
 async def tls_in_front_of(server, certificate, clients=None):
-    """A proxy, as stunnel or a mesh would be: the server's wheel has no TLS. Gives its port."""
+    """Run a TLS proxy, like stunnel or a mesh, because the server's wheel has no TLS; yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     if clients is not None:
@@ -90,7 +90,7 @@ async def scanned(tier):
 def test_only_the_named_authorities_are_trusted(
     server, authorities, tmp_path, authority, name, names_authority, is_trusted
 ):
-    """The system's where none is named; for gets and puts, and for the scan of a proof."""
+    """Puts and the scan of a proof trust only the named authority, or the system's if none is named."""
 
     async def main():
         files = {"tls_ca": tmp_path / "ca.pem"} if names_authority else {}
@@ -106,7 +106,7 @@ def test_only_the_named_authorities_are_trusted(
 
 
 def test_replaced_files_apply_to_next_connection(server, authorities, tmp_path):
-    """A client's certificate that is renewed, as some are each day, and an authority that gives way to another."""
+    """The next connection uses a renewed client certificate, as some are each day, and a replaced authority."""
     private, public = authorities
     mine, ca = tmp_path / "me.pem", tmp_path / "ca.pem"
 
@@ -133,7 +133,9 @@ def test_replaced_files_apply_to_next_connection(server, authorities, tmp_path):
 
 
 def test_encrypted_private_key_is_rejected_unprompted(server, authorities, tmp_path, monkeypatch):
-    """OpenSSL would ask the terminal for its password, and the event loop would wait for the answer."""
+    """The tier rejects an encrypted private key without a prompt for its password.
+
+    OpenSSL would prompt on the terminal, and the event loop would wait for the input."""
     passwords, load = [], ssl.SSLContext.load_cert_chain
 
     def spy(context, certfile, keyfile=None, password=None):

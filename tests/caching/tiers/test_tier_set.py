@@ -1,4 +1,4 @@
-"""A cache with scripted tiers: which tier it reads and for how long, what it stores where, and how old that is."""
+"""A cache with scripted tiers: the tiers that it reads, the time for reads, and the place and age of its entries."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ S = 10**9
 
 
 def test_promoted_response_keeps_its_age():
-    """A response is stored in every tier, and comes back promoted with the age that it has."""
+    """A response is stored in every tier, and keeps its age when it is promoted from a slower tier."""
 
     async def main(loop):
         disk, redis = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis", shared=True, on_disk=False)
@@ -53,7 +53,7 @@ def test_promoted_response_keeps_its_age():
         assert model.asked == 2
         seen = cache.tiers.statistics()
         assert [(it.name, it.hits, it.misses) for it in seen] == [("disk", 0, 1), ("redis", 1, 0)]
-        assert seen[0].discarded == 1  # the refresh began, and then it was erased
+        assert seen[0].discarded == 1  # the erasure came after the refresh had begun
 
     run(main)
 
@@ -78,7 +78,7 @@ def test_stale_tier_response_is_used_and_refreshed():
             for _ in range(3):
                 assert (await service.call(si.Request(1.0))).degraded
                 await asyncio.sleep(0.5)
-        async with si.Stack(cache_of(loop, disk), model, clock=loop.clock) as service:  # one that wants nothing stale
+        async with si.Stack(cache_of(loop, disk), model, clock=loop.clock) as service:  # serves nothing stale
             with pytest.raises(BackendError):
                 await service(1.0)
 
@@ -97,7 +97,7 @@ def test_a_stalled_tier_makes_no_request_late():
                 await service(float(n), timeout_s=0.1)
                 assert loop.time() - began == pytest.approx(0.0925, abs=1e-6)
             began = loop.time()
-            await service(9.0)  # no deadline: a second
+            await service(9.0)  # without a deadline, the tier may take a second
             assert loop.time() - began == pytest.approx(1.06)
             disk.get_s = 0.0
         assert cache.tiers.statistics()[0].read_timeouts == 6
@@ -106,14 +106,14 @@ def test_a_stalled_tier_makes_no_request_late():
 
 
 def test_slower_computation_costs_one_late_request():
-    """A computation that is slower than known costs one late request."""
+    """A computation that is slower than known makes only one request late."""
 
     async def main(loop):
         disk, model = ScriptedTier(loop.clock), Model(0.06)
         disk.get_s = 3600.0
         async with si.Stack(cache_of(loop, disk), model, clock=loop.clock) as service:
             with pytest.raises(DeadlineExceeded):
-                await service(1.0, timeout_s=0.1)  # nothing is known: half of it went to the tier
+                await service(1.0, timeout_s=0.1)  # no duration is known, so half of the time went to the tier
             for n in range(4):
                 await service(2.0 + n, timeout_s=0.1)
             disk.get_s = 0.0
@@ -137,7 +137,7 @@ def test_read_budget_leaves_time_to_compute():
 
 
 def test_writes_are_ordered_bounded_and_drained():
-    """Writes to a tier are off the request path, in order, bounded in number, and drained by a stop."""
+    """Writes to a tier delay no request, are bounded in number, and are drained by a stop."""
 
     async def main(loop):
         disk, model = ScriptedTier(loop.clock), Model(0.0)
@@ -162,7 +162,7 @@ def test_writes_are_ordered_bounded_and_drained():
 
 
 def test_stop_without_drain_drops_queued_writes():
-    """A stop without draining drops what is queued; one that drains gives a stalled tier a single put."""
+    """A stop without draining drops queued writes; a stop that drains waits for a single put of a stalled tier, 5 s."""
 
     async def main(loop):
         for drain in (False, True):
@@ -200,7 +200,7 @@ def test_tiers_start_with_first_and_stop_with_last():
         await disk.start()
         with pytest.raises(RuntimeError, match="a cache starts its tiers itself"):
             await cache.__aenter__()
-        assert disk.running  # its other owner needs it
+        assert disk.running  # its other owner still uses it
         other = ScriptedTier(loop.clock)
         with pytest.raises(RuntimeError, match="tier disk 2"):
             await cache_of(loop, other, disk).__aenter__()
@@ -210,7 +210,7 @@ def test_tiers_start_with_first_and_stop_with_last():
 
 
 def test_wrapping_needs_keys_that_processes_share():
-    """A cache with tiers raises `TypeError` for what another process would not find by its key."""
+    """A cache with tiers raises `TypeError` for a service or function whose keys another process cannot make."""
 
     async def main(loop):
         cache = cache_of(loop, ScriptedTier(loop.clock))
@@ -232,9 +232,9 @@ def test_wrapping_needs_keys_that_processes_share():
 
 
 def test_lambda_in_cpu_backend_needs_a_fingerprint():
-    """A `CpuBackend` around a lambda is found again by the fingerprint that it was given.
+    """A cache with tiers accepts a `CpuBackend` around a lambda only if the backend has a fingerprint.
 
-    The message names the backend, because nothing on the function says what another process has.
+    The message names the backend, because nothing of the function identifies it in another process.
     """
 
     async def main(loop):
@@ -261,7 +261,7 @@ def test_functions_and_the_mapping_use_the_tiers_too():
         disk = ScriptedTier(loop.clock)
         async with cache_of(loop, disk) as cache:
             assert await cache.wrap(double)(3) == 6
-            await asyncio.sleep(0.1)  # what is put at the same instant counts from a nanosecond later
+            await asyncio.sleep(0.1)  # a value put at the same instant would be dated a nanosecond later
             assert await cache.put_through("k", [1, 2], tags=("t",), subject="anna", ttl_s=5.0)
             assert disk.held["k"].ttl_s == 5.0
         async with cache_of(loop, disk) as cache:
@@ -282,7 +282,7 @@ def test_functions_and_the_mapping_use_the_tiers_too():
 @pytest.mark.parametrize("with_tiers", [True, False], ids=["tiers", "memory"])
 @pytest.mark.parametrize("bad", [{"tags": "word"}, {"tags": (1,)}, {"subject": 1}], ids=["word", "number", "subject"])
 def test_put_through_checks_its_labels(with_tiers, bad):
-    """A string in place of several tags is an error, and not a tag for each of its letters."""
+    """`put_through` rejects invalid labels, such as a string in place of several tags, and stores nothing."""
 
     async def main(loop):
         disk = ScriptedTier(loop.clock)
@@ -342,7 +342,7 @@ def test_retention_decides_where_a_response_is_stored():
 
 
 def test_tier_entries_obey_the_reading_cache():
-    """An entry that comes from a tier obeys the retention of the cache that reads it."""
+    """An entry of a tier obeys the retention policy of the cache that reads it."""
 
     async def main(loop):
         disk = ScriptedTier(loop.clock)
@@ -363,7 +363,7 @@ def test_tier_entries_obey_the_reading_cache():
 
 
 def test_promotion_writes_only_faster_tiers():
-    """A promotion writes faster tiers only, and of stale responses that of the fastest tier is used."""
+    """A promotion writes to faster tiers only. If several tiers have a stale response, the fastest tier's is used."""
 
     async def main(loop):
         tiers = [ScriptedTier(loop.clock, name) for name in ("a", "b", "c")]
@@ -384,7 +384,7 @@ def test_promotion_writes_only_faster_tiers():
 
 
 def test_entry_awaiting_promotion_grows_older():
-    """An entry that awaits promotion grows older, and one read before an erasure is not stored."""
+    """An entry that awaits promotion grows older, and an entry that was read before an erasure is not stored."""
 
     async def main(loop):
         disk = ScriptedTier(loop.clock)
@@ -399,7 +399,7 @@ def test_entry_awaiting_promotion_grows_older():
             assert cache["k"] == 1
             await asyncio.sleep(0.2)
             assert "k" not in cache
-            cache.tiers.promote("k", found, cache._memory.erasures)  # its time has passed
+            cache.tiers.promote("k", found, cache._memory.erasures)  # the entry has expired
             assert len(cache) == 0
             disk.held["k"] = Entry(value=1, stored_ns=disk.wall_clock(), ttl_s=10.0, tags=["t"])
             found = await cache.tiers.read("k", granted_ns=S)
@@ -415,7 +415,7 @@ def test_entry_awaiting_promotion_grows_older():
 
 
 def test_erasure_during_read_or_store_is_obeyed():
-    """An erasure while tiers are read, or while memory stores, keeps the response out of the cache."""
+    """A response is not stored if an erasure comes while tiers are read, or while memory stores the response."""
 
     async def main(loop):
         disk, model = ScriptedTier(loop.clock), Model()
@@ -494,7 +494,7 @@ def test_evictions_are_recorded_as_one_event():
 
 
 def test_tier_timeout_takes_no_time_from_the_next():
-    """A tier that runs out of its own time takes none from the next tier."""
+    """A tier that raises `TimeoutError` takes no time from the next tier."""
 
     async def main(loop):
         class Impatient(ScriptedTier):
@@ -541,7 +541,7 @@ def test_failing_tier_logs_reads_and_writes_once(caplog):
 @pytest.mark.parametrize("error", [asyncio.CancelledError, BaseExceptionGroup("odd", [GeneratorExit()])], ids=repr)
 @pytest.mark.parametrize("operation", ["put", "delete", "erase"])
 def test_cancelled_error_of_tier_does_not_end_writer(operation, error):
-    """Its ``CancelledError`` is a failure like any other: counted or reported, and the next write is made."""
+    """A ``CancelledError`` of a tier is a failure like any other, after which the writer makes the next write."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -563,7 +563,7 @@ def test_cancelled_error_of_tier_does_not_end_writer(operation, error):
 
 
 def test_stale_response_expires_during_slower_reads():
-    """A stale response does not outlive its time while slower tiers are read."""
+    """A stale response that expires while slower tiers are read is not used."""
 
     async def main(loop):
         disk, redis = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis")
@@ -583,7 +583,7 @@ def test_stale_response_expires_during_slower_reads():
 
 @pytest.mark.parametrize("why", ["rejected", "slow", "disallowed"])
 def test_replaced_value_does_not_come_back(why):
-    """Where a tier does not take a second value, the first is not used again; a third that it takes is."""
+    """If a tier does not store a second value, its first value is not used again; a third that it stores is used."""
 
     async def play(loop):
         tier = ScriptedTier(loop.clock)
@@ -617,7 +617,7 @@ def test_replaced_value_does_not_come_back(why):
 
 @pytest.mark.parametrize("times", [{"ttl_s": 1e300}, {"ttl_s": 1e9, "stale_s": 1e300}])
 def test_an_entry_of_another_program_fails_no_request(times):
-    """Times beyond all others, which only another program writes, are as good as the longest."""
+    """An entry with huge durations, which only another program writes, fails no request; they count as the longest."""
 
     async def play(loop):
         tier = ScriptedTier(loop.clock)
@@ -629,7 +629,7 @@ def test_an_entry_of_another_program_fails_no_request(times):
 
 
 def test_read_begun_before_a_put_does_not_undo_it():
-    """What a tier had is not kept over a value that was put while it was asked."""
+    """A value that is read from a tier does not replace a value that was put during the read."""
 
     async def play(loop):
         tier = ScriptedTier(loop.clock)
@@ -647,7 +647,7 @@ def test_read_begun_before_a_put_does_not_undo_it():
 
 
 class LeasedTier(ScriptedTier):
-    """A tier whose leases are taken, or free and noted."""
+    """Tier whose leases are all taken, or are free and recorded in ``leases``."""
 
     lease_s = 10.0
 
@@ -668,9 +668,9 @@ class LeasedTier(ScriptedTier):
 
 
 def test_stall_during_lease_wait_makes_no_request_late():
-    """A tier that stalls while a lease is waited for makes no request late.
+    """A tier that stalls while a request waits for a lease does not make the request late.
 
-    Each look for the entry of another machine leaves the time to compute.
+    Each read for the entry of the other machine leaves the time to compute.
     """
 
     async def play(loop):
@@ -686,7 +686,7 @@ def test_stall_during_lease_wait_makes_no_request_late():
 
 @pytest.mark.parametrize("end", ["found", "cancelled"])
 def test_unneeded_lease_is_released(end):
-    """Others need not wait for one that found the entry after all, or whose callers left while it looked."""
+    """A lease is released if its holder finds the entry after all, or if the callers are cancelled during that read."""
 
     async def play(loop):
         tier = LeasedTier(loop.clock)
@@ -710,7 +710,7 @@ def test_unneeded_lease_is_released(end):
 
 @pytest.mark.parametrize("end", ["deleted", "erased", "rejected"])
 def test_lease_ends_when_its_value_is_never_stored(end):
-    """A lease ends if its value was queued and came to nothing. It was computed, and the tier never has it."""
+    """A lease ends if its computed value was queued and then deleted, erased or rejected, so that no tier stores it."""
 
     class Rejecting(LeasedTier):
         async def put(self, key, entry):
@@ -721,7 +721,7 @@ def test_lease_ends_when_its_value_is_never_stored(end):
         cache = cache_of(loop, tier)
         async with si.Stack(cache, Model(), clock=loop.clock) as service:
             tier.put_s = 1.0
-            await service(1.0)  # being put
+            await service(1.0)  # this write is running
             tier.put_s = 0.0
             request = si.Request(2.0, tags=["face"])
             await service.call(request)
@@ -737,7 +737,7 @@ def test_lease_ends_when_its_value_is_never_stored(end):
 
 
 def test_lease_is_released_where_a_deletion_waits():
-    """A deletion takes no lease with it, as an entry does."""
+    """A lease that ends while a deletion of its key is queued is released."""
 
     async def play(loop):
         tier = LeasedTier(loop.clock)
@@ -756,7 +756,7 @@ def test_lease_is_released_where_a_deletion_waits():
 
 @pytest.mark.parametrize("stalls", ["take_lease", "open_lease"])
 def test_a_lease_that_stalls_makes_no_request_late(stalls):
-    """Neither asking for a lease nor ending it takes the time that the computation needs."""
+    """Neither the start nor the end of a lease takes the time that the computation needs."""
 
     class Stalled(LeasedTier):
         async def take_lease(self, key, token):
@@ -779,7 +779,7 @@ def test_a_lease_that_stalls_makes_no_request_late(stalls):
 
 
 def test_failed_release_of_a_lease_is_logged_once(caplog):
-    """A tier that raises where it is not to raise costs its callers nothing."""
+    """A tier that raises at the end of a lease changes no response, and the failure is logged once."""
 
     class Broken(LeasedTier):
         async def open_lease(self, key, token):
@@ -807,9 +807,9 @@ def test_failed_release_of_a_lease_is_logged_once(caplog):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_process_learns_tiers_run_elsewhere():
-    """A forked process gets an error that says that the tiers run in another process.
+    """A forked process that starts the cache gets an error that says that the tiers run in another process.
 
-    They are on no event loop that it could find.
+    The child has no event loop on which these tiers run.
     """
 
     async def start(cache):
@@ -827,7 +827,7 @@ def test_forked_process_learns_tiers_run_elsewhere():
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_an_erasure_in_a_forked_process_ends():
-    """The tiers run in the parent, whose event loop takes nothing from the child."""
+    """An erasure in a forked process ends, although the tiers run in the parent and get no calls from the child."""
 
     async def main(loop):
         cache = cache_of(loop, ScriptedTier(loop.clock))

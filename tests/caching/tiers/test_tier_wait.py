@@ -1,4 +1,4 @@
-"""Callers who join a flight whose leader grants the tiers more time than they have."""
+"""Waiters of a flight whose leader grants the tiers more time than the waiters have."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Stalled(ScriptedTier):
-    """A tier that never answers, or whose lease another machine has."""
+    """Tier that never responds, or whose lease another machine has."""
 
     lease_s = 3600.0
     leases_stall = False
@@ -27,7 +27,7 @@ class Stalled(ScriptedTier):
 @pytest.mark.parametrize("stalls", ["get", "lease"])
 @pytest.mark.parametrize(("timeout_s", "joined_at_s"), [(0.1, 0.0925 - 0.06), (0.5, 0.25)])
 def test_stalled_tier_does_not_delay_a_joining_caller(stalls, timeout_s, joined_at_s):
-    """The wait for tiers ends when the caller with the least time has none to spare."""
+    """The wait for tiers ends when the caller with the least time needs the rest of its time to compute."""
 
     async def main(loop):
         tier, model = Stalled(loop.clock), Model(0.06)
@@ -51,7 +51,7 @@ def test_stalled_tier_does_not_delay_a_joining_caller(stalls, timeout_s, joined_
 
 
 def test_late_caller_leaves_the_tier_its_time():
-    """A caller for whom a computation would be too late does not shorten the time of the tier."""
+    """A caller whose deadline leaves no time for a computation does not shorten the time of the tier."""
 
     async def main(loop):
         tier, model = ScriptedTier(loop.clock), Model(0.06)
@@ -71,7 +71,7 @@ def test_late_caller_leaves_the_tier_its_time():
 
 
 def test_the_caller_with_the_least_time_counts():
-    """One who joins later, with more time, does not prolong the wait."""
+    """The caller with the least time limits the wait for tiers; a later caller with more time does not prolong it."""
 
     async def main(loop):
         tier, model = ScriptedTier(loop.clock), Model(0.06)
@@ -88,7 +88,7 @@ def test_the_caller_with_the_least_time_counts():
 
 
 def test_joined_caller_counts_for_the_next_leader():
-    """When a leader fails, the next one reads the tiers again; by then it has less time."""
+    """After a leader fails, the next one reads the tiers again, within the time that the other waiters have left."""
 
     async def main(loop):
         tier, model = ScriptedTier(loop.clock), Model(0.06)
@@ -108,9 +108,9 @@ def test_joined_caller_counts_for_the_next_leader():
 
 
 def test_tier_that_used_up_its_time_is_passed_over():
-    """A tier that used up the time that a joined caller granted is passed over.
+    """A tier that used up the time that a waiter granted is skipped by the next flight.
 
-    A computation that is slower than known costs one late request, whichever caller shortened the wait.
+    A computation that is slower than known makes callers late only once, whichever of them shortened the wait.
     """
 
     async def main(loop):

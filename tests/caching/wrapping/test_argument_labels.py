@@ -1,4 +1,4 @@
-"""Subject and tags of what a wrapped function answers: values of the parameters that are named."""
+"""Subject and tags of the results of a wrapped function: the values of named parameters."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ async def embed_later(image, patient=None, *, site="north", words=()):
 
 
 def test_labels_erase_responses_of_a_subject():
-    """An erasure by subject takes the answers of a sync function that were made for it, and no others."""
+    """An erasure by subject erases the results of a sync function for that subject, and no others."""
     cache = si.EdgeCache()
     wrapped = cache.wrap(embed, subject="patient")
     for patient in ("anna", "ben", None):
@@ -34,7 +34,7 @@ def test_labels_erase_responses_of_a_subject():
 
 
 def test_labels_erase_by_tag_of_an_async_function():
-    """Several parameters are tags, one string each or several; a default counts as given."""
+    """Several parameters can be tags, each with one string or several; a default value counts as given."""
 
     async def main():
         cache = si.EdgeCache()
@@ -47,7 +47,7 @@ def test_labels_erase_by_tag_of_an_async_function():
 
 
 def test_labels_reach_the_tiers():
-    """What is stored in a tier has them too, and a refresh and an error as well."""
+    """Entries of a tier, refreshed entries and stored errors have the labels as well."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -69,7 +69,7 @@ def test_labels_reach_the_tiers():
 
 
 def test_labels_choose_the_class():
-    """A tag that names a data class bounds the answer's time."""
+    """A tag that names a data class bounds the age of the result."""
 
     async def main(loop):
         cache = si.EdgeCache(retention=Retention(100.0, classes={"face": Retention(5.0)}), clock=loop.clock)
@@ -83,7 +83,7 @@ def test_labels_choose_the_class():
 
 
 def test_other_labels_have_separate_entries():
-    """The same function wrapped with other names shares no entry: what one wrote could not be erased for the other."""
+    """Wrappings of a function with other label names share no entries, which lack the labels of the other."""
     cache = si.EdgeCache()
     plain, labeled = cache.wrap(embed), cache.wrap(embed, subject="patient")
 
@@ -95,7 +95,7 @@ def test_other_labels_have_separate_entries():
 
 
 def test_labels_of_a_method_and_collected_arguments():
-    """Names are found in methods, and in functions that collect others."""
+    """Labels can name parameters of methods, and of functions that collect further arguments."""
 
     class Model:
         fingerprint = "model 1"
@@ -111,7 +111,7 @@ def test_labels_of_a_method_and_collected_arguments():
 
 @pytest.mark.parametrize("value", [7, b"anna", ["anna"]], ids=repr)
 def test_subject_that_is_no_string_is_rejected(value):
-    """A subject that no erasure can name is rejected before anything is computed."""
+    """A subject that is no string, which no erasure can name, is rejected before the function is called."""
     calls = []
 
     def model(x, patient):
@@ -123,7 +123,7 @@ def test_subject_that_is_no_string_is_rejected(value):
 
 
 def test_tags_that_are_no_strings_are_rejected():
-    """So are tags."""
+    """Tags that are no strings are rejected."""
     with pytest.raises(InvalidInput, match="words: expected a string, several, or None"):
         si.EdgeCache().wrap(embed, tags=("words",))(1, words=[1])
 
@@ -137,6 +137,6 @@ def test_names_that_are_no_parameters_are_rejected():
 
 
 def test_names_for_a_service_are_rejected():
-    """Requests have a subject and tags of their own."""
+    """A service takes no label names, because requests have a subject and tags of their own."""
     with pytest.raises(TypeError, match="subject, tags: expected no names of parameters"):
         si.EdgeCache().wrap(Model(), subject="patient")

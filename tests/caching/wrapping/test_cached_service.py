@@ -1,4 +1,4 @@
-"""A cache in front of services and functions: what is answered from it, what is kept, and under which key."""
+"""A cache around services and functions: the responses that it serves and stores, and their keys."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Cache:
-    """An `EdgeCache` as a layer, with its flights at hand."""
+    """`EdgeCache` as a layer, with its flights as an attribute."""
 
     def __init__(self, clock=None, *, secret=None, **settings):
         self.table = EdgeCache(clock=clock, secret=secret, **settings)
@@ -38,7 +38,7 @@ class Cache:
 
 
 class Model:
-    """A service that answers by script, and keeps what it was asked."""
+    """Service that responds by a script and records its requests."""
 
     fingerprint = "model 1"
 
@@ -58,7 +58,7 @@ class Model:
 
 
 def on_loop(scenario, **settings):
-    """Runs ``scenario(cache, loop)`` and holds that no task, flight or error is left."""
+    """Run ``scenario(cache, loop)`` and check that no task, flight or error is left."""
     complaints = []
 
     async def main(loop):
@@ -95,7 +95,7 @@ def test_hit_has_source_cache():
 
 @pytest.mark.parametrize("how", ["first", "hit"])
 def test_responses_are_read_only_and_hold_no_batch(how):
-    """A response is read-only and keeps nothing else alive, such as the batch it was a row of."""
+    """A response is read-only and keeps nothing else alive, such as the batch of which it was a row."""
     batches = [np.arange(12.0).reshape(4, 3)]
     left = weakref.ref(batches[0])
     Pair = namedtuple("Pair", "a b")  # noqa: PYI024
@@ -242,7 +242,7 @@ def test_deadline_of_cached_and_computed_requests():
         with pytest.raises(DeadlineExceeded, match=r"had passed 0\.100000 s before"):
             await service.call(Request(1, deadline_ns=loop.now_ns - 100_000_000))
         await leader
-        assert (await service.call(Request(1, deadline_ns=0))).source == "cache"  # an answer that is there is an answer
+        assert (await service.call(Request(1, deadline_ns=0))).source == "cache"  # returned even after the deadline
         for request in (Request(2, deadline_ns=loop.now_ns + 10**8), Request(1, stream_id=1, deadline_ns=0)):
             with pytest.raises(DeadlineExceeded):
                 await service.call(request)
@@ -262,7 +262,7 @@ def test_stale_while_revalidate():
             assert (response.outputs, response.degraded, response.source) == ("old", True, "cache")
         assert len(model.asked) == 1
         await asyncio.sleep(1.5)
-        assert [request.deadline_ns for request in model.asked] == [None, 25_500_000_000]  # 4 times as long, and 10 s
+        assert [request.deadline_ns for request in model.asked] == [None, 25_500_000_000]  # 4 times as long, plus 10 s
         response = await service.call(Request(1))
         assert (response.outputs, response.degraded) == ("new", False)
         assert cache.flights.statistics().refreshes == 1
@@ -290,7 +290,7 @@ def test_stale_if_error(caplog):
 
 
 def test_stored_errors_are_copied_for_each_caller():
-    """Errors are stored where `negative_ttl_s` is set, and each caller gets an error of its own."""
+    """Errors are stored if `negative_ttl_s` is set, and each caller gets an error of its own."""
 
     async def play(cache, loop):
         cause = ValueError("why")
@@ -372,7 +372,7 @@ def test_deadlines_of_leader_and_waiters_in_a_stack():
 
 @pytest.mark.parametrize("drain", [True, False])
 def test_stopping_stack_ends_cache_computations(drain):
-    """A stack that stops ends what the cache layer computes."""
+    """The stop of a stack ends the computations of its cache layer."""
 
     async def main(loop):
         cache = Cache(loop.clock, ttl_s=1.0, stale_s=60.0)
@@ -519,7 +519,7 @@ def test_wrapped_function_is_part_of_the_key():
     assert len(keys) == len(others)
     one = Callable(1)
     assert cache.wrap(one.method).key_of(5) == cache.wrap(one.method).key_of(5)
-    # a function that stands in its module has the same key in every process
+    # a function that its module defines has the same key in every process
     assert cache.wrap(module_level).key_of(5) == Cache().wrap(module_level).key_of(5)
 
 
@@ -757,7 +757,7 @@ def test_uncopyable_error_is_stored_as_runtime_error():
 
 
 class Versioned(Model):
-    """A model that another version may replace while it serves."""
+    """Model that another version may replace while it serves."""
 
     changes = 0
 
@@ -787,7 +787,7 @@ def test_other_versions_have_other_keys():
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_response_across_version_change_is_not_stored(fails):
-    """The request was keyed for version 1, and version 2 may have answered it."""
+    """A response to a call in which the model changes is not stored, because version 2 may have computed it."""
 
     class Changing(Versioned):
         async def call(self, request):
@@ -810,7 +810,7 @@ def test_response_across_version_change_is_not_stored(fails):
 
 
 def test_callers_with_other_tags_do_not_share_an_entry():
-    """An entry lasts as long as its own caller's class allows, and is erased with that caller's tags only."""
+    """Callers with other tags have separate entries, each bounded by the class of its tags and erased by its tags."""
 
     async def play(cache, loop):
         model = Model()
@@ -829,7 +829,7 @@ def test_callers_with_other_tags_do_not_share_an_entry():
 
 
 def test_waiters_with_other_tags_do_not_join():
-    """A caller joins the computation of one with the same tags only: what it is owed is kept under these."""
+    """Callers share a computation only if they have the same tags, because the response is stored under the tags."""
 
     async def play(cache, loop):
         service = cache.wrap(Model(after_s=1.0))
@@ -841,7 +841,7 @@ def test_waiters_with_other_tags_do_not_join():
 
 
 def module_with(source, monkeypatch, name="a_model"):
-    """A module of this source, as an import or a reload makes it."""
+    """Return a module of this source, as an import or a reload makes it."""
     module = sys.modules.get(name)
     if module is None:
         module = types.ModuleType(name)
@@ -864,14 +864,14 @@ def module_with(source, monkeypatch, name="a_model"):
     ids=["constant", "operation", "name", "nested", "default", "type", "set"],
 )
 def test_changed_code_has_other_keys(first, second, monkeypatch):
-    """A function that was changed, by a reload or a redeploy, is not answered with what the one before it made."""
+    """A function that was changed, by a reload or a redeploy, has other keys than the function before."""
     cache = Cache()
     keys = [cache.wrap(module_with(source, monkeypatch).f).key_of(1) for source in (first, second, first)]
     assert keys[0] == keys[2] != keys[1]
 
 
 def test_functions_of_one_name_do_not_share_entries(monkeypatch):
-    """Two functions of one name in one module have an entry each."""
+    """Two functions of one name in one module have separate entries."""
     cache = Cache()
     source = "def _(x): return x + 1\nfirst = _\ndef _(x): return x + 2\nsecond = _"
     module = module_with(source, monkeypatch)
@@ -879,7 +879,7 @@ def test_functions_of_one_name_do_not_share_entries(monkeypatch):
 
 
 def test_same_code_with_other_globals_has_other_keys(monkeypatch):
-    """What `exec` made in a namespace of its own is a thing of its own."""
+    """Functions that `exec` makes of the same code in other namespaces have separate entries."""
     cache = Cache()
     module_with("", monkeypatch)
     spaces = [{"__name__": "a_model", "K": number} for number in (1, 2)]
@@ -910,7 +910,7 @@ def test_no_caller_changes_the_mask_of_a_cached_array():
 
 
 def test_a_tuple_without_arrays_keeps_its_class():
-    """Such as that of the time module, which has its fields as attributes."""
+    """A tuple without arrays keeps its class, such as that of the time module, whose fields are attributes."""
     cached = EdgeCache().wrap(time.gmtime)
 
     assert [cached(0).tm_year, cached(0).tm_year] == [1970, 1970]
@@ -918,7 +918,7 @@ def test_a_tuple_without_arrays_keeps_its_class():
 
 @pytest.mark.parametrize("kind", [np.ndarray, np.recarray])
 def test_record_of_an_array_is_copied(kind):
-    """A row of an array of records, which is a view of it, is copied, and no caller can change it."""
+    """A row of an array of records, which is a view of the array, is copied, and no caller can change the copy."""
     rows = np.zeros(2, [("a", "i4"), ("b", "f8")]).view(kind)
     cached = EdgeCache().wrap(lambda: {"row": rows[0]})
     cached()
@@ -965,7 +965,7 @@ class Hanging:
 
 @pytest.mark.parametrize(("after_s", "limit_s"), [(0.1, 1.0), (2.0, 8.0)])
 def test_hanging_refresh_of_a_service_is_cancelled(after_s, limit_s, caplog):
-    """A late refresh is in no other's way, and the service is told when it is cancelled at the latest."""
+    """A late refresh does not block the next refresh, and has the instant of its cancellation as its deadline."""
 
     async def play(cache, loop):
         model = Hanging(after_s)
@@ -981,14 +981,14 @@ def test_hanging_refresh_of_a_service_is_cancelled(after_s, limit_s, caplog):
         assert (await service.call(Request(1))).degraded
         await asyncio.sleep(after_s + 0.1)
         assert (await service.call(Request(1))).outputs == 3
-        await asyncio.sleep(10.0)  # a late refresh may run for so long
+        await asyncio.sleep(10.0)  # a late refresh may run for 10 s
 
     on_loop(play, ttl_s=1.0, stale_s=100.0)
     assert f"a refresh took longer than {limit_s:g} s" in caplog.text
 
 
 def test_hanging_refresh_of_a_function_is_cancelled(caplog):
-    """So has the refresh of an async function."""
+    """A late refresh of an async function does not block the next refresh, and is cancelled."""
 
     async def play(cache, loop):
         calls = []
@@ -1013,7 +1013,7 @@ def test_hanging_refresh_of_a_function_is_cancelled(caplog):
 
 
 def test_deletion_does_not_affect_other_keys():
-    """What is computed while keys are deleted is stored, but for the answers of these keys."""
+    """A response that is computed while other keys are deleted is stored."""
 
     async def play(cache, loop):
         model = Model(after_s=0.1)
@@ -1052,7 +1052,7 @@ def put_too_large(cache, key):
 
 @pytest.mark.parametrize("take", [pop, delete, pop_item, put_too_large])
 def test_key_deleted_while_computed_is_not_stored(take):
-    """The deletion of a key, there or not, is of what is being computed for it as well."""
+    """If a key is deleted, with an entry or without, the result of its running computation is not stored."""
 
     async def play(cache, loop):
         service = cache.wrap(Model(after_s=0.1))
@@ -1068,7 +1068,7 @@ def test_key_deleted_while_computed_is_not_stored(take):
 
 
 def test_too_many_deletions_count_for_all_keys():
-    """Up to 4,096 deletions are each known; one more makes all of them deletions of every key."""
+    """The cache knows up to 4,096 deletions by key; one more makes all of them count for every key."""
     cache = EdgeCache()
     before = cache._memory.erasures
     cache.pop("a", None)
@@ -1112,7 +1112,7 @@ class Switched:
 
 
 async def ask_all(service, keys, loop, until_ns):
-    """Asks for every key again and again, until an instant; returns how many of the last answers were fresh."""
+    """Request every key again and again, until an instant; return how many of the last responses were fresh."""
     fresh = 0
     while loop.now_ns < until_ns:
         answers = [await service.call(Request(key)) for key in range(keys)]
@@ -1125,7 +1125,7 @@ async def ask_all(service, keys, loop, until_ns):
 def test_failed_refreshes_recover_within_a_second(state, keys, caplog):
     """Keys whose refreshes fail or hang recover within a second after the model has recovered.
 
-    A dead model gets at most 256 refreshes a second, with one traceback; well again, it refreshes every key.
+    A dead model gets at most 256 refreshes a second, with one traceback; after it recovers, every key is refreshed.
     """
 
     async def play(cache, loop):
@@ -1172,7 +1172,7 @@ def test_late_refresh_reveals_a_slower_model():
 
 @pytest.mark.parametrize("drain", [True, False])
 def test_stop_ends_despite_swallowed_cancellation(drain, caplog):
-    """Who waits for one gets ``Closed`` a second after the stop; it is named in a warning."""
+    """If a computation swallows its cancellation, a stop ends after 1 s with a warning, and waiters get ``Closed``."""
 
     async def play(cache, loop):
         model = Switched()
@@ -1217,7 +1217,7 @@ def test_refresh_outliving_a_stop_raises_no_error():
 
 
 def test_erased_response_is_not_held_by_its_context():
-    """A task that a computation began holds its context, which holds no answer once that has ended."""
+    """A task that a computation began holds the context of the computation, which does not hold an erased response."""
 
     async def play(cache, loop):
         lasting = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Layers of a user between a cache and a model: what they make of responses is part of the keys."""
+"""User layers between a cache and a model: layers that change responses are part of the keys."""
 
 import pytest
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Model:
-    """Doubles."""
+    """Model that multiplies its input by twice its version."""
 
     fingerprint = "doubles 1"
 
@@ -24,20 +24,20 @@ class Model:
 
 
 class Negated(SyncLayer):
-    """Negates responses."""
+    """Layer that negates responses."""
 
     def exit(self, request, token, outcome, now_ns):
         return si.Response(-outcome.outputs, source=outcome.source)
 
 
 class Named(Negated):
-    """The same, and another process can know."""
+    """Layer that negates responses, with a fingerprint that is the same in other processes."""
 
     fingerprint = "negated 1"
 
 
 class Watching(SyncLayer):
-    """Looks at responses, and changes none."""
+    """Layer that reads responses and changes none."""
 
     fingerprint = ""
 
@@ -46,14 +46,14 @@ class Watching(SyncLayer):
 
 
 class Counting(SyncLayer):
-    """Has no exit of its own."""
+    """Layer without an exit of its own."""
 
     def enter(self, request, now_ns):
         return None
 
 
 class Inverting:
-    """Negates responses, in a coroutine."""
+    """Layer that negates responses in a coroutine."""
 
     def __init__(self, **own):
         self._own = own
@@ -63,7 +63,7 @@ class Inverting:
 
 
 class Inverted:
-    """A service that keeps what it wraps in ``inner``."""
+    """Service that keeps the service that it wraps in ``inner``."""
 
     def __init__(self, inner, own):
         self.inner = inner
@@ -79,7 +79,7 @@ IDS = ["sync", "sync-named", "service", "service-named"]
 
 
 def responses(first, second, model=None):
-    """What two stacks with one cache, and layers before one model, respond with."""
+    """Return the responses of two stacks that share a cache and a model, with the given layers in between."""
 
     async def main(loop):
         cache, shared = si.EdgeCache(maxsize=8), model or Model()
@@ -94,20 +94,20 @@ def responses(first, second, model=None):
 
 @pytest.mark.parametrize("layer", CHANGING, ids=IDS)
 def test_layer_that_changes_responses_splits_entries(layer):
-    """A stack without the layer and one with it have entries of their own in one cache."""
+    """A stack with the layer and a stack without it have separate entries in one cache."""
     assert responses([], [layer()]) == [(2.0, "model"), (-2.0, "model")]
     assert responses([layer()], []) == [(-2.0, "model"), (2.0, "model")]
 
 
 @pytest.mark.parametrize("layer", [Watching, Counting])
 def test_layer_that_changes_no_response_shares_entries(layer):
-    """What says that it changes no response, or has no exit, adds nothing to the keys."""
+    """A layer with an empty fingerprint, or without an exit, adds nothing to the keys."""
     assert responses([], [layer()]) == [(2.0, "model"), (2.0, "cache")]
 
 
 @pytest.mark.parametrize("layer", CHANGING, ids=IDS)
 def test_changed_model_inside_a_layer_has_new_keys(layer):
-    """A layer's own fingerprint does not hide that of the model."""
+    """The fingerprint of a layer does not hide the fingerprint of the model."""
 
     async def main(loop):
         model = Model()
@@ -121,7 +121,7 @@ def test_changed_model_inside_a_layer_has_new_keys(layer):
 
 
 def test_tiers_need_the_fingerprint_of_a_layer():
-    """Another process finds a response only if it can know that the same layer made it."""
+    """A cache with tiers requires a fingerprint of each layer, by which another process knows the layer."""
 
     async def main(loop):
         cache = si.EdgeCache(ttl_s=60, clock=loop.clock, tiers=[ScriptedTier(loop.clock)])
@@ -135,7 +135,7 @@ def test_tiers_need_the_fingerprint_of_a_layer():
 
 
 def test_cache_with_tiers_must_be_inside_the_routes():
-    """A router has no fingerprint: the message says where the cache goes, and there it works."""
+    """A cache with tiers around a router is rejected; the message says to put it into each route, where it works."""
 
     async def main(loop):
         cache = si.EdgeCache(ttl_s=60, clock=loop.clock, tiers=[ScriptedTier(loop.clock)])
@@ -149,7 +149,7 @@ def test_cache_with_tiers_must_be_inside_the_routes():
 
 
 def test_joined_fingerprints_differ_if_one_part_does():
-    """Joined ones differ where either does; what is unknown or wrong stays so."""
+    """Joined fingerprints differ if either part differs; a first part that is unknown or invalid stays so."""
     assert join_fingerprints("a", "b") != join_fingerprints("b", "a")
     assert join_fingerprints("a around", "b") != join_fingerprints("a", "around b")
     assert join_fingerprints(lambda: "a", lambda: b"b") == join_fingerprints("a", b"b")

@@ -1,4 +1,4 @@
-"""Outdated values in place of errors: not once they were erased or deleted, nor beyond their time; and refreshes."""
+"""Outdated values in place of errors, but not after an erasure, a deletion or their window; and refreshes."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ REQUEST = si.Request(1, subject="anna", tags=("face",))
 
 
 class Model:
-    """Answers with the number of the call, a second later; fails while it is told to."""
+    """Model that responds with the number of the call after a second; fails while ``is_down`` is true."""
 
     fingerprint = "model"
     enforces_deadline = False
@@ -35,7 +35,7 @@ class Model:
 
 
 def cache_of(loop, **more):
-    """A cache whose values are fresh for 10 s, and outdated for 20 s after that."""
+    """Return a cache whose values are fresh for 10 s, and outdated for 20 s after that."""
     return si.EdgeCache(ttl_s=10.0, stale_while_revalidate_s=0.0, stale_if_error_s=20.0, clock=loop.clock, **more)
 
 
@@ -50,7 +50,7 @@ FORGET = {
 @pytest.mark.parametrize("forget", FORGET.values(), ids=FORGET)
 @pytest.mark.parametrize("where", ["memory", "tier"])
 def test_erased_value_does_not_replace_an_error(forget, where):
-    """What was erased while its caller waited for a new value is not the response when computing that fails."""
+    """A value that is erased while its caller waits for a new value does not replace the error of the computation."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -73,7 +73,7 @@ def test_erased_value_does_not_replace_an_error(forget, where):
 
 @pytest.mark.parametrize("where", ["memory", "tier"])
 def test_outdated_is_not_served_beyond_its_window(where):
-    """A computation that fails after the window has closed, and after the maximum age, has an error as its end."""
+    """If a computation fails after the window and the maximum age have ended, its caller gets the error."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -94,7 +94,7 @@ def test_outdated_is_not_served_beyond_its_window(where):
 
 @pytest.mark.parametrize("forgotten", [True, False], ids=["erased", "not"])
 def test_erased_value_of_async_function_is_not_served(forgotten):
-    """Functions do as services do."""
+    """An outdated value replaces the error of an async function, unless it was erased meanwhile."""
 
     async def main(loop):
         cache, model = cache_of(loop), Model()
@@ -119,7 +119,7 @@ def test_erased_value_of_async_function_is_not_served(forgotten):
 
 
 def test_erased_value_of_a_sync_function_is_not_served():
-    """So do functions in threads, here with an erasure from inside the computation."""
+    """A value that the computation of a sync function erases does not replace its error."""
     clock = FakeClock()
     cache = si.EdgeCache(ttl_s=10.0, stale_while_revalidate_s=0.0, stale_if_error_s=20.0, clock=clock)
     calls = []
@@ -140,7 +140,7 @@ def test_erased_value_of_a_sync_function_is_not_served():
 
 
 def test_one_refresh_of_a_key_for_all_priorities():
-    """Callers of any priority get the stale value, and one of them begins its refresh; after a failure it pauses."""
+    """Callers of all priorities get the stale value and share one refresh, which pauses after a failure."""
 
     async def main(loop):
         cache, model = si.EdgeCache(ttl_s=10.0, stale_s=100.0, clock=loop.clock), Model()
@@ -166,7 +166,7 @@ def test_one_refresh_of_a_key_for_all_priorities():
 
 @pytest.mark.parametrize("priority", [1, 2, 3])
 def test_caller_after_an_erasure_joins_no_older_flight(priority):
-    """Who calls after an erasure joins no computation of another priority that began before it."""
+    """A caller after an erasure does not share a computation of another priority that began before the erasure."""
 
     async def main(loop):
         cache, model = si.EdgeCache(clock=loop.clock), Model()
@@ -182,7 +182,7 @@ def test_caller_after_an_erasure_joins_no_older_flight(priority):
 
 
 def test_refresh_on_a_stalled_loop_hinders_no_other():
-    """A loop that does not run on amid a refresh does not end it; a stale hit on another loop begins another."""
+    """If a loop stops in the middle of a refresh, a stale hit on another loop begins another refresh."""
     clock = FakeClock()
     cache = si.EdgeCache(ttl_s=10.0, stale_s=100.0, clock=clock)
     called = 0

@@ -1,4 +1,4 @@
-"""The cache as a layer of a `Stack`: what it answers, whom it spares, and what frees its expired entries."""
+"""The cache as a layer of a `Stack`: its responses, its single flight, and the expiry of its entries."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def test_stampede_computes_once_and_repeats_hit():
 
 
 def test_the_thread_frees_entries_of_an_idle_stack():
-    """The event loop takes no part: an entry leaves memory while the loop is busy with something else."""
+    """The expiry thread frees an entry while the event loop is busy with something else."""
 
     class Kept:
         pass
@@ -57,7 +57,7 @@ def test_the_thread_frees_entries_of_an_idle_stack():
 
 
 def test_thread_does_not_expire_by_a_stacks_clock():
-    """Only storing a value, and ``expire``, free what is due by a clock that the thread cannot read."""
+    """An entry due by the clock of a stack, which the thread cannot read, is freed only by a store or ``expire``."""
 
     async def main(loop):
         cache = si.EdgeCache(ttl_s=1.0)
@@ -71,7 +71,7 @@ def test_thread_does_not_expire_by_a_stacks_clock():
 
 
 def test_thread_leaves_out_a_cache_with_a_clock():
-    """A cache that waits for the thread may be given a clock later: the thread then leaves it out."""
+    """The expiry thread skips a cache that was given a clock while it waited for the thread."""
     cache = si.EdgeCache(ttl_s=3600.0)
     cache["x"] = 1
     cache.bind_clock(FakeClock(10**18))
@@ -81,7 +81,7 @@ def test_thread_leaves_out_a_cache_with_a_clock():
 
 
 def test_thread_sees_entries_stored_while_it_looks(monkeypatch):
-    """An entry that another thread stores between any two calls of the thread's is freed at its time."""
+    """An entry that is stored while the expiry thread looks for due entries is freed at its time."""
     cache = si.EdgeCache()
     memory = cache._memory
     monkeypatch.setattr(expiry.THREAD, "wake", lambda memory: None)
@@ -103,7 +103,7 @@ def test_thread_sees_entries_stored_while_it_looks(monkeypatch):
 
 
 def test_a_cache_outlives_the_loop_that_served_it():
-    """A loop that was closed without a stop ends nothing: values are stored, and the thread frees what expires."""
+    """After its loop is closed without a stop, a cache still stores values, and the thread frees expired values."""
 
     async def ask():
         await si.Stack(cache, ScriptedBackend()).start()
@@ -122,7 +122,7 @@ def test_a_cache_outlives_the_loop_that_served_it():
 
 
 def test_functions_share_the_cache_but_no_results():
-    """Wrapped functions share the cache and not their results."""
+    """Wrapped functions share a cache, but not their results."""
     cache = si.EdgeCache(maxsize=10)
     calls = []
 
@@ -199,7 +199,7 @@ def failing_at_once(x):
 
 @pytest.mark.parametrize("what", [Failing(), failing, failing_at_once])
 def test_failed_request_frees_its_inputs(what):
-    """What a request brought is freed with its error, and does not wait for the garbage collector."""
+    """The inputs of a failed request are freed with its error, without the garbage collector."""
 
     async def main(loop):
         wrapped = si.EdgeCache(negative_ttl_s=1.0, clock=loop.clock).wrap(what)
@@ -248,7 +248,7 @@ def test_stampede_recovers_from_a_slow_computation():
 def test_flights_are_shared_within_one_priority():
     """An urgent caller does not wait for the turn of a less urgent one.
 
-    Requests of one key share a computation with those of their own priority only.
+    Requests of one key share a computation only with requests of the same priority.
     """
 
     async def main(loop):
@@ -269,7 +269,7 @@ def test_flights_are_shared_within_one_priority():
 @pytest.mark.parametrize("drain", [True, False])
 @pytest.mark.parametrize("kind", [{"stream_id": "live"}, {"store": False}, {}], ids=["stream", "not_stored", "stored"])
 def test_a_stop_ends_requests_at_a_service_that_hangs(kind, drain):
-    """Those that pass the cache by, too; without a deadline they stayed for good."""
+    """A stop ends requests at a service that hangs, also requests that bypass the cache and have no deadline."""
 
     class Hanging:
         async def call(self, request):
