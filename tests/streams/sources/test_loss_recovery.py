@@ -97,7 +97,7 @@ def receive(kind, arrivals, *, per_frame=1):
 def test_every_packet_that_arrives_is_decoded_in_time(kind, lost):
     """A loss costs only the lost frame, and no other frame waits longer for it than the limit and two packets.
 
-    Without a loss no frame waits: neither for the next packet, nor for the four packets of sound that aiortc holds back.
+    Without a loss no frame waits: neither for the next packet, nor for the 4 packets of sound that aiortc holds back.
     """
     period = PERIOD[kind]
     there = [number for number in range(200) if number not in lost]

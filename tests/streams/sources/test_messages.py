@@ -280,7 +280,7 @@ def test_sound_before_an_error_is_heard(error):
 
 
 def test_cancelled_error_from_messages_is_a_failure():
-    """A ``CancelledError`` that the iterable raises is its failure; it neither ends the source nor cancels the reader."""
+    """A ``CancelledError`` that the iterable raises is a failure, neither an end nor a cancellation of the reader."""
 
     async def breaks():
         yield np.ones(512, "<i2").tobytes()
