@@ -375,7 +375,7 @@ async def test_free_workers_share_frames_of_one_instant(loop, cameras, workers, 
 
 
 async def test_only_the_free_workers_share_frames(loop):
-    """If other callers hold three of four workers, eight cameras fill batches of the fourth, even if it is idle."""
+    """If other callers hold three of four workers, eight cameras fill batches of the fourth, also from the start."""
     model = ScriptedBackend(*[HANG] * 3, duration_s=lambda size: 0.005 + 0.01 * size)
     async with stack_of(loop, model, max_batch_size=8, max_in_flight=4) as service:
         others = []
