@@ -257,7 +257,7 @@ async def test_waiting_streams_all_served_in_overload(loop):
 
 @pytest.mark.parametrize(("workers", "max_in_flight"), [(1, 1), (1, 2), (2, 2)])
 async def test_few_streams_with_age_limits_fill_batches(loop, workers, max_in_flight):
-    """Three streams that cannot fill a batch of 16 rows keep the model busy with batches of all frames in flight."""
+    """Three streams, which cannot fill 16 rows, keep all workers busy with the batches that they can fill."""
     rows = 3 * max_in_flight // workers
     takes_s = 0.03 + 0.002 * rows
     model = ScriptedBackend(duration_s=lambda size: 0.03 + 0.002 * size, example=1.0)
@@ -375,7 +375,7 @@ async def test_free_workers_share_frames_of_one_instant(loop, cameras, workers, 
 
 
 async def test_only_the_free_workers_share_frames(loop):
-    """If other callers hold three of four workers, eight cameras fill batches of the fourth, also from the start."""
+    """If other callers hold three of four workers, eight cameras fill batches of the fourth, even while it is idle."""
     model = ScriptedBackend(*[HANG] * 3, duration_s=lambda size: 0.005 + 0.01 * size)
     async with stack_of(loop, model, max_batch_size=8, max_in_flight=4) as service:
         others = []
@@ -511,7 +511,7 @@ async def test_list_is_not_read_ahead_for_a_slow_model(loop):
 async def test_old_frame_holds_no_source_in_overload(loop, max_waiting):
     """Under overload, no frame that is too old holds its source.
 
-    Other streams fill each batch. A frame that is too old is dropped even if no younger frame waits behind it, because
+    Other streams fill each batch. A frame that is too old is dropped even if no younger frame waits after it, because
     its source yields none before.
     """
     model = ScriptedBackend(duration_s=0.03, example=1.0)

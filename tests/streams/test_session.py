@@ -240,7 +240,7 @@ async def test_infeasible_frame_yields_to_waiting_ones(loop):
 async def test_overload_is_served_at_speed_of_model(loop):
     """Under overload, frames are served as fast as the model can.
 
-    Frames that are only just in time would be late if a batch takes longer, and would make the batch before it small.
+    Frames that are only just in time make batches small, and would be late if a batch takes longer than expected.
     """
     random, streams, period_s, full_s = Random(1), 139, 0.032, 0.0044
 

@@ -1,4 +1,4 @@
-"""Every way in which a stream can end: nothing hangs, nothing is left, each frame is counted."""
+"""Ends of streams, of every kind: nothing hangs, nothing is left, each frame is counted."""
 
 import asyncio
 import contextlib

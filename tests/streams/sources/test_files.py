@@ -337,7 +337,7 @@ async def silent():
 
 @pytest.mark.parametrize("kind", ["file", "messages"])
 def test_source_is_closed_after_its_loop_has_ended(video, caplog, kind):
-    """A source can be closed in a new event loop: its thread ends, nothing is logged, and the iteration is over."""
+    """A source can be closed after its event loop has ended: its thread and iteration end, and nothing is logged."""
     source = VideoSource(video(VALUES)) if kind == "file" else audio_from_messages(silent(), sent_rate=16_000)
     before = set(threading.enumerate())
     asyncio.run(source.__anext__())

@@ -138,7 +138,7 @@ def test_packet_resent_in_time_loses_no_frame():
 def test_picture_with_lost_packet_is_left_out_whole(lost):
     """A picture of which a packet is lost is left out whole.
 
-    The receiver requests a key frame, and the pictures after it are decoded.
+    The receiver requests a whole picture, and decodes the pictures after the lost one.
     """
     # the packets of picture 1 are 3, 4, 5
     decoded, requests = receive("video", [(n, n * 10 * MS) for n in range(30) if n not in lost], per_frame=3)
@@ -163,7 +163,7 @@ def test_only_whole_pictures_are_decoded_in_order(lost, again):
 def test_packet_after_the_wait_for_it_is_ignored(late, per_frame):
     """A packet that arrives after the receiver ceased to wait for it changes nothing.
 
-    On a path with a long delay it arrives more than 100 packets late, where aiortc would restart its buffer with it.
+    On a path with a long delay it arrives more than 100 packets late, and aiortc would take it for a restarted sender.
     """
     sent = sorted([(n * 3 * MS, n) for n in range(600) if n != 48] + [((48 + late) * 3 * MS + 1, 48)])
     decoded, requests = receive("video", [(n, at_ns) for at_ns, n in sent], per_frame=per_frame)

@@ -67,7 +67,7 @@ def test_floats_of_another_rate_are_resampled():
 
 @pytest.mark.parametrize("message", [b"\x00", b"", "text", None, memoryview(b"abc")])
 def test_other_messages_are_counted_as_corrupt(message):
-    """A message that is no whole number of samples is counted as corrupt, and the stream continues."""
+    """A message that is empty, no bytes or no whole samples is counted as corrupt, and the stream continues."""
     whole = np.ones(512, "<i2").tobytes()
     source = audio_from_messages(stream([whole, message, bytearray(whole)]), sent_rate=16_000)
     assert len(collect(source)) == 2

@@ -63,7 +63,7 @@ def test_delay_of_the_network_is_part_of_the_age(delays_ms, offset):
 
 
 def test_drift_of_the_clocks_is_followed():
-    """A medium whose clock is 200 ppm slow is never more than two windows of drift too old."""
+    """If the clock of a medium is 200 ppm slow, its items are never more than two windows of drift too old."""
     stamps = live([(40 * n, round(40.008 * n * MS)) for n in range(25 * 600)])
     ages = [round(40.008 * n * MS) - stamp.captured_ns for n, stamp in enumerate(stamps)]
     assert max(ages) <= 10.1e9 * 200e-6

@@ -219,7 +219,7 @@ def test_a_removed_stream_has_no_turn():
     order.remove(one)
 
     assert order.pop() is other
-    order.push(one)  # it may come back
+    order.push(one)  # it can come back
     order.remove(one)
     order.push(one)
     assert order.pop() is one

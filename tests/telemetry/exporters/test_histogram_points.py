@@ -84,7 +84,7 @@ def test_bucket_holds_the_duration_to_half_a_part(seconds, layout):
 
 @given(DURATIONS, LAYOUTS)
 def test_sum_equals_the_sum_of_single_durations(seconds, layout):
-    """The sum of a histogram is that of its durations, also in the first and the last part of each octave."""
+    """The sum of a histogram is that of its durations one by one, in all octaves with durations."""
     reader = HistogramReader()
     alone = [reader.read(histogram_of(np.array([duration]), **layout)).sum_s for duration in seconds]
 

@@ -66,7 +66,7 @@ class Receiver(metrics_service_pb2_grpc.MetricsServiceServicer, trace_service_pb
     def __exit__(self, *_):
         self._server.stop(None).wait()
 
-    def Export(self, request, context):  # noqa: N802 - of the service
+    def Export(self, request, context):  # noqa: N802 - name of the service's method
         self.requests.append(request)
         is_metrics = isinstance(request, metrics_service_pb2.ExportMetricsServiceRequest)
         service = metrics_service_pb2 if is_metrics else trace_service_pb2
@@ -199,7 +199,7 @@ def test_otlp_round_trip_keeps_every_number():
 
 
 def traced(provider, ratio=1.0, requests=3, around=None, **settings):
-    """Serve requests in one batch; return the stack's telemetry statistics and the collected families."""
+    """Serve requests in one batch; return the statistics of its `Tracing` and the collected families."""
     tracing = Tracing(provider.get_tracer("test"), ratio=ratio)
 
     async def main(loop):

@@ -44,7 +44,7 @@ def test_yaml_is_read_back(data):
     """PyYAML reads the same data from the text that `to_yaml` writes."""
     text = to_yaml(data)
 
-    # a next-line character inside quotes is the one that YAML folds and JSON does not escape
+    # YAML folds or rejects these characters, which JSON does not escape
     if not re.search("[\x85\u2028\u2029\x7f-\x9f\ufeff\ud800-\udfff\ufffe\uffff]", text):
         assert yaml.safe_load(text) == data
 

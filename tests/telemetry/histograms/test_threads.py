@@ -85,7 +85,7 @@ def test_no_record_is_lost(histogram_class, records):
 
 
 def test_readers_see_one_moment(histogram_class, records):
-    """While one thread records 1, 2, 3, … µs, each reader sees as many durations as the longest one has microseconds."""
+    """While a thread records 1, 2, 3, … µs, each reader sees as many durations as the longest one has microseconds."""
     histogram = histogram_class(lowest_s=1e-7, significant_digits=4)
     moments, figures = [], []
     done = threading.Event()

@@ -94,7 +94,7 @@ def test_log_of_the_hdrhistogram_package_is_read(path):
 
 @pytest.mark.parametrize("start_s", [0.0, START_S, 4e9, 1e15], ids=["zero", "past", "future", "no date"])
 def test_hdrhistogram_package_skips_no_interval(path, start_s):
-    """The package reads all intervals: its reader skips those before the start of the log, which is that of the first."""
+    """The log starts with its first interval, because the package's reader skips intervals before the start."""
     with IntervalLog(path) as log:
         for second in range(3):
             log.write(filled(second, 9), start_s=start_s + second, end_s=start_s + second + 1)

@@ -250,7 +250,7 @@ def test_uncallable_callback_is_an_error(clock):
 
 
 def test_threads_report_each_change_once_in_order(clock):
-    """Among threads, each change of an alert is reported once and in order."""
+    """If several threads record and read, each change of an alert is reported once and in order."""
     slo = SLO("x", threshold_s=0.05, clock=clock)
     told = []
     slo.on_alert(told.append)

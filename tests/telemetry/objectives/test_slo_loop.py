@@ -182,7 +182,7 @@ def test_events_after_the_grace_start_burning():
 
 @pytest.mark.parametrize("window_s", [0.3, 6.0, 40.0])
 def test_grace_leaves_later_windows_alone(window_s):
-    """Once the windows hold no event of the grace time, the signal is the same as without it."""
+    """When the windows hold no event of the grace time, the signal is the same as without a grace time."""
     clocks = FakeClock(), FakeClock()
     graced, plain = (
         SLO("x", threshold_s=THRESHOLD_S, clock=clock, signal=BurnSignal(window_s=window_s, grace_s=grace_s))
