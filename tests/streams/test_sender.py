@@ -327,7 +327,7 @@ async def test_lone_free_worker_leaves_no_stream_out(loop, cameras, policy):
 
 
 async def test_other_callers_worker_holds_no_frames_back(loop):
-    """Frames are held back for the next worker only if a frame of the session is in flight, whose end wakes it."""
+    """Frames wait for the next worker only if a frame of the session is in flight, whose end wakes the session."""
     model = ScriptedBackend(duration_s=lambda size: 0.02 + 0.008 * size, example=1.0)
     async with stack_of(loop, model, max_batch_size=8, max_in_flight=2) as service:
         for size in [1, 2, 3, 4, 5, 6, 7, 8] * 8:

@@ -142,7 +142,8 @@ async def test_failing_capabilities_open_no_stream(loop):
 async def test_source_cancelled_by_others_has_failed(loop):
     """A source that another task cancels has failed.
 
-    Its frames get their results, and then the consumer gets an error; neither the source nor the consumer just ends.
+    Its frames get their results, and then the consumer gets an error. The cancellation ends neither the source normally
+    nor the consumer.
     """
 
     async def interrupted():
