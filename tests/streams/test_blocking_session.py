@@ -1,4 +1,4 @@
-"""Streams for synchronous callers: sources in threads, results in the caller's."""
+"""Streams for synchronous callers: sources are read in their own threads, results in the caller's thread."""
 
 import gc
 import itertools
@@ -29,12 +29,12 @@ def test_results_of_a_plain_iterable_come_in_order():
 
 
 def test_blocking_source_is_read_in_its_own_thread():
-    """The caller gets results while the source blocks, and a policy drops what it has no time for."""
+    """The caller gets results while the source blocks, because a thread of its own reads the source."""
     is_taken, wake = threading.Event(), threading.Event()
 
     def camera():
         yield 0.0
-        assert is_taken.wait(60)  # the first result came before the second frame
+        assert is_taken.wait(60)  # the first result comes before the second frame
         yield from (1.0, 2.0, 3.0)
         assert wake.wait(60)
 
@@ -96,7 +96,7 @@ def test_many_sources_have_one_caller():
 
 
 def test_the_stop_of_the_stack_ends_the_streams():
-    """A loop over results ends with `Closed`, as a result or as an error; the session can be closed all the same."""
+    """If the stack stops, a loop over results gets `Closed`, as a result or an error, and the session can be closed."""
 
     def endless():
         while True:
@@ -127,7 +127,7 @@ def test_session_closed_after_stack_stays_closed():
 
 
 def test_streams_open_at_stack_stop_count_as_ended():
-    """Streams that are open when the stack stops count as ended. No consumer has taken their results, and none can."""
+    """Streams that are open when the stack stops count as ended, although no consumer has taken their results."""
     with stack_of().blocking() as infer:
         session = BlockingStreamSession(infer)
         session.add([1.0, 2.0])
@@ -137,9 +137,9 @@ def test_streams_open_at_stack_stop_count_as_ended():
 
 
 def test_results_can_be_closed_after_stack_restart():
-    """Results can be closed after their stack was started again.
+    """Results can be closed after their stack has started again.
 
-    Its stream ended with the event loop of the first start; the session serves on the next one.
+    Their stream ended with the event loop of the first start; the session works on the next event loop.
     """
     infer = stack_of().blocking()
     with infer:
@@ -157,7 +157,7 @@ def test_results_can_be_closed_after_stack_restart():
 
 @pytest.mark.parametrize("is_added", [False, True], ids=["called", "added"])
 def test_restart_of_the_stack_ends_the_loop(is_added):
-    """Results that were not taken count as closed, and the consumer learns that more of them were to come."""
+    """After a restart, results that were not taken count as dropped (``closed``), and their consumer gets `Closed`."""
     second = threading.Event()
 
     def double(x):
@@ -213,7 +213,7 @@ def test_stop_iteration_of_source_is_an_error():
 def test_results_collected_on_loop_close_stream(monkeypatch):
     """Results that are garbage-collected on the event loop close their stream.
 
-    Not by a call that would wait for the loop it runs on.
+    They do not use a blocking call, which would wait for the event loop that it runs on.
     """
     unraisable = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
@@ -241,7 +241,7 @@ def test_results_collected_on_loop_close_stream(monkeypatch):
 def test_results_collected_in_call_close_stream():
     """Results that are garbage-collected within a call of the stack close their stream.
 
-    The collector may run wherever the caller allocates, also where its call of the stack holds the lock.
+    The collector can run at any allocation of the caller, also while the caller holds the lock of the stack.
     """
     with stack_of().blocking() as infer, BlockingStreamSession(infer) as session:
 

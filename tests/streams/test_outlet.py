@@ -1,4 +1,4 @@
-"""What a consumer awaits: woken once for all of a batch, and no result is lost."""
+"""Outlets wake their consumers with one callback for a whole batch, and lose no result."""
 
 import asyncio
 from contextvars import Context
@@ -17,7 +17,7 @@ def make_wake_ups(loop, then=lambda: None):
 
 
 class Stream:
-    """A stream whose results are there when they are put."""
+    """Stream whose results are ready as soon as they are put."""
 
     def __init__(self, outlet):
         self.outlet, self.is_announced, self.results = outlet, False, []
@@ -32,7 +32,7 @@ class Stream:
 
 
 class Consumers:
-    """Tasks that each read the stream of an outlet of their own."""
+    """Tasks that each read one stream through an outlet of their own."""
 
     def __init__(self, loop, count):
         self.wake_ups, self.read = make_wake_ups(loop), []
@@ -46,13 +46,13 @@ class Consumers:
 
 @pytest.fixture
 def results():
-    """Make results of any kind: an outlet looks at a result only where it raises."""
+    """Return nine results; any kind will do, because an outlet inspects a result only if it raises errors."""
 
     return [make_source_failure(number, ValueError(), 0) for number in range(9)]
 
 
 async def test_one_callback_wakes_all_consumers(loop, results, monkeypatch):
-    """As many results as consumers: all are read in the next turn."""
+    """One callback wakes all consumers that have a result, and they read it in the next turn of the loop."""
     consumers = Consumers(loop, 8)
     await asyncio.sleep(0)
     callbacks, call_soon = [], loop.call_soon
@@ -78,7 +78,7 @@ async def test_one_callback_wakes_all_consumers(loop, results, monkeypatch):
 async def test_consumer_cancelled_on_wakeup_takes_no_result(loop, results, cancel_first):
     """A consumer that is cancelled in the turn in which it is woken takes no result.
 
-    The next consumer gets what it left.
+    The next consumer gets that result.
     """
     consumers = Consumers(loop, 1)
     (task,), (stream,) = consumers.tasks, consumers.streams
@@ -103,7 +103,7 @@ async def test_a_result_is_awaited_once(loop, results):
 
 
 async def test_asyncio_functions_accept_the_awaitable(loop, results):
-    """As it does with a coroutine: `create_task`, `wait_for` and `gather` take it."""
+    """`create_task`, `wait_for` and `gather` accept the awaitable as they accept a coroutine."""
     stream = Stream(Outlet(loop.clock, make_wake_ups(loop)))
     task = asyncio.create_task(stream.outlet.get(None, False))
     with pytest.raises(RuntimeError, match="has a consumer already"):
@@ -120,7 +120,7 @@ async def test_asyncio_functions_accept_the_awaitable(loop, results):
 def test_interrupt_of_consumer_leaves_others_awake(results):
     """A `KeyboardInterrupt` out of one consumer leaves the others awake.
 
-    The caller of the loop gets it; the consumers behind it continue when the loop runs again.
+    The caller of the loop gets the interrupt; the other consumers continue when the loop runs again.
     """
     loop = VirtualLoop()
     consumers = Consumers(loop, 3)

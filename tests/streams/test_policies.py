@@ -31,13 +31,13 @@ def taken(policy, captures_ns):
     ],
 )
 def test_policy_declares_its_queue_size_and_wait(policy, max_waiting, waits):
-    """A policy declares how many frames may wait and whether it holds the source."""
+    """A policy declares how many frames can wait and whether it holds the source."""
     assert (policy.max_waiting, policy.waits) == (max_waiting, waits)
 
 
 @pytest.mark.parametrize("kind", [Block, LatestOnly, EveryNth, TargetRate])
 def test_attributes_are_no_class_variables(kind):
-    """Pyright takes a class variable for no attribute of the protocol `FramePolicy`, and rejects the policy."""
+    """Policies have no class variables, because Pyright accepts none as an attribute of the protocol `FramePolicy`."""
     assert not [name for name, hint in get_type_hints(kind).items() if get_origin(hint) is ClassVar]
 
 
@@ -53,7 +53,7 @@ def test_every_nth_takes_the_first_of_each_n(n, frames):
 
 @given(st.integers(1, 60), st.floats(1.0, 40.0))
 def test_a_target_rate_is_not_exceeded(fps, rate):
-    """Over ten seconds of an even source no more is taken than asked for, and no less than there is."""
+    """Over ten seconds of an even source, the lower of target and source rate is taken, or at most 15 % less."""
     captures_ns = [round(number * 1e9 / fps) for number in range(10 * fps)]
 
     count = len(taken(TargetRate(rate), captures_ns))
@@ -70,9 +70,9 @@ def test_jitter_at_target_rate_loses_no_frame():
 
 
 def test_jump_of_source_restarts_the_intervals():
-    """A jump in the instants of the source begins the intervals again.
+    """A jump in the instants of the source restarts the intervals.
 
-    Neither a jump back nor a gap leaves the selector waiting for an instant that does not come, or making up.
+    After a jump back the selector does not wait for an instant far ahead; after a gap it does not catch up.
     """
     selector = TargetRate(10).make_selector()
     jumps_ms = [10_000, 10_050, 5_000, 5_050, 5_100, 90_000, 90_001, 90_001]
@@ -82,7 +82,7 @@ def test_jump_of_source_restarts_the_intervals():
 
 @given(st.floats(0.1, 60.0), st.lists(st.integers(0, 300 * MS), min_size=1, max_size=300))
 def test_the_rate_of_a_source_is_never_exceeded(rate, steps):
-    """Any stretch has at most its length times the rate, and one, of frames."""
+    """Any period has at most its length times the rate, plus one, frames."""
     selector = RateSelector(rate, MS)
     at_ns, taken = 0, []
     for step_ns in steps:
@@ -94,7 +94,7 @@ def test_the_rate_of_a_source_is_never_exceeded(rate, steps):
 
 @pytest.mark.parametrize(("rate", "count"), [(10, 100), (30, 250)])
 def test_the_rate_of_a_source_is_reached(rate, count):
-    """10 of 25 frames per second come, although no frame is due at their instants; above the source's rate, all do."""
+    """10 of 25 frames per second are taken, although their instants are not the due ones; above 25 per second, all."""
     selector = RateSelector(rate, MS)
     assert sum(selector.takes(40 * MS * number) for number in range(250)) == count
 

@@ -1,4 +1,4 @@
-"""Segments: the same for a stream and a recording, and those of silero's own function."""
+"""Segments of speech: equal for a stream and a recording, and equal to those of silero's own function."""
 
 import math
 
@@ -12,7 +12,7 @@ FRAME_S = 0.032
 
 
 def silero(probabilities, *, threshold, exit_threshold, min_speech_s, min_silence_s, pad_s):
-    """``get_speech_timestamps`` of silero-vad 6 in frames, without its bound on the length of speech."""
+    """Return the segments of ``get_speech_timestamps`` of silero-vad 6, without its limit on the length of speech."""
     speeches, triggered, start, temp_end = [], False, 0, None
     for at, probability in enumerate(probabilities):
         if probability >= threshold and temp_end is not None:
@@ -57,7 +57,10 @@ def test_segments_equal_those_of_silero(frames, min_speech_s, min_silence_s):
 
 @given(probabilities, st.floats(0, 0.3), st.floats(0, 0.3), st.floats(0, 1))
 def test_a_stream_and_a_recording_have_equal_segments(frames, min_speech_s, min_silence_s, pad):
-    """Each start that a stream was told of is that of the segment that ends next, and segments do not overlap."""
+    """A stream and a recording have the same segments.
+
+    Each start that a stream reports is the start of the segment that ends next, and segments do not overlap.
+    """
     segments = Segments(
         frame_s=FRAME_S, min_speech_s=min_speech_s, min_silence_s=min_silence_s, pad_s=pad * min_silence_s
     )
@@ -75,7 +78,7 @@ def test_a_stream_and_a_recording_have_equal_segments(frames, min_speech_s, min_
 
 
 def test_segment_is_reported_at_start_and_end():
-    """A segment is reported when its speech is long enough, and again when the silence after it is."""
+    """A segment is reported when its speech is long enough, and again when the silence after it is long enough."""
     segments = Segments(frame_s=0.1, min_speech_s=0.3, min_silence_s=0.2, pad_s=0.1)
     told = [segments.push(frame) for frame in [0, 1, 1, 0.4, 1, 0, 0, 0, 0]]
 
@@ -128,5 +131,5 @@ def test_wrong_arguments_are_named(options, message):
 
 
 def test_frames_of_any_length_are_counted():
-    """Durations that are more frames than floats count are of no segment."""
+    """If the shortest speech has more frames than a float can count, there is no segment and no error."""
     assert Segments(frame_s=1e-300, min_speech_s=1e300).find([1.0] * 9) == []

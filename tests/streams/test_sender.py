@@ -1,4 +1,4 @@
-"""When the frames of a session are sent: the newest ones, in full batches, each stream in its turn."""
+"""Sending of the frames of a session: the newest ones, in full batches, each stream in its turn."""
 
 import asyncio
 from itertools import pairwise
@@ -21,9 +21,9 @@ async def collect(results):
 
 
 async def test_batch_is_pipelined_if_no_frame_is_dropped(loop):
-    """If the policy drops no frames, one batch is queued while another one runs.
+    """If the policy drops no frames, one batch is queued while another batch runs.
 
-    The model does not wait for the event loop between two batches; no more than one batch waits for it.
+    The model does not wait for the event loop between two batches, and no more than one batch is queued.
     """
     batcher = si.AdaptiveBatcher(max_batch_size=2)
     async with si.Stack(batcher, ScriptedBackend(duration_s=0.1, example=1.0), clock=loop.clock) as service:
@@ -40,7 +40,7 @@ async def test_batch_is_pipelined_if_no_frame_is_dropped(loop):
 
 
 async def test_each_batch_has_newest_frames_of_its_streams(loop):
-    """Eight cameras, two rows a batch: a frame that is sent has arrived since the batch before began."""
+    """With eight cameras and two rows per batch, each frame sent has arrived since the batch before began."""
     model = ScriptedBackend(duration_s=0.1, example=1.0)
     async with stack_of(loop, model, max_batch_size=2) as service:
         session = StreamSession(service, policy=LatestOnly())
@@ -54,7 +54,7 @@ async def test_each_batch_has_newest_frames_of_its_streams(loop):
 
 @pytest.mark.parametrize("each", [False, True], ids=["one consumer", "a consumer each"])
 async def test_batch_takes_all_streams_that_fit(loop, each):
-    """Those that were just answered do not wait for a batch of the others: two halves would take turns for good."""
+    """Streams that just received results join the next batch; otherwise two halves of them would alternate forever."""
     model = ScriptedBackend(duration_s=0.05, example=1.0)
     async with stack_of(loop, model, max_batch_size=8) as service:
         session = StreamSession(service, policy=LatestOnly())
@@ -72,9 +72,9 @@ async def test_batch_takes_all_streams_that_fit(loop, each):
 
 
 async def test_frames_are_pipelined_by_time_for_results(loop):
-    """Batches are pipelined by as long as the event loop takes for the results.
+    """Batches are pipelined by the time that the event loop takes for the results.
 
-    A consumer that computes for 10 ms a batch would keep the model waiting for as long: batches are queued before.
+    A consumer that computes for 10 ms per batch would otherwise let the model idle for as long after each batch.
     """
     spent_ns = 0
 
@@ -110,7 +110,7 @@ async def test_frames_are_pipelined_by_time_for_results(loop):
 async def test_timer_holds_frames_only_if_much_fresher(loop, monkeypatch, takes_s, is_held):
     """Frames wait for a timer only if that makes them much fresher.
 
-    A timer of a real event loop may be late, and the model would wait for it after each of its short batches.
+    A timer of a real event loop can be late, and after each short batch the model would wait for the timer.
     """
     monkeypatch.setattr("streaminfer.streams._sender_cy.is_virtual", lambda _: False)
     batcher = si.AdaptiveBatcher(max_batch_size=2)
@@ -133,7 +133,7 @@ async def test_timer_holds_frames_only_if_much_fresher(loop, monkeypatch, takes_
 async def test_requests_of_others_hold_no_frame_back(loop):
     """Requests of other callers in every worker hold no frame back.
 
-    A session is not told of their end: its frame takes its turn in the queue, before what has no deadline.
+    A session gets no event of their end, so it sends its frame, which the batcher runs before those without a deadline.
     """
     model = ScriptedBackend(duration_s=0.1, example=1.0)
     async with stack_of(loop, model, max_batch_size=1) as service:
@@ -152,12 +152,12 @@ async def test_requests_of_others_hold_no_frame_back(loop):
     ids=["late", "in time", "room for all"],
 )
 async def test_frame_too_late_for_full_batch_goes_last(loop, cameras, takes_ns, dropped):
-    """A frame that has no time for a full batch waits behind the others.
+    """A frame that has no time for a full batch is sent after the others.
 
-    Two frames are with the service. When they have ended, those that came meanwhile have 10.1 ms left.
+    Two frames are in flight. When they complete, the oldest frame that arrived meanwhile has 10.1 ms left.
 
-    Three are more than the two places: the last one waits until it is too late. But where a batch takes longer than
-    they have, a frame that is a little younger goes first.
+    Three frames are more than the two places, so the last frame waits until it is too late. But if a batch takes longer
+    than 10.1 ms, the younger frames are sent first, and the oldest frame is dropped.
     """
 
     async def answer(request):
@@ -183,7 +183,8 @@ async def test_frame_too_late_for_full_batch_goes_last(loop, cameras, takes_ns, 
 async def test_equal_rate_cameras_all_served_in_overload(loop, seed):
     """Cameras of one rate are all served under overload.
 
-    Their frames come in the same order each time: without a turn for those that were too late, some never are.
+    Their frames arrive in the same order each time; without turns for streams whose frames were too late, some streams
+    would never be served.
     """
     random, cameras, period_s, takes_s = Random(seed), 16, 0.02, 0.005
     model = ScriptedBackend(duration_s=takes_s, example=1.0)
@@ -208,7 +209,7 @@ async def test_equal_rate_cameras_all_served_in_overload(loop, seed):
 
 
 def microphones(loop, count, per_s, seconds, random):
-    """Return sources of chunks at one rate, and begin them at random instants."""
+    """Return sources of chunks at one rate that begin at random instants."""
 
     async def source(phase_s):
         for number in range(round(seconds * per_s)):
@@ -222,7 +223,7 @@ def microphones(loop, count, per_s, seconds, random):
 async def test_waiting_streams_fill_batches_in_overload(loop, max_in_flight):
     """Streams that wait fill their batches under overload, although their frames have age limits.
 
-    The oldest chunks of backlogs have no time left: younger ones take their turns, or batches would be half empty.
+    The oldest chunks of backlogs have no time left; younger chunks take their turns, or batches would be half empty.
     """
     model = ScriptedBackend(duration_s=0.05, example=1.0)
     async with stack_of(loop, model, max_batch_size=4) as service:
@@ -239,7 +240,7 @@ async def test_waiting_streams_fill_batches_in_overload(loop, max_in_flight):
 async def test_waiting_streams_all_served_in_overload(loop):
     """Streams that wait are all served under overload, although their frames have age limits.
 
-    The chunks of some come to their turn too old each time: the next ones take it, or these streams would starve.
+    Some streams always have too old a chunk at their turn; their next chunk takes the turn, or they would starve.
     """
     model = ScriptedBackend(duration_s=0.05, example=1.0)
     async with stack_of(loop, model, max_batch_size=8) as service:
@@ -256,7 +257,7 @@ async def test_waiting_streams_all_served_in_overload(loop):
 
 @pytest.mark.parametrize(("workers", "max_in_flight"), [(1, 1), (1, 2), (2, 2)])
 async def test_few_streams_with_age_limits_fill_batches(loop, workers, max_in_flight):
-    """Three streams beside batches of 16 rows: what counts is the batch that they can fill, with all of them in it."""
+    """Three streams, which cannot fill 16 rows, keep all workers busy with the batches that they can fill."""
     rows = 3 * max_in_flight // workers
     takes_s = 0.03 + 0.002 * rows
     model = ScriptedBackend(duration_s=lambda size: 0.03 + 0.002 * size, example=1.0)
@@ -273,7 +274,7 @@ async def test_few_streams_with_age_limits_fill_batches(loop, workers, max_in_fl
 
 
 async def captured_on_time(loop, period_s, phase=0.0):
-    """Yield the frames that a camera captures in 20 seconds, at its own rate however late they are read."""
+    """Yield the frames of a camera that captures for 20 seconds at its own rate, however late they are read."""
     for number in range(round(20.0 / period_s)):
         captured_s = (number + phase) * period_s
         await asyncio.sleep(max(0.0, captured_s - loop.time()))
@@ -281,7 +282,7 @@ async def captured_on_time(loop, period_s, phase=0.0):
 
 
 async def in_time_of_each(loop, service, period_s, phases, policy, max_age_s):
-    """Return how many results each of some cameras has in 20 seconds."""
+    """Return the number of results that each camera has in 20 seconds."""
     session = StreamSession(service, policy=policy, max_age_s=max_age_s)
     for number, phase in enumerate(phases):
         session.add(captured_on_time(loop, period_s, phase), stream_id=number)
@@ -293,7 +294,10 @@ async def in_time_of_each(loop, service, period_s, phases, policy, max_age_s):
 @pytest.mark.parametrize("policy", [LatestOnly(), Block()], ids=["latest", "block"])
 @pytest.mark.parametrize(("cameras", "workers"), [(1, 1), (4, 4)])
 async def test_frame_late_even_alone_holds_up_no_stream(loop, cameras, workers, policy):
-    """A worker for each camera, a little too slow: one frame in 20 has no time, and the one behind it has all of it."""
+    """A frame that would be late even alone is dropped, and holds up neither its stream nor another one.
+
+    Each camera has a worker that is a little too slow: one frame in 20 has no time left, and the next one has plenty.
+    """
     model = ScriptedBackend(duration_s=0.03, example=1.0)
     random = Random(1)
     phases = [random.random() for _ in range(cameras)]
@@ -306,7 +310,10 @@ async def test_frame_late_even_alone_holds_up_no_stream(loop, cameras, workers, 
 @pytest.mark.parametrize("policy", [LatestOnly(), Block()], ids=["latest", "block"])
 @pytest.mark.parametrize("cameras", [4, 7])
 async def test_lone_free_worker_leaves_no_stream_out(loop, cameras, policy):
-    """Of the streams that wait for it, all in one batch would be late, and the planner leaves out the same ones."""
+    """If only one worker is free, it serves all streams in turn.
+
+    One batch of all waiting streams would be late, and the planner would leave out the same streams each time.
+    """
     model = ScriptedBackend(duration_s=lambda size: 0.02 + 0.008 * size, example=1.0)
     rows = -(-cameras // 2)
     takes_s = 0.02 + 0.008 * rows
@@ -320,7 +327,7 @@ async def test_lone_free_worker_leaves_no_stream_out(loop, cameras, policy):
 
 
 async def test_other_callers_worker_holds_no_frames_back(loop):
-    """Frames are held back for the next worker only if a frame of the session is in flight, and will wake it."""
+    """Frames wait for the next worker only if a frame of the session is in flight, whose end wakes the session."""
     model = ScriptedBackend(duration_s=lambda size: 0.02 + 0.008 * size, example=1.0)
     async with stack_of(loop, model, max_batch_size=8, max_in_flight=2) as service:
         for size in [1, 2, 3, 4, 5, 6, 7, 8] * 8:
@@ -351,10 +358,11 @@ async def test_other_callers_worker_holds_no_frames_back(loop):
     ],
 )
 async def test_free_workers_share_frames_of_one_instant(loop, cameras, workers, setup_s, row_s, rows, max_age_s):
-    """Cameras that capture at the same instants, a little faster than their share of the workers responds.
+    """Free workers share the frames of cameras that capture at the same instants, if smaller batches are worth it.
 
-    In one batch they would all end at once and be in one batch again, beside idle workers. That is only right where the
-    shares would be hardly shorter, or would use much more of the workers' time.
+    The cameras are a little faster than their share of the workers. In one batch, their frames would all complete at
+    once and be in one batch again, beside idle workers. One batch is right only if smaller batches are hardly shorter,
+    or use much more of the workers' time.
     """
     model = ScriptedBackend(duration_s=lambda size: setup_s + row_s * size, example=1.0)
     takes_s = setup_s + row_s * rows
@@ -367,7 +375,7 @@ async def test_free_workers_share_frames_of_one_instant(loop, cameras, workers, 
 
 
 async def test_only_the_free_workers_share_frames(loop):
-    """Others hold three of four workers: eight cameras fill batches of the fourth, although none of theirs runs."""
+    """If other callers hold three of four workers, eight cameras fill batches of the fourth, even while it is idle."""
     model = ScriptedBackend(*[HANG] * 3, duration_s=lambda size: 0.005 + 0.01 * size)
     async with stack_of(loop, model, max_batch_size=8, max_in_flight=4) as service:
         others = []
@@ -385,7 +393,7 @@ async def test_only_the_free_workers_share_frames(loop):
 @pytest.mark.parametrize("rates", [(50,), (20, 80), (10, 30, 30, 90)], ids=str)
 @pytest.mark.parametrize("max_waiting", [1, 4])
 async def test_late_sources_are_read_ahead(loop, max_waiting, rates):
-    """Chunks wait in a queue of the user's: the session reads those of which it can make results in time."""
+    """If chunks wait in a queue of the user, the session reads ahead to the chunks whose results can be in time."""
     takes_s, seconds = 0.08, 20.0
     model = ScriptedBackend(duration_s=takes_s, example=1.0)
 
@@ -408,7 +416,7 @@ async def test_late_sources_are_read_ahead(loop, max_waiting, rates):
 
 @pytest.mark.parametrize("tells", [True, False], ids=["batcher", "other service"])
 async def test_single_late_source_is_read_ahead(loop, tells):
-    """Where the service does not tell how long a frame takes, the session measures it."""
+    """A single late source is read ahead; the session measures the time of a frame if the service reports none."""
 
     async def answer(request):
         await asyncio.sleep(0.08)
@@ -428,7 +436,7 @@ async def test_single_late_source_is_read_ahead(loop, tells):
 
 
 async def test_source_of_old_frames_does_not_block_loop(loop):
-    """A source that yields too old frames without waiting leaves the event loop to other tasks."""
+    """A source that yields frames that are too old, without waiting, does not block other tasks of the event loop."""
     turns = 0
 
     async def old():
@@ -452,7 +460,7 @@ async def test_source_of_old_frames_does_not_block_loop(loop):
 
 
 async def test_frame_of_wrong_time_costs_no_other_frame(loop):
-    """A frame captured long ago is dropped alone: earlier frames of its stream that are in time have results."""
+    """A frame captured long ago is dropped alone; the other frames of its stream, which are in time, have results."""
     model = ScriptedBackend(duration_s=0.1)
     async with stack_of(loop, model, max_batch_size=1) as service:
         session = StreamSession(service, policy=Block(4), max_age_s=2.0)
@@ -468,7 +476,7 @@ async def test_frame_of_wrong_time_costs_no_other_frame(loop):
 
 
 async def test_short_queue_of_many_in_flight_loses_nothing(loop):
-    """Where more frames may be in flight than may wait, those that wait for a place are not dropped."""
+    """If more frames can be in flight than can wait, frames that wait for a place are not dropped."""
     model = ScriptedBackend(duration_s=0.1)
     async with stack_of(loop, model, max_batch_size=1) as service:
         session = StreamSession(service, policy=Block(1), max_in_flight=4, max_age_s=4.0)
@@ -480,7 +488,7 @@ async def test_short_queue_of_many_in_flight_loses_nothing(loop):
 @pytest.mark.parametrize("load", [1.2, 3.0])
 @pytest.mark.parametrize("max_age_s", [0.3, 1.0])
 async def test_one_overloaded_stream_fills_its_batches(loop, load, max_age_s):
-    """A source that is ahead of the model is not held for a frame that is too late: the next ones fill the batch."""
+    """A source that is ahead of the model is not held for a frame that is too late; its next frames fill the batch."""
     model = ScriptedBackend(duration_s=lambda size: 0.02 + 0.005 * size, example=1.0)
     async with stack_of(loop, model, max_batch_size=4) as service:
         session = StreamSession(service, policy=Block(4), max_in_flight=4, max_age_s=max_age_s)
@@ -491,7 +499,7 @@ async def test_one_overloaded_stream_fills_its_batches(loop, load, max_age_s):
 
 
 async def test_list_is_not_read_ahead_for_a_slow_model(loop):
-    """Its items count as captured when they are read: later ones are no younger."""
+    """The items of a list count as captured when they are read, so reading ahead would only make them older."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.1, example=1.0)) as service:
         session = StreamSession(service, policy=Block(2), max_age_s=0.25)
         results = await collect(session([1.0] * 40))
@@ -503,7 +511,8 @@ async def test_list_is_not_read_ahead_for_a_slow_model(loop):
 async def test_old_frame_holds_no_source_in_overload(loop, max_waiting):
     """Under overload, no frame that is too old holds its source.
 
-    Others fill each batch. A frame without a younger one behind it is dropped all the same: none comes before.
+    Other streams fill each batch. A frame that is too old is dropped even if no younger frame waits after it, because
+    its source yields none before.
     """
     model = ScriptedBackend(duration_s=0.03, example=1.0)
     async with stack_of(loop, model, max_batch_size=1) as service:
@@ -522,7 +531,7 @@ async def test_old_frame_holds_no_source_in_overload(loop, max_waiting):
 
 
 async def test_a_stream_ends_with_its_source_under_overload(loop):
-    """The last frame of a camera is too old soon: the end does not wait until the others leave room for it."""
+    """A stream ends soon after its source: its last frame is soon too old, and the end does not wait for room."""
     model = ScriptedBackend(duration_s=0.03, example=1.0)
     ended_s = {}
     async with stack_of(loop, model, max_batch_size=1) as service:
@@ -541,7 +550,7 @@ async def test_a_stream_ends_with_its_source_under_overload(loop):
 @pytest.mark.parametrize("max_waiting", [1, 8])
 @pytest.mark.parametrize("kind", ["limit", "queue"])
 async def test_full_limit_or_queue_starves_no_stream(loop, kind, max_waiting):
-    """A frame that was rejected is sent when another one has ended, before those that come to the free place later."""
+    """A rejected frame is sent again when another frame has ended, before frames that arrive later."""
     model = ScriptedBackend(duration_s=0.03, example=1.0)
     batcher = si.AdaptiveBatcher(max_batch_size=4, max_queue_size=2 if kind == "queue" else 100)
     layers = [si.ConcurrencyLimit(limit=3), batcher] if kind == "limit" else [batcher]
@@ -563,7 +572,8 @@ async def test_full_limit_or_queue_starves_no_stream(loop, kind, max_waiting):
 async def test_chunk_backlog_has_turns_on_shared_device(loop):
     """A backlog of chunks has its turns on a device that two models share.
 
-    Of 96 microphones a batch has 8: behind a long batch of another model the rest would seem not to be there.
+    A batch has chunks of 8 of the 96 microphones; the device must see the others too, or it would give the other model
+    their turns.
     """
     device, random = si.Device("core"), Random(1)
     small = ScriptedBackend(duration_s=lambda rows: 0.0005 + 0.00007 * rows, example=1.0)
@@ -585,9 +595,10 @@ async def test_chunk_backlog_has_turns_on_shared_device(loop):
 
 
 async def test_excess_of_best_route_goes_to_next(loop):
-    """Frames to which the best route cannot respond in time go to the next one.
+    """Frames to which the best route cannot respond in time go to the next route.
 
-    Nearly twice what the best one can do: without places for the next, it would idle while frames are dropped.
+    The load is nearly twice the capacity of the best route; without places for the next route, that route would idle
+    while frames are dropped.
     """
 
     def route(name, quality):
@@ -609,9 +620,9 @@ async def test_excess_of_best_route_goes_to_next(loop):
 
 @pytest.mark.parametrize("policy", [LatestOnly(), Block()])
 async def test_open_streams_follow_new_max_batch_size(loop, policy):
-    """Open streams have the places that a batcher has after its `max_batch_size` was changed.
+    """Open streams use the places that a batcher has after a change of its `max_batch_size`.
 
-    Sixteen cameras, a batch every 10 ms: of one row each, then of all that come, then of one row again.
+    Sixteen cameras share a batch every 10 ms: first of one row, then of all frames that arrive, then of one row again.
     """
     batcher = si.AdaptiveBatcher(max_batch_size=1)
     model = ScriptedBackend(duration_s=0.01, example=1.0)
@@ -638,7 +649,7 @@ async def test_open_streams_follow_new_max_batch_size(loop, policy):
 async def test_best_route_of_unknown_load_has_a_fallback(loop):
     """A best route of unknown load can have another route after it.
 
-    A session sends replicas any number of frames; what their router passes on is no more than that.
+    Replicas accept any number of frames of a session, so places for the other route add nothing.
     """
 
     def stack():
@@ -654,7 +665,7 @@ async def test_best_route_of_unknown_load_has_a_fallback(loop):
 async def test_nearly_free_worker_sets_no_endless_timers(loop):
     """A worker that is always about to become free does not cause an endless series of timers.
 
-    An instant batch queued behind one that hangs: it is expected to end a nanosecond from now, whenever that is.
+    For example, a batch of no duration that is queued after one that hangs is always expected to end in a nanosecond.
     """
     looks = 0
 
@@ -679,7 +690,7 @@ async def test_nearly_free_worker_sets_no_endless_timers(loop):
 async def test_urgent_chunks_take_all_remaining_room(loop):
     """Chunks without time for a full batch take all the room that is left.
 
-    A stream may have four in flight: none of its chunks waits for another turn of the loop.
+    A stream can have four chunks in flight, and none of them waits for another turn of the event loop.
     """
     sizes, sent = [], []
 
@@ -694,7 +705,7 @@ async def test_urgent_chunks_take_all_remaining_room(loop):
     session = StreamSession(service, policy=Block(8), max_age_s=0.1, max_in_flight=4, clock=loop.clock)
 
     async def source():
-        await asyncio.sleep(0.01)  # all come before the first is sent
+        await asyncio.sleep(0.01)  # all chunks arrive before the first one is sent
         for _ in range(4):
             yield 1.0
 
@@ -704,7 +715,7 @@ async def test_urgent_chunks_take_all_remaining_room(loop):
 
 
 async def test_the_timer_of_a_session_ends_with_it(loop):
-    """Frames wait for a worker that is busy for an hour; closing does not wait for that."""
+    """A session that closes cancels its timer and does not wait for a worker that is busy for an hour."""
     model = ScriptedBackend(duration_s=3600.0)
     async with stack_of(loop, model, max_batch_size=1) as service:
         session = StreamSession(service, policy=LatestOnly())
@@ -720,7 +731,7 @@ async def test_the_timer_of_a_session_ends_with_it(loop):
 
 
 async def test_worker_free_early_or_late_loses_no_frame(loop):
-    """A batch that takes other times than expected costs no frame of the others, and none is sent twice."""
+    """A batch that is shorter or longer than expected loses no frame of a stream, and no frame is sent twice."""
     seconds = [0.02, 0.1, 0.005, 0.05, 0.2, 0.01] * 20
     model = ScriptedBackend(duration_s=lambda size: seconds.pop() if seconds else 0.01)
     async with stack_of(loop, model, max_batch_size=2) as service:

@@ -40,7 +40,7 @@ async def test_results_come_in_order_with_their_instants(loop):
 async def test_frame_costs_no_task_if_service_reports_end(loop, tells, tasks_a_frame):
     """A frame costs no task if the service reports the end of its request.
 
-    The requests of other services are awaited in a task each.
+    Each request to another service is awaited in a task of its own.
     """
     made = []
 
@@ -108,7 +108,7 @@ async def test_block_loses_nothing_and_holds_the_source(loop):
             ahead = max(ahead, camera.read - result.number)
 
     assert session.statistics().delivered == 30
-    assert ahead <= 3 + 1 + 2  # those that wait, one in flight, one ready and this one
+    assert ahead <= 3 + 1 + 2  # waiting frames, one in flight, one that is ready and this one
 
 
 async def test_rate_policies_count_skipped_frames(loop):
@@ -125,7 +125,7 @@ async def test_rate_policies_count_skipped_frames(loop):
 
 
 async def test_frames_in_flight_are_bounded_and_in_order(loop):
-    """Several requests of a stream at once, which end in any order, and are delivered in the order of frames."""
+    """A stream has up to ``max_in_flight`` requests; they end in any order, and results come in the order of frames."""
 
     async def answer(request):
         await asyncio.sleep(0.05 if request.inputs % 3 == 0 else 0.01)
@@ -153,7 +153,7 @@ async def test_an_error_is_the_result_of_its_frame(loop):
 
 
 async def test_a_frame_that_is_too_old_costs_nothing(loop):
-    """What arrives past its age limit is dropped before it is sent; what is sent has the limit as its deadline."""
+    """A frame that arrives past its age limit is dropped before it is sent; a sent frame has the limit as deadline."""
     model = ScriptedBackend(duration_s=0.01)
 
     async def source():
@@ -184,7 +184,7 @@ async def test_a_result_that_would_be_too_old_is_dropped(loop):
 
 
 async def test_infeasible_frame_is_dropped_by_reason(loop):
-    """Behind a backlog a frame cannot be on time: it is dropped as infeasible and never runs."""
+    """A frame that cannot be on time because of a backlog is dropped as infeasible."""
     model = ScriptedBackend(duration_s=0.1, example=1.0)
     async with stack_of(loop, model, max_batch_size=1) as service:
         backlog = [asyncio.ensure_future(service(1.0)) for _ in range(4)]
@@ -200,7 +200,7 @@ async def test_infeasible_frame_is_dropped_by_reason(loop):
 
 
 async def test_predicted_lateness_drops_no_frame(loop):
-    """A service that expects to be late may be wrong: its planner, not the prediction, rejects."""
+    """A predicted lateness drops no frame, because it can be wrong; only the planner of the service rejects frames."""
 
     async def answer(request):
         await asyncio.sleep(0.005)
@@ -217,7 +217,7 @@ async def test_predicted_lateness_drops_no_frame(loop):
 
 
 async def test_infeasible_frame_yields_to_waiting_ones(loop):
-    """Where more streams wait than can be sent, the place of a frame that is expected to be late is another's."""
+    """If more frames wait than can be sent, a frame that is expected to be late yields its place to another one."""
 
     async def answer(request):
         await asyncio.sleep(0.02)
@@ -233,14 +233,14 @@ async def test_infeasible_frame_yields_to_waiting_ones(loop):
 
     late = sum(result.stream_id == "late" for result in results)
     assert session.statistics().dropped["infeasible"] >= 5
-    assert late <= 1  # once the others have ended
+    assert late <= 1  # after the other streams have ended
     assert {result.stream_id for result in results} >= set(range(15))
 
 
 async def test_overload_is_served_at_speed_of_model(loop):
     """Under overload, frames are served as fast as the model can.
 
-    Frames that can just be in time would be late when a batch takes longer, and make batches small before that.
+    Frames that are only just in time make batches small, and would be late if a batch takes longer than expected.
     """
     random, streams, period_s, full_s = Random(1), 139, 0.032, 0.0044
 
@@ -268,7 +268,7 @@ async def test_overload_is_served_at_speed_of_model(loop):
 
 
 async def test_a_frame_is_sent_as_soon_as_there_is_a_place(loop):
-    """Frames that come one by one, beside a batch that runs, are all sent while it runs: together they are the next."""
+    """A frame is sent as soon as the service has a place: of ten frames, only the last two wait for one of eight."""
 
     async def answer(request):
         await asyncio.sleep(0.02)
@@ -283,12 +283,12 @@ async def test_a_frame_is_sent_as_soon_as_there_is_a_place(loop):
 
     took_s = {result.stream_id: (result.completed_ns - result.captured_ns) / 1e9 for result in results}
     assert [took_s[number] for number in range(8)] == pytest.approx([0.02] * 8)
-    assert [took_s[number] for number in (8, 9)] == pytest.approx([0.032] * 2)  # until the first ones had ended
+    assert [took_s[number] for number in (8, 9)] == pytest.approx([0.032] * 2)  # they waited for the first to end
 
 
 @pytest.mark.parametrize("max_age_s", [None, 5.0])
 async def test_block_waits_for_a_place_where_others_drop(loop, max_age_s):
-    """A full queue holds a stream that loses nothing; one that drops frames drops them as queue_full."""
+    """A full queue holds a stream whose policy waits; a stream whose policy drops frames drops them as queue_full."""
     model = ScriptedBackend(duration_s=0.05)
     async with stack_of(loop, model, max_batch_size=1, max_queue_size=1, policy="greedy") as service:
         others_calls = [asyncio.ensure_future(service(1.0)) for _ in range(2)]
@@ -303,7 +303,7 @@ async def test_block_waits_for_a_place_where_others_drop(loop, max_age_s):
 
 
 async def test_unannounced_rejections_are_dropped_or_retried(loop):
-    """`Overloaded` out of the call itself: dropped as shed, or sent again."""
+    """A frame whose call raises `Overloaded` is dropped as shed, or sent again if the policy waits."""
     rejections = [si.Overloaded("full", retry_after_s=0.2)] * 2
 
     async def answer(request):
@@ -336,7 +336,7 @@ async def test_open_breaker_drops_frames_as_circuit_open(loop):
 
 
 async def test_an_infinite_age_means_no_deadline(loop):
-    """The objective of the batcher is not the stream's unless it has no limit of its own."""
+    """A stream with an infinite age has no deadline; a stream without an age limit has the batcher's objective."""
     for max_age_s, failed in [(math.inf, 0), (None, 2)]:
         async with stack_of(loop, ScriptedBackend(duration_s=0.2), slo_s=0.1, policy="greedy") as service:
             session = StreamSession(service, max_age_s=max_age_s)
@@ -379,9 +379,9 @@ async def test_routers_and_replicas_are_services(loop):
 
 
 async def test_frames_wait_in_streams_behind_router(loop):
-    """Frames wait in their streams behind a router, too.
+    """Frames for a router wait in their streams too.
 
-    Results are as fresh as without it: no frame ages in the queue of the best route.
+    Results are as fresh as without the router, because no frame ages in the queue of the best route.
     """
 
     async def oldest_s(wrap):
@@ -445,7 +445,7 @@ async def test_streams_take_turns_by_weight(loop):
 
 
 async def test_results_are_shared_by_weight_under_overload(loop):
-    """Where no share is more than a frame of each batch, they are those of the weights."""
+    """Under overload, results are shared by weight if no share is more than one frame of each batch."""
     weights = [1.0] * 12 + [0.5, 2.0, 4.0]
     async with stack_of(loop, ScriptedBackend(duration_s=0.04), max_batch_size=2) as service:
         session = StreamSession(service, policy=LatestOnly())
@@ -460,7 +460,7 @@ async def test_results_are_shared_by_weight_under_overload(loop):
 
 @pytest.mark.parametrize(("rate", "least"), [(1.0, 1.0), (5.0, 1.5)])
 async def test_a_slow_camera_has_its_share_among_fast_ones(loop, rate, least):
-    """Under overload 21 streams have 2.4 frames a second each: one that sends less than that loses none of them."""
+    """If 21 streams have 2.4 frames per second each, a stream with 1 loses none, and one with 5 gets at least 1.5."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.02), max_batch_size=1) as service:
         session = StreamSession(service, policy=LatestOnly(), max_age_s=0.2)
 
@@ -473,7 +473,7 @@ async def test_a_slow_camera_has_its_share_among_fast_ones(loop, rate, least):
 
 
 async def test_no_task_is_made_per_frame(loop):
-    """In the steady state frames are sent by tasks that last."""
+    """In the steady state, a frame creates no task."""
     made = []
 
     def factory(loop, coroutine, **options):
@@ -493,7 +493,7 @@ async def test_no_task_is_made_per_frame(loop):
 
 
 async def test_statistics_list_streams_with_most_drops(loop):
-    """Statistics list the streams with the most drops. A snapshot has a bound, its totals have none."""
+    """Statistics list at most 64 streams, those with the most drops; the totals count all streams."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.5)) as service:
         async with StreamSession(service, policy=LatestOnly()) as session:
             for number in range(70):
@@ -512,7 +512,7 @@ async def test_statistics_list_streams_with_most_drops(loop):
 
 
 async def test_statistics_tell_ids_of_the_same_text_apart(loop):
-    """A stream 1 and a stream "1" are two."""
+    """Statistics list a stream 1 and a stream "1" separately."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.5)) as service, StreamSession(service) as session:
         for stream_id in (1, "1"):
             session.add(Camera(loop), stream_id=stream_id)
@@ -524,7 +524,7 @@ async def test_statistics_tell_ids_of_the_same_text_apart(loop):
 
 
 async def test_statistics_are_taken_while_streams_open(loop):
-    """A scrape in another thread may take statistics at any moment of the event loop."""
+    """A scrape in another thread can take statistics at any moment of the event loop, also while streams open."""
     meanwhile = []
 
     class Name(str):
@@ -544,7 +544,7 @@ async def test_statistics_are_taken_while_streams_open(loop):
 
 
 class Endless:
-    """Policy with more frames than a computer counts."""
+    """Policy whose ``max_waiting`` is too large for the counters."""
 
     max_waiting, waits = 1 << 63, True
 

@@ -21,9 +21,9 @@ async def endless():
 @pytest.mark.parametrize("streams", [1, 5])
 @pytest.mark.parametrize("steps", range(6))
 def test_close_just_after_a_request_completes(streams, steps):
-    """A session can be closed at any step of the loop after a request has completed.
+    """A session can be closed at any step of the event loop after a request has completed.
 
-    A sender that becomes free behind the last stream ends, too.
+    A sender that becomes free after the last stream has ended also ends.
     """
 
     async def main(loop):
@@ -33,7 +33,7 @@ def test_close_just_after_a_request_completes(streams, steps):
             for _ in range(streams):
                 session.add(endless())
             consumer = asyncio.create_task(consume(session))
-            await asyncio.sleep(0.02)  # where the second request completes
+            await asyncio.sleep(0.02)  # the second request completes at this instant
             for _ in range(steps):
                 await asyncio.sleep(0)
             async with asyncio.timeout(5.0):
@@ -69,7 +69,7 @@ async def test_close_cancelled_at_once_ends_each_stream(loop):
 
 
 class Connected:
-    """Source that is open from the beginning, as a track."""
+    """Source that is open from the beginning, like a track."""
 
     def __init__(self):
         self.read = self.closed = 0
@@ -87,7 +87,7 @@ class Connected:
 
 @pytest.mark.parametrize("end", ["results", "session"])
 async def test_source_of_unstarted_stream_is_closed(loop, end):
-    """Nothing is read, but what was open is closed."""
+    """The source of a stream that is closed before its start is not read, but it is closed."""
     source = Connected()
     session = StreamSession(Service(echo), clock=loop.clock)
     if end == "results":
@@ -111,7 +111,7 @@ async def test_plain_source_of_unstarted_stream_is_not_read(loop):
 
 
 class Unknown(Wrapper):
-    """Service that stops saying what it offers."""
+    """Service whose `capabilities` raises after ``broken`` is set."""
 
     broken = False
 
@@ -140,9 +140,10 @@ async def test_failing_capabilities_open_no_stream(loop):
 
 
 async def test_source_cancelled_by_others_has_failed(loop):
-    """A source that others cancel has failed.
+    """A source that another task cancels has failed.
 
-    Its frames are answered, and the consumer is told: it is neither the end of the source nor of the consumer.
+    Its frames get their results, and then the consumer gets an error. The cancellation ends neither the source normally
+    nor the consumer.
     """
 
     async def interrupted():
@@ -159,7 +160,7 @@ async def test_source_cancelled_by_others_has_failed(loop):
 
 @pytest.mark.parametrize("end", ["session", "stream"])
 async def test_a_source_may_close_its_session_at_its_end(loop, end):
-    """Its own stream, which waits for that end, is not waited for; the others are."""
+    """A close by a source at its end waits for all streams except that of the source, which waits for the source."""
     session = StreamSession(Service(echo), clock=loop.clock)
 
     async def source():
@@ -179,7 +180,7 @@ async def test_a_source_may_close_its_session_at_its_end(loop, end):
 
 
 class Answering:
-    """A service with many answers to each frame, open from its call on; no cancellation keeps it from opening them."""
+    """Service that opens an iterator of responses in each call, also if the call is cancelled."""
 
     many_answers = True
 
@@ -211,9 +212,9 @@ class Answers:
 
 @pytest.mark.parametrize("took_s", [0.001, 0.1], ids=["not delivered", "in flight"])
 def test_session_close_closes_dropped_responses(took_s):
-    """A session that closes also closes the responses that it drops.
+    """A session that closes also closes the iterators of responses that it drops.
 
-    Those that were there, and those that come when their request is cancelled.
+    They are those that were ready, and those that requests return when the close cancels them.
     """
     service = Answering(took_s)
 
@@ -230,7 +231,7 @@ def test_session_close_closes_dropped_responses(took_s):
 
 
 def test_a_close_ends_requests_in_order():
-    """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
+    """A close cancels requests in order, not by addresses in memory, so a run in virtual time is repeatable."""
     service = Sleeper()
 
     async def frames():

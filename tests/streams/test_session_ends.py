@@ -1,4 +1,4 @@
-"""Every way in which a stream can end: nothing hangs, nothing is left, each frame is counted."""
+"""Ends of streams, of every kind: nothing hangs, nothing is left, each frame is counted."""
 
 import asyncio
 import contextlib
@@ -99,9 +99,9 @@ async def test_source_error_is_a_result_among_streams(loop):
 
 @pytest.mark.parametrize("captured_ns", [1764135000.25, None, "now"])
 async def test_capture_not_in_whole_nanoseconds_raises(loop, captured_ns):
-    """An instant that is no whole number of nanoseconds raises a `TypeError`.
+    """A capture instant that is no whole number of nanoseconds raises a `TypeError`.
 
-    Seconds, say, as `time.time` returns them: every age would be wrong.
+    With seconds, for example from `time.time`, every age would be wrong.
     """
 
     async def source():
@@ -113,13 +113,13 @@ async def test_capture_not_in_whole_nanoseconds_raises(loop, captured_ns):
 
 @pytest.mark.parametrize("captured_ns", [1 << 62, -(1 << 62), 1 << 70])
 async def test_a_capture_beyond_all_clocks_is_named(loop, captured_ns):
-    """Its age would overflow; the error ends the stream as any other of its source does."""
+    """A capture instant whose age would overflow raises an error that ends the stream, like any error of its source."""
     with pytest.raises(ValueError, match="captured_ns: expected whole nanoseconds on the clock of the Stack, got"):
         await collect(StreamSession(Service(echo), clock=loop.clock)([Frame(1.0, captured_ns)]))
 
 
 async def test_a_stream_that_is_closed_at_once_ends(loop):
-    """Before its task has taken a step, and its id is free all the same."""
+    """A stream that is closed before its task has taken a step ends, and its id is free again."""
     async with stack_of(loop, ScriptedBackend()) as service:
         session = StreamSession(service)
         await session([1.0], stream_id="a").aclose()
@@ -133,7 +133,7 @@ async def test_a_stream_that_is_closed_at_once_ends(loop):
 
 
 class Goodbye:
-    """One frame, and an end that takes a while, as of a socket that says goodbye."""
+    """Source with some frames and a close that takes 0.1 s, like that of a socket that says goodbye."""
 
     def __init__(self, steps, frames):
         self.steps, self.frames = steps, frames
@@ -154,7 +154,7 @@ class Goodbye:
 
 
 async def waiting(goodbye):
-    """A generator that is closed while it waits."""
+    """Yield a frame, and wait until the generator is closed."""
     try:
         yield 1.0
         await asyncio.Event().wait()
@@ -164,7 +164,7 @@ async def waiting(goodbye):
 
 @pytest.mark.parametrize("make", [lambda it: it, waiting], ids=["ended", "closed twice"])
 async def test_ending_source_is_not_cancelled_by_a_close(loop, make):
-    """A stream that is closed while its source ends waits for that, and does not cancel it."""
+    """A stream that is closed while its source ends waits for the source and does not cancel it."""
     steps = []
 
     async with stack_of(loop, ScriptedBackend()) as service:
@@ -181,7 +181,7 @@ async def test_ending_source_is_not_cancelled_by_a_close(loop, make):
 
 
 async def test_a_generator_is_closed_with_its_stream(loop):
-    """Its file, say, is not held open for as long as its results are."""
+    """A close of the stream closes a generator that is its source, so that it does not hold a file open."""
     closed = []
 
     def frames():
@@ -224,7 +224,7 @@ async def test_remove_abandons_a_call_that_hangs(loop):
 
 
 async def test_the_stop_of_the_service_ends_the_streams(loop):
-    """Frames in flight get their outcome, and the last result says that the service is closed."""
+    """If the service stops, frames in flight get their outcome, and the last result has the error `Closed`."""
     model = ScriptedBackend(duration_s=0.015)
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), model, clock=loop.clock)
     await stack.start()
@@ -264,7 +264,7 @@ async def test_stop_of_service_completes_frames_in_flight(loop):
 
 
 async def test_stopped_service_ends_stream_of_hung_source(loop):
-    """The last outcome is that of a frame sent before the rejected one."""
+    """A stopped service ends the stream of a source that hangs, also if an earlier frame has its outcome last."""
     hanging = asyncio.Event()
 
     async def source():
@@ -310,7 +310,7 @@ async def test_swallowed_cancellation_keeps_no_stream_open(loop):
 async def test_frame_rejected_until_too_old_is_dropped(loop):
     """A frame that is rejected until it is too old is dropped.
 
-    Also where nothing but `Overloaded` tells of the service.
+    This holds also if the service has no `admission` and only raises `Overloaded`.
     """
 
     async def answer(request):
@@ -363,9 +363,9 @@ async def test_an_error_of_the_admission_ends_the_stream(loop):
 
 
 async def test_admission_error_after_rejection_ends_stream(loop):
-    """An `admission` that raises when it is called for the reason of a rejection ends the stream.
+    """An `admission` that raises when it is called for the reason of a rejection ends the stream with its error.
 
-    And none of the other streams whose frames ended with it.
+    A second stream, whose frame ended at the same time, ends with its own error.
     """
     asked = []
 
@@ -388,9 +388,9 @@ async def test_admission_error_after_rejection_ends_stream(loop):
 
 
 def test_loop_shutdown_ends_the_streams():
-    """An event loop that is shut down ends the streams.
+    """The shutdown of an event loop ends its streams.
 
-    Tasks that the runner cancels end, and the session serves another loop afterwards.
+    The tasks that the runner cancels end, and the session works on another loop afterwards.
     """
     service = Service(echo)
     session = StreamSession(service)
@@ -435,7 +435,7 @@ def test_streams_of_closed_loop_can_be_closed(end):
     assert session.streams == ()
     statistics = session.statistics()
     assert (statistics.received, statistics.dropped) == (3, {"closed": 3})
-    for task in tasks:  # what the loop should have done before it was closed
+    for task in tasks:  # the loop should have done this before it was closed
         task._log_destroy_pending = False
         with contextlib.suppress(RuntimeError):
             task.get_coro().close()
@@ -454,7 +454,7 @@ async def test_a_session_belongs_to_one_loop_at_a_time(loop):
 
 
 async def _in_thread(function):
-    """Run on a loop of another thread, which a virtual loop waits for by turning."""
+    """Run a coroutine function on an event loop in another thread, wait for the thread, and raise its error."""
     import threading
 
     outcome = []
@@ -486,7 +486,7 @@ async def test_a_session_that_is_forgotten_ends_its_streams(loop):
 
 
 class Stubborn:
-    """Source that does not let itself be cancelled."""
+    """Source that swallows its cancellation."""
 
     def __init__(self, loop):
         self.loop = loop
@@ -509,9 +509,9 @@ async def test_source_swallowing_cancellation_is_abandoned(loop):
 
 
 async def test_undeliverable_end_errors_reach_the_loop(loop):
-    """Errors at the end of a stream that no consumer can get reach the loop's exception handler.
+    """Errors at the end of a stream that no consumer can get are passed to the loop's exception handler.
 
-    A source that fails when it is closed, a model that fails to end a state: the stream ends all the same.
+    Here the close of the source fails, and the model fails to end a state; the stream ends nevertheless.
     """
 
     class Failing(States):
@@ -560,7 +560,7 @@ async def test_a_policy_that_fails_opens_no_stream(loop):
 async def test_state_is_reset_at_discontinuity_and_ended(loop):
     """A state is reset at a discontinuity and ends with its stream.
 
-    A reset comes behind the frames before it and before its own.
+    The reset comes after the frames before the discontinuity, and before the frame that has it.
     """
     states = States()
 
@@ -593,7 +593,7 @@ async def test_a_reset_survives_the_drop_of_its_frame(loop):
 
 
 async def test_sent_frame_resets_the_state_once(loop):
-    """Its outcome changes nothing: the frames behind it continue from the frame that ran beside it."""
+    """A sent frame resets the state once: if it fails, later frames continue from the frame that ran beside it."""
     states = States()
 
     async def answer(request):
@@ -612,7 +612,7 @@ async def test_sent_frame_resets_the_state_once(loop):
 
 @pytest.mark.parametrize(("resets", "expected"), [(False, 0), (True, 4)])
 async def test_gap_resets_only_with_resets_after_gap(loop, resets, expected):
-    """Frames dropped as stale, and one that failed."""
+    """Frames dropped as stale, and a failed frame, reset the state only with ``resets_after_gap``."""
     states = States()
 
     async def answer(request):
@@ -630,7 +630,7 @@ async def test_gap_resets_only_with_resets_after_gap(loop, resets, expected):
 
 
 async def test_recurrent_model_gets_resent_frame_in_order(loop):
-    """Frames of a policy that waits are sent again when they are rejected: none may overtake them."""
+    """If the policy waits, a rejected frame is sent again, and no later frame overtakes it at a recurrent model."""
     states, rejections = States(), [si.Overloaded("full", retry_after_s=0.05)]
 
     async def answer(request):
@@ -646,7 +646,10 @@ async def test_recurrent_model_gets_resent_frame_in_order(loop):
 
 
 async def test_stream_without_a_place_delays_no_other(loop):
-    """It is tried less and less often while the others have all places of the service, and runs when one has ended."""
+    """A stream without a place in the model delays no other stream.
+
+    It is tried less and less often while other streams have all places, and runs when one of them has ended.
+    """
     model = si.streams.StatefulBackend(recurrent(duration_s=0.01), state={"h": "h2"}, max_streams=1)
     batcher = si.AdaptiveBatcher(max_batch_size=1, max_in_flight=1)
     async with si.Stack(batcher, model, clock=loop.clock) as service:

@@ -1,4 +1,4 @@
-"""A minute in which a thousand streams open, feed, fail and close at random: nothing of them is left."""
+"""A minute in which a thousand streams open, feed, fail and close at random, and leave nothing behind."""
 
 import asyncio
 import gc
@@ -20,13 +20,13 @@ MINUTE_S = 60.0
 
 
 def count_descriptors():
-    """Open descriptors of this process; 0 where the system does not list them."""
+    """Return the number of open descriptors of this process; 0 if the system does not list them."""
     folder = Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
 def live_streams():
-    """Identities of the streams in memory, those of other tests included."""
+    """Return the identities of the streams in memory, those of other tests included."""
     return {id(thing) for thing in gc.get_objects() if issubclass(type(thing), (Stream, StreamState))}
 
 
@@ -54,7 +54,7 @@ class Unreliable:
                 elif event < 0.07:
                     raise OSError("unplugged")
                 elif event > 0.1:
-                    captured_ns = self.loop.clock() + offset_ns  # else the last one again
+                    captured_ns = self.loop.clock() + offset_ns  # otherwise the last instant is repeated
                 yield Frame(np.ones(shape, np.float32), captured_ns, discontinuity=event > 0.97)
         finally:
             Unreliable.open -= 1
@@ -76,7 +76,7 @@ class Model(ScriptedBackend):
 
 
 async def consume(loop, session, chance, number, counts):
-    """One consumer after the other in one of a thousand places."""
+    """Open and consume streams one after the other for a minute, as one of a thousand consumers."""
     while loop.time() < MINUTE_S:
         await asyncio.sleep(chance.random() * 20)
         results = session(Unreliable(loop, chance))
@@ -98,12 +98,12 @@ async def consume(loop, session, chance, number, counts):
 def test_thousand_streams_leave_nothing_behind():
     """A thousand streams that open and end for a minute leave nothing behind.
 
-    No task, thread, descriptor, source, model state or object, and each frame is counted.
+    No task, thread, descriptor, source, model state or object is left, and each frame is counted.
     """
     chance = random.Random(16)
     gc.collect()
     streams = live_streams()
-    threads, descriptors = set(threading.enumerate()), count_descriptors()  # those that other tests leave may end
+    threads, descriptors = set(threading.enumerate()), count_descriptors()  # those of other tests may end meanwhile
     opened = []
 
     async def main(loop):
@@ -139,7 +139,7 @@ def test_thousand_streams_leave_nothing_behind():
         assert not others()
 
     run(main)
-    gc.collect()  # an abandoned iterator is collected first, and what it was to close afterwards
+    gc.collect()  # this collects abandoned iterators, and the next one the objects that they close
     gc.collect()
     assert sum(opened) > 3 * STREAMS
     assert set(threading.enumerate()) <= threads

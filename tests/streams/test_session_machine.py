@@ -1,7 +1,8 @@
-"""Sessions driven at random: sources, services that succeed, fail, reject, hang, and consumers that leave.
+"""Random operations on sessions: sources, services that succeed, fail, reject or hang, and consumers that leave.
 
-The model is plain Python: the frames offered to each stream, the outcomes of its requests, and the results that its
-consumer may get. After each step the loop runs until nothing is ready; then nothing that can continue may still wait.
+The expected state is plain Python: the frames offered to each stream, the outcomes of its requests, and the results
+that its consumer can get. After each operation the loop runs until nothing is ready; then nothing may wait that could
+continue.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ END = object()
 
 
 class Feed:
-    """Source that yields what it is given."""
+    """Source that yields the items of its queue until `END` or an exception."""
 
     def __init__(self):
         self.items = asyncio.Queue()
@@ -39,14 +40,14 @@ class Feed:
 
 
 class Model:
-    """One stream: its numbers by what became of them."""
+    """Expected state of one stream: the numbers of its frames, by outcome."""
 
     def __init__(self, feed, results):
         self.feed, self.results = feed, results
         self.offered = 0
-        self.outcomes = {}  # number → what its request came to: outputs, or an error
+        self.outcomes = {}  # number → outcome of its request: "ok" or an error
         self.delivered = []
-        self.ends = None  # what the source was told last
+        self.ends = None  # how the source ends: `END` or an error
         self.is_over = False
         self.is_closed = False
 
@@ -143,7 +144,7 @@ class SessionMachine(RuleBasedStateMachine):
                 self.streams[stream_id].outcomes[number] = outcome
                 future.set_exception(outcome)
             await self.settle()
-            await asyncio.sleep(0.02)  # those that are sent again are
+            await asyncio.sleep(0.02)  # rejected frames are sent again within this time
             await self.settle()
 
         self.run(end())
@@ -292,7 +293,7 @@ TestBlocks, TestBlocksWithAge = Blocks.TestCase, BlocksWithAge.TestCase
 
 
 def test_deadlines_at_the_end_of_a_time_step():
-    """Deadlines of waiting frames that end together with a time step let the held source continue in that step."""
+    """If the deadlines of waiting frames pass at the end of a time step, the held source continues in that step."""
     first = SimpleNamespace(draw=lambda _: 1)
     machine = BlocksWithAge()
     try:

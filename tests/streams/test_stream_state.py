@@ -1,4 +1,4 @@
-"""State of one stream: checked against a model in plain lists, whatever happens in whatever order."""
+"""State of one stream, compared with plain lists under random operations."""
 
 import pytest
 from hypothesis import settings
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class EvenOnly:
-    """Takes frames captured at even instants."""
+    """Selector of frames captured at even instants."""
 
     def takes(self, captured_ns):
         return captured_ns % 2 == 0
@@ -26,7 +26,7 @@ def state_of(
 
 
 class StreamMachine(RuleBasedStateMachine):
-    """The model: a list of frames in order, each a dictionary with its status."""
+    """Random operations; the expected state is a list of frames in order, each a dictionary with its status."""
 
     max_waiting, waits, selector, max_in_flight, max_age_ns, resets, alone = 1, False, None, 1, 0, False, False
 
@@ -51,7 +51,7 @@ class StreamMachine(RuleBasedStateMachine):
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
     def pass_on(self, frame, was_sent=False):
-        if self.resets or (frame["discontinuities"] and not was_sent):  # what was sent has reset the state
+        if self.resets or (frame["discontinuities"] and not was_sent):  # a sent frame has reset the state already
             waiting = self.of("waiting")
             if waiting:
                 waiting[0]["discontinuities"] = True
@@ -222,7 +222,7 @@ TestResets, TestAlone, TestSelects = Resets.TestCase, Alone.TestCase, Selects.Te
 
 
 def test_held_source_continues_at_a_quarter_full():
-    """A held source continues when at most a quarter of the places is taken."""
+    """A held source continues when at most a quarter of the waiting places is taken."""
     state = state_of(4, True, None, 1)
     for number in range(4):
         state.offer(number, 0, None, False, 0)
@@ -237,9 +237,9 @@ def test_held_source_continues_at_a_quarter_full():
 
 
 def test_source_resumes_below_max_in_flight():
-    """A source is read on when fewer frames are left than can be sent at once.
+    """A held source continues when fewer frames wait than can be in flight.
 
-    Reading ahead by no more than is in flight would leave places empty otherwise.
+    Otherwise places in flight would stay empty while the source is held.
     """
     state = state_of(4, True, None, 4)
     for number in range(4):
@@ -251,7 +251,7 @@ def test_source_resumes_below_max_in_flight():
 
 
 def test_full_queue_has_no_room():
-    """A held source stays held while as many frames wait as may, even if more than these may be in flight."""
+    """A held source stays held while the queue is full, even if more frames can be in flight than can wait."""
     state = state_of(1, True, None, 4)
     state.offer(0, 0, None, False, 0)
 
@@ -262,7 +262,7 @@ def test_full_queue_has_no_room():
 
 
 def test_capture_after_arrival_counts_as_arrival():
-    """A frame that claims to be of the future has the age of its arrival."""
+    """A frame whose capture instant is in the future ages from its arrival."""
     state = state_of(max_age_ns=10)
     state.offer(1, 1_000, None, False, 100)
 
@@ -274,7 +274,7 @@ def test_capture_after_arrival_counts_as_arrival():
 
 
 def test_source_failure_is_a_result_without_frame():
-    """The failure of a source is a result without a frame. It has the error and says whose it is."""
+    """The failure of a source is a result without a frame, with the error and the id of the stream."""
     error = OSError("unplugged")
     result = make_source_failure("door", error, 7)
 
@@ -289,14 +289,14 @@ def test_source_failure_is_a_result_without_frame():
         (100, [90, 70], 1031, True),
         (100, [90, 70], 1011, True),  # the next frame is too old, and the source holds frames that age
         (100, [90, 70], 1010, False),  # the next frame has time
-        (100, [90, 70], 1101, False),  # so late is what was captured now
-        (100, [50, 90], 1031, False),  # captured in reverse order: the first one has time
+        (100, [90, 70], 1101, False),  # even a frame captured now would be too old
+        (100, [50, 90], 1031, False),  # captured in reverse order: the first frame has time
         (100, [], 1031, False),
         (0, [90, 70], 1031, False),
     ],
 )
 def test_stream_lags_if_new_frame_would_be_in_time(max_age_ns, ages_ns, ends_ns, lags):
-    """A stream lags if its next frame would be too old at the given end and one captured now would not."""
+    """A stream lags if its next frame would be too old at the given end and a frame captured now would not."""
     state = StreamState("a", 2, True, None, 1, max_age_ns, False, False, None)
     for age_ns in ages_ns:
         state.offer(None, 1000 - age_ns, None, False, 1000)
@@ -305,7 +305,7 @@ def test_stream_lags_if_new_frame_would_be_in_time(max_age_ns, ages_ns, ends_ns,
 
 @pytest.mark.parametrize(("ends_ns", "lags"), [(1010, False), (1011, False), (1030, False), (1031, True)])
 def test_stream_read_at_capture_lags_if_all_are_late(ends_ns, lags):
-    """Where frames age only once they are read, the source is held while one of those that were read has time."""
+    """If frames age only after they are read, a stream lags only if all its waiting frames are too late."""
     state = StreamState("a", 2, True, None, 1, 100, False, False, None)
     for read_ns in (910, 930):
         state.offer(None, read_ns, None, False, read_ns)
@@ -327,14 +327,14 @@ def test_full_stream_with_old_frames_is_behind(ages_ns, max_age_ns, is_behind):
 @pytest.mark.parametrize(
     ("ages_ns", "ends_ns", "left"),
     [
-        ([90, 5], 1031, 1),  # as many as may wait: only those that are too old are dropped
+        ([90, 5], 1031, 1),  # as many as can wait: only frames that are too old are dropped
         ([10, 5], 1031, 2),
         ([90, 80, 5], 1031, 1),
-        ([50, 40, 5], 1031, 2),  # one too many, none of them too old: the oldest one is dropped
+        ([50, 40, 5], 1031, 2),  # one too many, none of them too old: the oldest frame is dropped
     ],
 )
 def test_no_more_frames_wait_than_the_policy_allows(ages_ns, ends_ns, left):
-    """A stream that read on beyond old frames drops the oldest when a young one arrives."""
+    """A stream that read ahead past old frames drops its oldest frame if more wait than the policy allows."""
     state = StreamState("a", 2, True, None, 1, 100, False, False, None)
     for age_ns in ages_ns:
         state.offer(None, 1000 - age_ns, None, False, 1000)

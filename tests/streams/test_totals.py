@@ -1,4 +1,4 @@
-"""Counters of a session are of one moment."""
+"""Totals of a session: all counters of a snapshot are of one moment."""
 
 import functools
 import sys
@@ -10,7 +10,10 @@ from streaminfer.streams.totals import SessionTotals
 
 
 def test_stream_ending_during_scrape_counts_once():
-    """A scrape has a thread of its own: a sum that falls would look like a restart of the server."""
+    """A stream that ends while another thread takes a snapshot counts once.
+
+    A sum that falls would look like a restart of the server.
+    """
     totals = SessionTotals()
     ended = threading.Event()
     seen = []
@@ -44,7 +47,7 @@ def test_stream_ending_during_scrape_counts_once():
 def test_ids_of_equal_text_keep_names_as_drops_change():
     """Streams whose ids have the same text keep their names while their drops change.
 
-    The counters of a name never fall: they are always those of the same stream.
+    So the counters of a name are always those of the same stream and never fall.
     """
     totals = SessionTotals()
     counts = {1: StreamStatistics(100, 99, 0, {"stale": 1}, 0, 0), "1": StreamStatistics(0, 0, 0, {}, 0, 0)}

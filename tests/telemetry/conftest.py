@@ -1,4 +1,4 @@
-"""The histogram in both builds: the installed one, and one over the uncompiled twin of its state."""
+"""The histogram in two builds: as installed, and over the uncompiled source of its state."""
 
 import importlib.machinery
 import importlib.util
@@ -33,7 +33,7 @@ BUILDS = {"built": streaminfer.telemetry.histograms.latency_histogram, "plain": 
 
 @pytest.fixture
 def switch_often():
-    """Threads take turns at every chance that the interpreter gives them."""
+    """Make threads switch as often as the interpreter can."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -42,7 +42,7 @@ def switch_often():
 
 @pytest.fixture(scope="session", params=BUILDS)
 def build(request):
-    """The module streaminfer.telemetry.histograms.latency_histogram, compiled where this installation is, and plain."""
+    """Return the module streaminfer.telemetry.histograms.latency_histogram, as installed and uncompiled."""
     return BUILDS[request.param]
 
 

@@ -1,4 +1,4 @@
-"""The picture of the parts of a latency: its marks are the percentiles of each part, in their order."""
+"""Plot of the parts of a latency: its marks are the percentiles of each part, in their order."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_marks_are_percentiles_of_nonempty_parts():
 
 
 def test_marks_at_the_edge_are_whole():
-    """What takes less than a microsecond is at the edge of the axes, which cuts no mark."""
+    """Marks of durations below a microsecond are at the edge of the axes, which does not clip them."""
     nothing = LatencyHistogram()
     nothing.record(0.0)
     parts = dict.fromkeys(("latency", "queue", "assembly", "inference", "delivery"), nothing)

@@ -1,4 +1,4 @@
-"""What a service's telemetry says, in virtual time."""
+"""Telemetry of a service, in virtual time."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 def test_latency_and_its_parts():
-    """Two requests: one runs at once for 10 ms; the other comes 4 ms later, waits 6 ms and runs for 10 ms."""
+    """Of three requests, one runs at once for 10 ms; two arrive 4 ms later, wait 6 ms and run together for 10 ms."""
 
     async def main(loop):
         stack = si.Stack(
@@ -147,9 +147,10 @@ def test_nothing_is_lost_when_threads_record_at_once():
 
 @pytest.mark.parametrize("labels", [(), ("route",)])
 def test_a_snapshot_is_of_one_moment(labels, monkeypatch):
-    """A degraded response that another thread counts between two reads is not among the others: a counter would fall.
+    """A degraded response that another thread counts between two reads never counts as ``ok``.
 
-    The other thread is a copy of a histogram that counts one response before it is made, and one after.
+    Otherwise the counter of ``ok`` would fall later. A patched copy of a histogram acts as the other thread: it counts
+    one response before the copy, and one after it.
     """
     telemetry = si.Telemetry(labels=labels)
     service = telemetry.wrap(si.Stack(ScriptedBackend()))
@@ -191,7 +192,7 @@ async def _async_generator():
 
 @pytest.mark.parametrize("inner", [_generator, _async_generator], ids=["sync", "async"])
 def test_generator_functions_are_rejected(inner):
-    """The call of one ends before its work begins, so there is nothing to measure."""
+    """The call of a generator function ends before its work begins, so there is nothing to measure."""
     with pytest.raises(TypeError, match="inner: expected a function that ends when its work does"):
         si.Telemetry().wrap(inner)
 
@@ -229,7 +230,10 @@ def test_compiled_and_plain_recorders_agree(plain):
 
 
 class PlainHistograms:
-    """Makes a plain recorder, whose ``count_ns`` a compiled histogram offers to C only, record through ``record_ns``."""
+    """Factory of uncompiled recorders over compiled histograms.
+
+    The recorders record through ``record_ns``, because a compiled histogram offers its ``count_ns`` to C only.
+    """
 
     def __init__(self, recorder_class):
         self.recorder_class = recorder_class
@@ -352,7 +356,7 @@ class TestRecent:
 
 class TestMemory:
     def left(self, *layers):
-        """Blocks of memory that are left of each of 2,400 requests with a tenant and a stream."""
+        """Return the blocks of memory that remain per request, over 2,400 requests with a tenant and a stream."""
 
         async def main():
             batcher = si.AdaptiveBatcher(max_batch_size=32, slo_s=1.0)
@@ -370,11 +374,14 @@ class TestMemory:
         return asyncio.run(main())
 
     def test_nothing_outlives_a_request(self):
-        """With parts, objective, rolling histogram and cost no more memory is left than without; outcomes keep theirs."""
+        """Telemetry with an objective and a rolling histogram, and a cost meter, keep no memory per request.
+
+        `Outcomes` keeps some for each request, which shows that the test can detect it.
+        """
         telemetry = si.Telemetry("t", slo=si.SLO("t", threshold_s=0.05), recent=si.RollingHistogram())
         kept = si.telemetry.Outcomes(id_of=lambda request: object())
 
         bare, everything = self.left(), self.left(telemetry, si.CostMeter(per_second=1.0))
 
         assert everything - bare < 0.1
-        assert self.left(kept) - bare > 1.0  # so it can be seen
+        assert self.left(kept) - bare > 1.0  # memory that is kept is detected

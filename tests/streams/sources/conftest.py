@@ -1,4 +1,4 @@
-"""Media made for the tests, and the check that no descriptor or thread is left."""
+"""Media for the tests, and a check that each test leaves no descriptor or thread."""
 
 import gc
 import threading
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def descriptors():
-    """How many files are open; looking opens one more."""
+    """Return the number of open files, including the folder that the listing opens."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -32,7 +32,7 @@ def assets():
 
 
 def write_video(path, values, *, size=(64, 48), rate=25, codec="mpeg4", pts=None, container=None):
-    """A video of gray pictures, one value each; ``pts`` in frames."""
+    """Write a video of gray pictures, one per value; ``pts`` is in frames."""
     with av.open(str(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p" if codec != "mjpeg" else "yuvj420p"
@@ -47,7 +47,7 @@ def write_video(path, values, *, size=(64, 48), rate=25, codec="mpeg4", pts=None
 
 
 def write_audio(path, samples, *, rate=16_000, codec="pcm_s16le"):
-    """Sound of one or two channels, from int16 samples of shape ``(channels, n)``."""
+    """Write sound of one or two channels, from int16 samples of shape ``(channels, n)``."""
     layout = {1: "mono", 2: "stereo"}[len(samples)]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
@@ -60,17 +60,17 @@ def write_audio(path, samples, *, rate=16_000, codec="pcm_s16le"):
 
 @pytest.fixture
 def video(tmp_path):
-    """Makes a video: ``video(values, name="v.mp4", …)``."""
+    """Return a function that writes a video: ``video(values, name="v.mp4", …)``."""
     return lambda values, name="video.mp4", **options: write_video(tmp_path / name, values, **options)
 
 
 @pytest.fixture
 def audio(tmp_path):
-    """Makes a sound file: ``audio(samples, name="a.wav", …)``."""
+    """Return a function that writes a sound file: ``audio(samples, name="a.wav", …)``."""
     return lambda samples, name="audio.wav", **options: write_audio(tmp_path / name, samples, **options)
 
 
 @pytest.fixture(scope="session")
 def make_video():
-    """Writes a video to a path: ``make_video(path, values, …)``."""
+    """Return a function that writes a video to a path: ``make_video(path, values, …)``."""
     return write_video

@@ -1,4 +1,4 @@
-"""Chunks of sound, for any size of packets."""
+"""Chunks of sound, from packets of any size."""
 
 import numpy as np
 from hypothesis import given
@@ -46,7 +46,7 @@ def test_chunks_are_the_input_cut_at_every_hop(cut):
 
 @given(cuts())
 def test_instants_never_go_back(cut):
-    """Also where a burst brings packets sooner than they last."""
+    """Capture instants never go back, also if a burst of packets arrives faster than its sound lasts."""
     chunk, hop, channels, packets = cut
     chunker = Chunker(chunk, hop, RATE, np.empty((channels, 0)))
     frames = []
@@ -57,7 +57,7 @@ def test_instants_never_go_back(cut):
 
 
 def test_a_long_chunk_is_put_together_once(monkeypatch):
-    """However short its packets are, no sample is copied with each of those behind it."""
+    """Packets are not concatenated before their chunk is full, so samples are not copied again per later packet."""
     copied, concatenate = [], np.concatenate
     monkeypatch.setattr(np, "concatenate", lambda *given, **options: copied.append(concatenate(*given, **options)))
     chunker = Chunker(30_000, 30_000, RATE, np.empty((1, 0)))
@@ -67,7 +67,7 @@ def test_a_long_chunk_is_put_together_once(monkeypatch):
 
 
 def test_flush_discontinuity():
-    """Nothing of before is in the chunks after it."""
+    """The chunks after a flush have no sample from before it, and the first of them is a discontinuity."""
     chunker = Chunker(4, 2, RATE, np.empty((1, 0)))
     first = chunker.push(np.ones((1, 5)), 5 * MS, 5 * MS)
     rest = chunker.flush()
@@ -78,7 +78,7 @@ def test_flush_discontinuity():
 
 
 def test_flush_does_not_repeat_sent_samples():
-    """Samples that only wait as the context of the next chunk are not sent again."""
+    """A flush does not repeat samples that are kept only as the overlap with the next chunk."""
     chunker = Chunker(4, 2, RATE, np.empty((1, 0)))
     assert len(chunker.push(np.ones((1, 4)), 0, 0)) == 1
     assert chunker.flush() == []
@@ -86,7 +86,7 @@ def test_flush_does_not_repeat_sent_samples():
 
 
 def test_gap_is_the_length_of_lost_packets():
-    """Rounded timestamps and overlaps are no gaps, lost packets are."""
+    """Lost packets are a gap of about their length; rounded timestamps and overlaps are none."""
     gaps = GapDetector()
     starts_ms = [0, 21, 39, 60, 100, 120, 115, 140]
     assert [gaps.gap_ns(start * MS, 20 * MS) // MS for start in starts_ms] == [0, 0, 0, 0, 19, 0, 0, 0]
@@ -94,7 +94,7 @@ def test_gap_is_the_length_of_lost_packets():
 
 @given(st.floats(-900e-6, 900e-6), st.integers(5, 50))
 def test_drift_is_no_gap(drift, packet_ms):
-    """Clocks that differ by less than 1 part in 1,000 never add up to a gap, and a lost packet stays one."""
+    """Clock drift below 1 part in 1,000 never adds up to a gap, and a lost packet is still a gap."""
     gaps = GapDetector()
     length_ns = packet_ms * MS
     for number in range(2_000):

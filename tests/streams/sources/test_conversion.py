@@ -1,4 +1,4 @@
-"""Pictures that shrink or turn on their way to a model, and sound that is mixed."""
+"""Conversion for a model: pictures are scaled, reformatted and turned, and sound is resampled and mixed."""
 
 import struct
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from streaminfer.streams.sources.timestamps import Stamp  # noqa: E402 - likewis
 
 
 def picture(pixel_format):
-    """A smooth picture of 64×48 with all colors."""
+    """Return a smooth picture of 64×48 pixels with all colors."""
     y, x = np.mgrid[0:48, 0:64]
     rgb = np.stack([40 + 3 * x, 40 + 4 * y, 200 - x - 2 * y], axis=-1).astype(np.uint8)
     return av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format=pixel_format)
@@ -24,7 +24,7 @@ def picture(pixel_format):
 @pytest.mark.parametrize("wanted", ["rgb24", "bgra", "gray"])
 @pytest.mark.parametrize("size", [(32, 24), (31, 23)], ids=["even", "odd"])
 def test_shrunk_picture_has_the_mean_colors(source, wanted, size):
-    """Each pixel is about the mean of those that it covers, whatever the format in between."""
+    """Each pixel is about the mean of the source pixels that it covers, for any format of the source."""
     frame = picture(source)
 
     made = PictureConverter(av, VideoFormat(size=size, pixel_format=wanted), threads=1)(frame)
@@ -40,21 +40,24 @@ def test_shrunk_picture_has_the_mean_colors(source, wanted, size):
     }[wanted]
     assert made.flags.c_contiguous
     assert made.shape == expected.shape
-    if wanted != "gray":  # which has the range of its source
+    if wanted != "gray":  # gray values have the range of the source format
         assert np.abs(made - expected)[1:-1, 1:-1].mean() < 4
 
 
 @pytest.mark.parametrize("wanted", ["rgb24", "rgba", "bgra"])
 @pytest.mark.parametrize("source", ["yuv420p", "yuvj422p"])
 def test_rows_of_any_length_are_whole(source, wanted):
-    """FFmpeg's fast way to four bytes a pixel leaves up to four at the end of a row as they were in memory."""
+    """Rows of any width are written to their end.
+
+    FFmpeg's fast conversion to four bytes per pixel leaves up to four pixels at the end of a row unwritten.
+    """
     for width in range(16, 52, 2):
         gray = np.full((2, 50, width, 3), 20, np.uint8)
         gray[1] = 230
         frames = [av.VideoFrame.from_ndarray(one, "rgb24").reformat(format=source) for one in gray]
         for size in (None, (width // 2, 25)):
             convert = PictureConverter(av, VideoFormat(size=size, pixel_format=wanted), threads=1)
-            for number in range(8):  # in memory of one before
+            for number in range(8):  # in the memory of an earlier picture
                 level = (20, 230)[number % 2]
                 assert np.abs(convert(frames[number % 2])[..., :3].astype(int) - level).max() < 12, (width, size)
 
@@ -62,9 +65,10 @@ def test_rows_of_any_length_are_whole(source, wanted):
 @pytest.mark.parametrize("wanted", ["rgb24", "rgba", "bgra", "gray"])
 @pytest.mark.parametrize("width", [854, 304, 296, 300, 50])
 def test_ffmpeg_threads_leave_rows_of_others_alone(width, wanted):
-    """The threads of FFmpeg write nothing into each other's rows.
+    """The threads of FFmpeg do not write into each other's rows.
 
-    With four bytes a pixel FFmpeg writes beyond the ends of rows, at any time into a row that another has made.
+    With four bytes per pixel, FFmpeg writes beyond the end of a row, possibly into a row that another thread has made;
+    the converter then uses one thread.
     """
     asked = []
 
@@ -100,7 +104,7 @@ def test_pictures_do_not_share_memory():
 @pytest.mark.parametrize("rate", [44_100, 48_000])
 @pytest.mark.parametrize("wanted", [8_000, 16_000])
 def test_resampled_chunks_are_where_they_were(rate, wanted):
-    """A chunk has the position and the instant of its samples, though the resampler holds some back."""
+    """A chunk has the position and the instant of its samples, although the resampler holds some samples back."""
     sound, chunks = AudioAssembler(av, AudioFormat(sample_rate=wanted, chunk=200)), []
     for number in range(100):
         frame = av.AudioFrame(format="fltp", layout="mono", samples=rate // 100)
@@ -117,7 +121,10 @@ def test_resampled_chunks_are_where_they_were(rate, wanted):
 @pytest.mark.parametrize("layout", ["stereo", "quad", "5.1", "7.1"])
 @pytest.mark.parametrize("dtype", ["float32", "int16"])
 def test_a_mix_is_no_louder_than_its_channels(layout, dtype):
-    """FFmpeg limits a mix of whole numbers alone; one of 5.1 in floats is 2.4 times as loud, and beyond 1."""
+    """A mix of all channels to one is no louder than each channel.
+
+    FFmpeg limits only mixes of integers; its mix of 5.1 channels of floats is 2.4 times as loud and exceeds 1.
+    """
     samples = np.full((1, 1_000 * av.AudioLayout(layout).nb_channels), 0.5, np.float32)
     frame = av.AudioFrame.from_ndarray(samples, "flt", layout)
     frame.sample_rate = 16_000
@@ -128,11 +135,11 @@ def test_a_mix_is_no_louder_than_its_channels(layout, dtype):
 
 
 MATRICES = {0: (1, 0, 0, 1), 1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}
-"""By the quarter turns counterclockwise that they ask for: a, b, c and d of the matrix in a track's header."""
+"""Elements a, b, c and d of the matrix in a track's header, by the number of quarter turns counterclockwise."""
 
 
 def read_turned(path, turns, **wanted):
-    """The picture of an MP4 file whose header says how the camera was held."""
+    """Write ``turns`` into the header of a copy of an MP4 file; return its first picture, converted."""
     a, b, c, d = (value << 16 for value in MATRICES[turns])
     content = bytearray(path.read_bytes())
     start = content.index(b"tkhd") + 44
@@ -144,7 +151,7 @@ def read_turned(path, turns, **wanted):
 
 
 def planes(array, pixel_format):
-    """What turns on its own: the picture, or its light and its two colors."""
+    """Return the planes that are turned separately: the picture, or its luma and its two chroma planes."""
     if pixel_format != "yuv420p":
         return [array]
     frame = av.VideoFrame.from_ndarray(array, pixel_format)

@@ -1,4 +1,4 @@
-"""Files: each picture and sample once, in order, at any pace; and every way to end."""
+"""Sources that read files: each picture and sample once, in order, at any pace; all their ends."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ VALUES = [20 * (n % 12) for n in range(40)]
 
 
 def test_file_gives_each_picture_once(video):
-    """In order, with its position, and then it ends."""
+    """A file gives each picture once, in order and with its position, and then ends."""
     source = VideoSource(video(VALUES))
     frames = asyncio.run(read(source))
     assert [abs(gray(frame) - value) <= 2 for frame, value in zip(frames, VALUES, strict=True)] == [True] * 40
@@ -42,7 +42,7 @@ def test_file_gives_each_picture_once(video):
 
 
 def test_source_without_a_thread_can_be_read_again(video, monkeypatch):
-    """In a process that is full of threads the reader gets the error, and may read again."""
+    """If the process can start no thread, the reader gets the error and can read again."""
     start, failures = threading.Thread.start, [RuntimeError("can't start new thread")]
 
     def start_unless_full(thread):
@@ -71,7 +71,7 @@ def test_frames_have_the_requested_size_and_format(video, pixel_format, shape):
 
 @pytest.mark.parametrize(("pixel_format", "shape"), [("rgb24", (17, 33, 3)), ("gray", (17, 33)), ("yuv420p", (27, 34))])
 def test_odd_sizes_are_contiguous_arrays(video, pixel_format, shape):
-    """Rows of an odd length have no padding; where two pixels share a color, the size is rounded up."""
+    """Rows of an odd length have no padding; a format whose pixels share colors in pairs rounds the size up."""
     odd = video([0, 90], "odd.avi", codec="mjpeg", size=(33, 17))
     frames = asyncio.run(read(VideoSource(odd, pixel_format=pixel_format)))
     assert [(frame.inputs.shape, frame.inputs.flags.c_contiguous) for frame in frames] == [(shape, True)] * 2
@@ -95,7 +95,7 @@ def test_rate_skips_before_conversion(video):
 
 @pytest.mark.parametrize("size", [None, (20, 10)])
 def test_resolution_change_within_a_file(video, tmp_path, size):
-    """The arrays follow, or keep the size that the model wants."""
+    """If the resolution changes within a file, the arrays follow it, or keep the size that the caller set."""
     parts = [video([9] * 3, name=f"{w}.mjpeg", codec="mjpeg", size=(w, 48), container="mjpeg") for w in (64, 128)]
     both = tmp_path / "both.mjpeg"
     both.write_bytes(b"".join(part.read_bytes() for part in parts))
@@ -106,7 +106,7 @@ def test_resolution_change_within_a_file(video, tmp_path, size):
 
 
 def test_truncated_packet_ends_the_file(video, tmp_path):
-    """What is whole is delivered."""
+    """The pictures before a truncated packet are delivered, and then the file ends."""
     whole = video(VALUES, name="whole.ts").read_bytes()
     cut = tmp_path / "cut.ts"
     cut.write_bytes(whole[: len(whole) * 2 // 3 + 77])
@@ -116,7 +116,7 @@ def test_truncated_packet_ends_the_file(video, tmp_path):
 
 
 def test_corrupt_packets_are_counted_and_skipped(video, tmp_path):
-    """The pictures before and behind them are delivered."""
+    """Corrupt packets are counted, and the pictures before and after them are delivered."""
     whole = video(VALUES, name="whole.avi", codec="mjpeg")
     broken = bytearray(whole.read_bytes())
     places = [at for at in range(len(broken) - 2) if broken[at : at + 3] == b"\xff\xd8\xff"]
@@ -136,7 +136,7 @@ def test_corrupt_packets_are_counted_and_skipped(video, tmp_path):
 @settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
 def test_noise_in_a_file_never_hangs_or_leaks(make_video, tmp_path_factory, seed, flips):
-    """Bytes changed anywhere: it ends, or raises what FFmpeg says."""
+    """A file with changed bytes at any place ends, or raises the error of FFmpeg."""
     folder = tmp_path_factory.getbasetemp()
     whole = folder / "noise-whole.ts"
     if not whole.exists():
@@ -157,7 +157,7 @@ def test_noise_in_a_file_never_hangs_or_leaks(make_video, tmp_path_factory, seed
 
 @pytest.mark.parametrize(("content", "error"), [(b"noise" * 99, ValueError), (None, OSError)])
 def test_open_error_names_the_file(tmp_path, content, error):
-    """Invalid data are a ``ValueError``, what the system says is an ``OSError``."""
+    """Invalid data raise a ``ValueError`` and errors of the system an ``OSError``; both name the file."""
     path = tmp_path / "clip.mp4"
     if content is not None:
         path.write_bytes(content)
@@ -166,7 +166,7 @@ def test_open_error_names_the_file(tmp_path, content, error):
 
 
 def test_sound_is_cut_into_chunks(audio):
-    """Samples come through unchanged where rate, type and channels are the file's."""
+    """Samples are unchanged if the rate, type and channels are those of the file."""
     sound = np.arange(5_000, dtype=np.int16)[np.newaxis]
     frames = asyncio.run(read(AudioSource(audio(sound), chunk=512, dtype="int16")))
     np.testing.assert_array_equal(np.concatenate([frame.inputs for frame in frames])[:5_000], sound[0])
@@ -197,7 +197,7 @@ def test_sound_is_resampled(audio, channels, dtype):
 
 
 def test_real_time_follows_the_timestamps(audio):
-    """No chunk comes before its last sample would have been spoken."""
+    """With ``realtime``, no chunk is delivered before its last sample would have been spoken."""
     source = AudioSource(audio(np.zeros((1, 6_400), np.int16)), realtime=True, chunk=640)
 
     async def main():
@@ -212,7 +212,7 @@ def test_real_time_follows_the_timestamps(audio):
 
 
 def test_live_file_repeats_in_real_time(audio):
-    """A live file is played in real time, again and again."""
+    """A live file is played in real time and starts again at its end."""
     path = audio(np.zeros((1, 1_920), np.int16))
     reconnect = Reconnect(first_s=0.001, max_s=0.001)
     source = AudioSource(path, live=True, realtime=True, when_slow="wait", chunk=640, reconnect=reconnect)
@@ -228,7 +228,7 @@ def test_live_file_repeats_in_real_time(audio):
 
 
 def test_slow_reader_makes_a_file_wait(video):
-    """The decoder is at most a few pictures ahead."""
+    """At most 4 pictures of a file wait for a slow reader, and the reader gets all pictures."""
     source = VideoSource(video(VALUES))
 
     async def main():
@@ -243,7 +243,7 @@ def test_slow_reader_makes_a_file_wait(video):
 
 
 def test_slow_reader_gets_the_newest_picture(video):
-    """With ``when_slow="drop"``, what was not read in time is dropped and counted."""
+    """With ``when_slow="drop"``, pictures that a newer one replaces before they are read are dropped and counted."""
     source = VideoSource(video(VALUES), when_slow="drop")
 
     async def main():
@@ -260,7 +260,7 @@ def test_slow_reader_gets_the_newest_picture(video):
 
 
 def test_sound_after_dropped_chunks_is_a_discontinuity(audio):
-    """Chunks are contiguous unless one says that it is not."""
+    """A chunk is a discontinuity exactly if it does not continue the chunk before it."""
     source = AudioSource(audio(np.arange(16_000, dtype=np.int16)[np.newaxis]), dtype="int16", when_slow="drop")
 
     async def main():
@@ -274,13 +274,13 @@ def test_sound_after_dropped_chunks_is_a_discontinuity(audio):
     for before, after in pairwise(frames):
         contiguous = int(after.inputs[0]) == int(before.inputs[-1]) + 1
         assert after.discontinuity != contiguous
-    # one gap, or two where chunks were dropped before the first one was read as well
+    # one gap, or two if chunks were also dropped before the first one was read
     assert any(frame.discontinuity for frame in frames)
 
 
 @pytest.mark.parametrize("state", ["new", "waiting for its reader", "waiting for its time", "ended", "failed"])
 def test_close_in_every_state(video, tmp_path, state):
-    """It returns, twice, and iteration ends; what waited is counted as dropped."""
+    """In every state a source can be closed, also twice; its iteration ends, and waiting frames count as dropped."""
     options = {}
     path = video(VALUES)
     if state == "waiting for its time":
@@ -310,11 +310,11 @@ def test_close_in_every_state(video, tmp_path, state):
     statistics = asyncio.run(main())
     assert (statistics.waiting, statistics.connected) == (0, False)
     if state == "waiting for its reader":
-        assert statistics.dropped in {4, 5}  # and the picture that the decoder holds, if it has it yet
+        assert statistics.dropped in {4, 5}  # 5 if the decoder already holds the next picture
 
 
 def test_forgotten_source_ends_its_thread(video):
-    """A source that is neither closed nor held any more leaves no thread."""
+    """The thread of a source ends if the source has no references, although it was not closed."""
     before = set(threading.enumerate())
 
     async def main():
@@ -337,7 +337,7 @@ async def silent():
 
 @pytest.mark.parametrize("kind", ["file", "messages"])
 def test_source_is_closed_after_its_loop_has_ended(video, caplog, kind):
-    """The end of the loop has ended its task; its thread ends now, and nothing waits for what cannot come."""
+    """A source can be closed after its event loop has ended: its thread and iteration end, and nothing is logged."""
     source = VideoSource(video(VALUES)) if kind == "file" else audio_from_messages(silent(), sent_rate=16_000)
     before = set(threading.enumerate())
     asyncio.run(source.__anext__())
@@ -353,7 +353,7 @@ def test_source_is_closed_after_its_loop_has_ended(video, caplog, kind):
 
 
 def test_cancelled_read_loses_no_picture(video):
-    """Whether the first one was there already or not."""
+    """A cancelled read loses no picture, whether the first picture had arrived or not."""
     source = VideoSource(video(VALUES))
 
     async def main():
@@ -368,7 +368,7 @@ def test_cancelled_read_loses_no_picture(video):
 
 
 def test_read_error_names_the_cause(audio, tmp_path):
-    """A file that is none, or has no pictures, and then the iteration is over."""
+    """A read raises the cause, for example a missing file or one without pictures, and then the iteration is over."""
     noise = tmp_path / "noise.mp4"
     noise.write_bytes(bytes(1_000))
     cut = tmp_path / "cut.opus"
@@ -443,7 +443,7 @@ def test_missing_extra_is_named(monkeypatch):
 
 
 def test_device_formats_are_live():
-    """A device has no end: here FFmpeg's own test picture."""
+    """A device format, here FFmpeg's own test picture, delivers frames in order."""
     source = VideoSource("testsrc2=size=64x48:rate=25", format="lavfi", rate=5)
 
     async def main():

@@ -20,7 +20,10 @@ async def rest(handoff):
 
 @given(st.integers(1, 5), st.booleans(), st.lists(st.booleans()))
 def test_oldest_frames_are_dropped_and_counted(capacity, contiguous, flags):
-    """The newest stay in order, and a start that was dropped is that of the next frame; so is a gap in sound."""
+    """The newest frames stay, in order; dropped frames are counted.
+
+    The first frame after dropped frames is a discontinuity if one of them was, or if frames are contiguous.
+    """
     handoff = Handoff(capacity, drops=True, contiguous=contiguous)
     for number, flag in enumerate(flags):
         assert handoff.put(Frame(number, number, discontinuity=flag))
@@ -35,7 +38,7 @@ def test_oldest_frames_are_dropped_and_counted(capacity, contiguous, flags):
 
 
 def test_producer_waits_and_loses_nothing():
-    """A full buffer holds the thread until the reader takes a frame."""
+    """A full buffer blocks the producer's thread until the reader takes a frame."""
     handoff = Handoff(2, drops=False, contiguous=False)
 
     def produce():
@@ -59,7 +62,7 @@ def test_producer_waits_and_loses_nothing():
 
 
 def test_close_frees_the_producer_and_drops_frames():
-    """Whatever waited is counted as dropped, also that of the producer."""
+    """A close counts all waiting frames as dropped, also the frame of a blocked producer."""
     handoff = Handoff(1, drops=False, contiguous=False)
     handoff.put(Frame(0, 0))
     results = []
@@ -90,7 +93,7 @@ def test_end_and_error_come_behind_the_frames():
 
 
 async def test_close_discards_the_producer_error(loop):
-    """What was closed has ended, though its producer had failed before."""
+    """A closed buffer ends the iteration, although its producer failed before the close."""
     handoff = Handoff(3, drops=True, contiguous=False)
     handoff.finish(OSError("gone"))
     handoff.close()
@@ -99,7 +102,7 @@ async def test_close_discards_the_producer_error(loop):
 
 
 async def test_cancelled_reader_loses_nothing(loop):
-    """The frame that comes after the cancellation is for the next reader."""
+    """A frame that arrives just before its reader is cancelled is for the next reader."""
     handoff = Handoff(3, drops=True, contiguous=False)
     reader = asyncio.ensure_future(handoff.get())
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Live URLs that end, stall, reject or send noise: the source connects again, and closes in any state."""
+"""Live URLs that end, stall, respond with an error or send noise: the source reconnects, and closes in any state."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ PICTURES = [part(jpeg(20 * n)) for n in range(12)]
 
 @contextlib.asynccontextmanager
 async def camera(*scripts):
-    """An HTTP camera; each connection runs the next script, the last one again and again."""
+    """Serve an HTTP camera; each connection runs the next script, and the last script repeats."""
     connections, open_now = 0, set()
 
     async def serve(reader, writer):
@@ -91,7 +91,7 @@ def gray(frame):
 
 
 def test_end_stall_and_error_end_in_a_reconnect(caplog):
-    """Each new connection begins with a complete picture, and the log has each failure once."""
+    """Each new connection begins with a complete picture, and the log has each kind of failure once."""
 
     async def main():
         ends = sends(HEAD, *PICTURES)
@@ -110,7 +110,7 @@ def test_end_stall_and_error_end_in_a_reconnect(caplog):
     assert [gray(frame) for frame in frames[: discontinuities[0]]] == list(range(12))
     second = [gray(frame) for frame in frames[discontinuities[0] : discontinuities[1]]]
     assert second == list(range(len(second)))
-    assert len(second) >= 11  # the last one is whole when the next begins
+    assert len(second) >= 11  # the end of the last picture shows only when the next one begins
     assert gray(frames[-1]) == 0
     assert statistics.reconnects == 2
     assert statistics.last_error.startswith("HTTPNotFoundError")
@@ -125,7 +125,7 @@ def test_end_stall_and_error_end_in_a_reconnect(caplog):
 
 
 def test_noise_on_the_line_never_ends_a_live_stream():
-    """Pictures that cannot be decoded are counted, and the next ones arrive."""
+    """Pictures that cannot be decoded are counted, and the next ones are delivered."""
 
     async def main():
         async with (
@@ -142,7 +142,7 @@ def test_noise_on_the_line_never_ends_a_live_stream():
 
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_attempts_end_with_the_last_error(attempts, caplog):
-    """The source connects again as often as it may, and the log says how often that is."""
+    """The source reconnects ``attempts`` times and then raises the last error; the log states the number."""
 
     async def main():
         connections = 0
@@ -167,7 +167,10 @@ def test_attempts_end_with_the_last_error(attempts, caplog):
 
 
 def test_without_reconnect_an_error_ends_the_stream():
-    """The pictures before it are delivered; FFmpeg takes the end of a multipart stream for an error."""
+    """Without ``reconnect``, an error ends the stream after the pictures before it.
+
+    FFmpeg reports the end of a multipart stream as an error.
+    """
 
     async def main():
         frames = []
@@ -181,7 +184,7 @@ def test_without_reconnect_an_error_ends_the_stream():
 
 
 def test_error_does_not_have_the_password():
-    """It names the place without user, password and query, as the log does."""
+    """The error names the URL without user, password and query."""
 
     async def main():
         async with camera(NOT_FOUND) as url:
@@ -198,7 +201,7 @@ def test_error_does_not_have_the_password():
 
 
 def test_slow_reader_is_no_stall(tmp_path):
-    """Time in which the reader took nothing does not count, whichever stream's packet comes next."""
+    """Time in which the reader takes no frame does not count as a stall, whichever stream has the next packet."""
     path = tmp_path / "both.ts"
     with av.open(str(path), "w") as file:
         pictures, sound = file.add_stream("mpeg2video", rate=25), file.add_stream("mp2", rate=16_000, layout="mono")
@@ -225,7 +228,7 @@ def test_slow_reader_is_no_stall(tmp_path):
                 for _ in range(20):
                     await anext(source)
                     while not source._handoff._changed._waiters and source.statistics().connected:
-                        await asyncio.sleep(0)  # until the thread waits for this reader, and for no packet
+                        await asyncio.sleep(0)  # until the thread waits for this reader and not for a packet
                     late_ns += 10_000_000_000
 
     asyncio.run(main())
@@ -233,7 +236,7 @@ def test_slow_reader_is_no_stall(tmp_path):
 
 @pytest.mark.parametrize("state", ["connecting", "stalled", "between attempts", "waiting for its reader"])
 def test_close_in_every_state(state):
-    """No thread, socket or task is left, whatever the decoder waits for."""
+    """A close leaves no thread, socket or task, whatever the decoder waits for."""
 
     async def main():
         silent = sends(then=forever)
@@ -291,7 +294,7 @@ def test_recording_behind_a_url_ends(options):
 
 
 def test_sound_after_a_reconnect_is_a_discontinuity():
-    """The rest of what was heard before is padded with silence, and nothing of it is in the chunks behind."""
+    """The last chunk before a reconnect is padded with silence, and the chunks after it have none of its sound."""
 
     async def main():
         options = {"reconnect": SOON, "chunk": 512, "dtype": "int16", "when_slow": "wait"}

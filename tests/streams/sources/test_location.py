@@ -1,4 +1,4 @@
-"""What a source opens, and how."""
+"""Location that a source opens, with its format and options."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_locate_says_whether_a_source_is_live(target, platform, url, form, live,
 
 
 def test_live_and_format_arguments_override_the_guess():
-    """A recording behind a URL, a live pipe, a device of any name."""
+    """``live`` and ``format`` override the guess for a recording behind a URL, a live pipe or a device of any name."""
     assert not locate("https://host/clip.mp4", live=False).live
     assert locate("pipe.ts", live=True).live
     microphone = locate("default", format="alsa")
@@ -43,7 +43,7 @@ def test_rtsp_uses_tcp_unless_told_otherwise():
 
 
 def test_name_has_no_secrets():
-    """Messages do not show the user, the password or the token."""
+    """The name for messages has no user, password or token."""
     assert locate("rtsp://me:secret@cam:554/live?token=secret").name == "rtsp://cam:554/live"
 
 

@@ -1,4 +1,4 @@
-"""A WebRTC receiver that recovers from lost packets in time, with aiortc's own jitter buffer."""
+"""Recovery of a WebRTC receiver from lost packets, in bounded time, with aiortc's own jitter buffer."""
 
 import asyncio
 import queue
@@ -34,7 +34,7 @@ CAPACITY = {"audio": (16, 4), "video": (512, 0)}
 
 
 class Receiver:
-    """What of an ``RTCRtpReceiver`` the recovery touches."""
+    """The part of an ``RTCRtpReceiver`` that the recovery uses."""
 
     def __init__(self, kind):
         self.track = SimpleNamespace(kind=kind)
@@ -62,9 +62,10 @@ class Receiver:
 
 
 def receive(kind, arrivals, *, per_frame=1):
-    """Packets through a receiver; what was decoded, ``(frame, packets, instant)``.
+    """Send packets through a receiver; return its decoded frames ``(frame, data, instant)`` and its requests.
 
-    A packet is ``(number, instant)``; its frame and what it holds follow from its number, or come behind these.
+    A packet is ``(number, instant)``, with frame and data that follow from its number, or
+    ``(number, instant, frame, data)``.
     """
     clock, receiver = FakeClock(0), Receiver(kind)
     connection = SimpleNamespace(getReceivers=lambda: [receiver])
@@ -94,9 +95,9 @@ def receive(kind, arrivals, *, per_frame=1):
 
 @given(st.sampled_from(["audio", "video"]), st.sets(st.integers(1, 150), max_size=40))
 def test_every_packet_that_arrives_is_decoded_in_time(kind, lost):
-    """A loss costs the frame that was lost, and no other waits longer for it than the limit and two packets.
+    """A loss costs only the lost frame, and no other frame waits longer for it than the limit and two packets.
 
-    Without one, none waits: neither for the packet behind it, nor for the four of sound that aiortc holds back.
+    Without a loss no frame waits: neither for the next packet, nor for the 4 packets of sound that aiortc holds back.
     """
     period = PERIOD[kind]
     there = [number for number in range(200) if number not in lost]
@@ -104,7 +105,7 @@ def test_every_packet_that_arrives_is_decoded_in_time(kind, lost):
     numbers = [frame for frame, _, _ in decoded]
     assert numbers == there
     for frame, _, instant_ns in decoded:
-        # what the gaps around it cost, and the packets that show them
+        # the gaps near this frame can delay it by the limit and by the packets that show the gaps
         gaps = [gap for gap in lost if abs(frame - gap) <= len(lost) + MAX_WAIT_NS[kind] // period]
         waits = MAX_WAIT_NS[kind] + (len(gaps) + 2) * period if gaps else 0
         assert frame * period <= instant_ns <= frame * period + waits
@@ -112,7 +113,10 @@ def test_every_packet_that_arrives_is_decoded_in_time(kind, lost):
 
 @given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 20)))
 def test_padding_is_no_frame(padded, lost):
-    """Senders pad behind pictures, with the timestamp of the last one; an empty frame would end the decoder."""
+    """Padding packets, which senders send after a picture with its timestamp, do not become a frame.
+
+    An empty frame would end the decoder.
+    """
     sent = []
     for number in range(31):
         sent += [(number, b"picture"), *([(number, b"")] if number in padded else [])]
@@ -124,7 +128,7 @@ def test_padding_is_no_frame(padded, lost):
 
 
 def test_packet_resent_in_time_loses_no_frame():
-    """A packet that is sent again in time loses no frame. It releases all that waited behind it, at once."""
+    """If a lost packet is sent again in time, no frame is lost, and all frames that waited for it are released."""
     decoded, requests = receive("video", [(0, 0), (1, 40 * MS), (3, 120 * MS), (4, 160 * MS), (2, 190 * MS)])
     assert [(frame, instant // MS) for frame, _, instant in decoded] == [(0, 0), (1, 40), (2, 190), (3, 190), (4, 190)]
     assert requests == [("nack", 7, ((FIRST + 2) & 0xFFFF,))]
@@ -134,7 +138,7 @@ def test_packet_resent_in_time_loses_no_frame():
 def test_picture_with_lost_packet_is_left_out_whole(lost):
     """A picture of which a packet is lost is left out whole.
 
-    A new whole picture is requested, and the pictures behind it are decoded at once.
+    The receiver requests a whole picture, and decodes the pictures after the lost one.
     """
     # the packets of picture 1 are 3, 4, 5
     decoded, requests = receive("video", [(n, n * 10 * MS) for n in range(30) if n not in lost], per_frame=3)
@@ -144,7 +148,7 @@ def test_picture_with_lost_packet_is_left_out_whole(lost):
 
 @given(st.sets(st.integers(0, 90)), st.lists(st.tuples(st.integers(0, 90), st.sampled_from([0, 60, 400])), max_size=9))
 def test_only_whole_pictures_are_decoded_in_order(lost, again):
-    """Whatever is lost, comes twice or late."""
+    """Only whole pictures are decoded, in order, whichever packets are lost, repeated or late."""
     sent = [(n * 10 * MS, n) for n in range(91) if n not in lost] + [((n * 10 + late) * MS, n) for n, late in again]
     clean = [(n * 10 * MS + 1_000 * MS, n) for n in range(91, 121)]
     decoded, _ = receive("video", [(n, at_ns) for at_ns, n in [*sorted(sent), *clean]], per_frame=3)
@@ -159,7 +163,7 @@ def test_only_whole_pictures_are_decoded_in_order(lost, again):
 def test_packet_after_the_wait_for_it_is_ignored(late, per_frame):
     """A packet that arrives after the receiver ceased to wait for it changes nothing.
 
-    Over a long way it comes more than 100 packets late, behind which aiortc would begin again with it.
+    On a path with a long delay it arrives more than 100 packets late, and aiortc would take it for a restarted sender.
     """
     sent = sorted([(n * 3 * MS, n) for n in range(600) if n != 48] + [((48 + late) * 3 * MS + 1, 48)])
     decoded, requests = receive("video", [(n, at_ns) for at_ns, n in sent], per_frame=per_frame)
@@ -169,7 +173,7 @@ def test_packet_after_the_wait_for_it_is_ignored(late, per_frame):
 
 
 def test_packet_that_comes_twice_changes_nothing():
-    """The second time behind one that was sent again, and all that this has just released."""
+    """A repeated packet changes nothing, also after a resent packet has released the frames that waited for it."""
     sent = [(n * MS // 4, n) for n in range(400) if n != 48] + [(75 * MS + 10, 48), (75 * MS + 20, 60)]
     decoded, _ = receive("video", [(n, at_ns) for at_ns, n in sorted(sent)], per_frame=2)
     assert [(frame, data) for frame, data, _ in decoded] == [(it, bytes([0, 1])) for it in range(200)]
@@ -178,7 +182,7 @@ def test_packet_that_comes_twice_changes_nothing():
 def test_late_end_of_skipped_picture_is_left_out():
     """The last packet of a picture that was already skipped is left out.
 
-    It was lost, too, and comes in time for itself.
+    It was lost as well, and arrives before the receiver ceases to wait for it.
     """
     sent = [(n * 10 * MS, n) for n in range(60) if n not in {30, 32}] + [(30 * 10 * MS + 115 * MS, 32)]
     decoded, _ = receive("video", [(n, at_ns) for at_ns, n in sorted(sent)], per_frame=3)
@@ -188,7 +192,7 @@ def test_late_end_of_skipped_picture_is_left_out():
 def test_skipped_packet_is_not_requested_again():
     """A packet for which the receiver ceased to wait is not requested again.
 
-    A request for another one names that one alone.
+    A later request for another packet names only that packet.
     """
     _, requests = receive("video", [(n, n * 10 * MS) for n in range(60) if n not in {10, 40}])
     asked = [
@@ -199,7 +203,7 @@ def test_skipped_packet_is_not_requested_again():
 
 @pytest.mark.parametrize("kind", ["audio", "video"])
 def test_restarted_sender_is_decoded(kind):
-    """Its numbers and timestamps are anywhere, also behind those before."""
+    """A restarted sender is decoded, although its sequence numbers and timestamps are before the last ones."""
     before = [(n, n * PERIOD[kind]) for n in range(2_000, 2_020)]
     again = [(n, (n + 2_020) * PERIOD[kind], n + 3_000_000_000, b"new") for n in range(20)]
     decoded, _ = receive(kind, [*before, *again])
@@ -208,14 +212,17 @@ def test_restarted_sender_is_decoded(kind):
 
 @pytest.mark.parametrize("codec", ["vp8", "h264"])
 def test_first_packets_of_pictures_are_known(codec):
-    """As aiortc's own encoders make them: key frames and others, in one packet or in many."""
+    """``_begins_frame`` knows the first packet of each picture of aiortc's encoders.
+
+    The pictures are key frames and others, in one packet or in many.
+    """
     encoder = {"vp8": Vp8Encoder, "h264": H264Encoder}[codec]()
     noise, most = np.random.default_rng(0), 0
     for number in range(6):
         picture = av.VideoFrame.from_ndarray(noise.integers(0, 256, (240, 320, 3), np.uint8), "rgb24")
         picture.pts, picture.time_base = number * 3_000, Fraction(1, 90_000)
         payloads, _ = encoder.encode(picture)
-        slices = payloads[1:] if codec == "h264" and number == 0 else payloads  # behind the parameters
+        slices = payloads[1:] if codec == "h264" and number == 0 else payloads  # after the parameter sets
         most = max(most, len(slices))
         assert [_begins_frame(codec, it) for it in slices] == [True] + [False] * (len(slices) - 1)
         assert _begins_frame(codec, payloads[0])

@@ -1,4 +1,4 @@
-"""WebRTC through a network that loses 5 % of the packets and delays them unevenly, between two namespaces."""
+"""WebRTC between two network namespaces, on a link that loses 5 % of the packets and delays them unevenly."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from servers.webrtc_peers import run_peers
 def test_arrived_frames_are_delivered_or_counted():
     """Each frame that arrives is delivered, or counted as dropped.
 
-    In order, none from the future; most frames arrive, and the connection ends with no task left.
+    Frames are in order and none is from the future; most frames arrive, and the connection leaves no task.
     """
     result = run_peers("video", 2.0, loss=5.0, delay_ms=20.0, jitter_ms=50.0)
     frames = result["frames"]

@@ -1,4 +1,4 @@
-"""Sound and pictures that arrive as messages of a WebSocket."""
+"""Sources of sound and pictures that arrive as messages of a WebSocket."""
 
 import asyncio
 import gc
@@ -55,7 +55,7 @@ def test_messages_of_any_size_become_chunks(sizes, channels):
 
 
 def test_floats_of_another_rate_are_resampled():
-    """What browsers send: 48 kHz floats."""
+    """Floats at 48 kHz, which browsers send, are resampled to 16 kHz."""
     tone = np.sin(np.arange(9_600) * (2 * np.pi * 440 / 48_000)).astype("<f4") / 2
     source = audio_from_messages(
         stream([part.tobytes() for part in np.split(tone, 75)]), sent_rate=48_000, sent_dtype="float32"
@@ -67,7 +67,7 @@ def test_floats_of_another_rate_are_resampled():
 
 @pytest.mark.parametrize("message", [b"\x00", b"", "text", None, memoryview(b"abc")])
 def test_other_messages_are_counted_as_corrupt(message):
-    """They end nothing."""
+    """A message that is empty, no bytes or no whole samples is counted as corrupt, and the stream continues."""
     whole = np.ones(512, "<i2").tobytes()
     source = audio_from_messages(stream([whole, message, bytearray(whole)]), sent_rate=16_000)
     assert len(collect(source)) == 2
@@ -75,9 +75,9 @@ def test_other_messages_are_counted_as_corrupt(message):
 
 
 def test_chunk_is_as_old_as_its_last_sample():
-    """Chunks of packets of any length are as old as their last sample.
+    """Each chunk is as old as its last sample, for packets of any length.
 
-    A long packet is sent when it is full: its sound is not older than that of the short ones before it.
+    A sender sends a packet when it is full, so the sound of a long packet is not older than that of short ones before.
     """
     clock, arrivals = FakeClock(0), []
 
@@ -94,7 +94,7 @@ def test_chunk_is_as_old_as_its_last_sample():
 
 
 def test_sound_after_a_sender_pause_is_a_discontinuity():
-    """A muted microphone sends nothing, and its sound is fresh when it is back."""
+    """The first sound after a pause, in which a muted microphone sends nothing, is fresh and a discontinuity."""
     clock = FakeClock(0)
 
     async def speak():
@@ -108,7 +108,7 @@ def test_sound_after_a_sender_pause_is_a_discontinuity():
 
 
 def ages_ms(arrivals_ms):
-    """Ages of chunks of 20 ms, in messages of one each that arrive at these instants."""
+    """Return the ages of chunks of 20 ms, one per message, that arrive at these instants."""
     clock = FakeClock(0)
 
     async def speak():
@@ -126,9 +126,9 @@ def ages_ms(arrivals_ms):
 
 @pytest.mark.parametrize("pause_ms", [120, 500, 990])
 def test_sound_after_short_pause_is_soon_fresh(pause_ms):
-    """Sound behind a short pause of the sender is soon fresh again.
+    """Sound after a short pause of the sender is fresh again after 0.25 s.
 
-    It comes at the speed of speech; pauses do not add up.
+    The sound arrives at the speed of speech, and pauses do not add up.
     """
     arrivals, now = [], 0
     for number in range(200):
@@ -142,7 +142,7 @@ def test_sound_after_short_pause_is_soon_fresh(pause_ms):
 
 @pytest.mark.parametrize("burst_ms", [0, 2, 6])
 def test_sound_delayed_by_a_stall_has_its_true_age(burst_ms):
-    """What was spoken in a stall of 0.8 s comes at once, or within a third of that, and counts from when it was spoken."""
+    """Sound that was spoken in a stall of 0.8 s has its true age, if it arrives at once or within a third of that."""
     spoken = [20 * (number + 1) for number in range(120)]
     arrivals = []
     for at in spoken:
@@ -163,7 +163,7 @@ def test_pictures_are_decoded(codec):
 
 
 def test_picture_is_copied_on_arrival():
-    """A sender may write the next message to the same memory."""
+    """A picture is copied on arrival, so its sender can write the next message to the same memory."""
     memory = bytearray(encode(np.full((8, 8, 3), 7, np.uint8), "png"))
 
     async def speak():
@@ -175,10 +175,7 @@ def test_picture_is_copied_on_arrival():
 
 
 def test_memoryview_of_samples_is_counted_in_bytes():
-    """Sound in a memoryview of samples is counted in bytes.
-
-    513 samples are whole samples, though their number is odd.
-    """
+    """Sound in a memoryview of samples is counted in bytes: 513 samples are whole, although their number is odd."""
     samples = np.ones(513, np.int16)
     source = audio_from_messages(stream([samples.data, samples[:511].data]), sent_rate=16_000)
     assert len(collect(source)) == 2
@@ -186,7 +183,7 @@ def test_memoryview_of_samples_is_counted_in_bytes():
 
 
 def test_a_picture_has_one_reader(monkeypatch):
-    """A second task that reads while a picture is decoded gets an error, and not the same picture."""
+    """A second task that reads while a picture is decoded gets an error and not the same picture."""
     picture = encode(np.full((8, 8, 3), 7, np.uint8), "png")
     begun, goes_on = threading.Event(), threading.Event()
     context = av.CodecContext
@@ -214,7 +211,7 @@ def test_a_picture_has_one_reader(monkeypatch):
 
 
 def test_only_the_newest_picture_waits():
-    """What is not read in time is not even decoded."""
+    """Pictures that a newer one replaces before they are read are dropped and counted."""
     pictures = [encode(np.full((8, 8, 3), value, np.uint8), "png") for value in (1, 2, 3)]
     source = video_from_messages(stream(pictures), size=(4, 4))
     (frame,) = collect(source)
@@ -224,7 +221,7 @@ def test_only_the_newest_picture_waits():
 
 
 def test_invalid_pictures_are_counted_and_skipped():
-    """Noise, half a picture, a picture of 4 gigapixels: counted, and the next one arrives."""
+    """Noise, half a picture and a picture of 4 gigapixels are counted, and the next picture is delivered."""
     good = encode(np.full((8, 8, 3), 7, np.uint8), "png")
     huge = bytearray(good)
     huge[16:24] = (65_000).to_bytes(4, "big") * 2
@@ -250,7 +247,7 @@ def test_invalid_pictures_are_counted_and_skipped():
 
 
 def test_iterable_error_reaches_the_reader():
-    """A connection that breaks ends the source with its error, behind what arrived."""
+    """A connection that breaks ends the source with its error, after the sound that arrived."""
 
     async def breaks():
         yield np.ones(512, "<i2").tobytes()
@@ -267,7 +264,7 @@ def test_iterable_error_reaches_the_reader():
 
 @pytest.mark.parametrize("error", [ConnectionResetError("gone"), asyncio.CancelledError()])
 def test_sound_before_an_error_is_heard(error):
-    """A connection that breaks within a chunk takes none of what arrived along; the chunk is padded."""
+    """If the connection breaks within a chunk, the chunk is padded and delivered before the error."""
 
     async def breaks():
         yield np.ones(300, "<i2").tobytes()
@@ -283,7 +280,7 @@ def test_sound_before_an_error_is_heard(error):
 
 
 def test_cancelled_error_from_messages_is_a_failure():
-    """What others cancel in the iterable is its error; it is no end, and no cancellation of the reader."""
+    """A ``CancelledError`` that the iterable raises is a failure, neither an end nor a cancellation of the reader."""
 
     async def breaks():
         yield np.ones(512, "<i2").tobytes()
@@ -299,7 +296,7 @@ def test_cancelled_error_from_messages_is_a_failure():
 
 
 def test_close_cancels_the_wait_for_a_message():
-    """The iterable is closed, and no task is left."""
+    """A close ends the wait for a message, closes the iterable and leaves no task."""
     waits, closed = [], []
 
     async def silent():
@@ -333,7 +330,7 @@ def test_wrong_arguments_are_named(options):
 
 @pytest.mark.parametrize("error", ["ExternalError", "PatchWelcomeError", "InvalidDataError"])
 def test_any_decoder_error_counts_as_a_corrupt_picture(error, monkeypatch):
-    """The next picture is delivered."""
+    """Any error of the decoder counts its picture as corrupt, and the next picture is delivered."""
     good = encode(np.zeros((8, 16, 3), np.uint8), "png")
     context = av.CodecContext
 
@@ -372,10 +369,7 @@ def test_any_decoder_error_counts_as_a_corrupt_picture(error, monkeypatch):
 
 
 def test_unread_picture_error_ends_with_its_source(monkeypatch):
-    """The error of a picture without a reader ends with its source.
-
-    Its reader was cancelled: the error has no receiver, and the event loop does not log it.
-    """
+    """If the reader of a picture was cancelled, the event loop does not log the picture's decoding error."""
     began, goes_on, logged = threading.Event(), threading.Event(), []
 
     def create(*_):

@@ -1,4 +1,4 @@
-"""When a source connects again."""
+"""Delays and number of reconnects of a source."""
 
 import threading
 
@@ -23,13 +23,13 @@ def test_delay_doubles_up_to_the_longest(first_s, max_s, chances):
 
 
 def test_only_a_lasting_connection_resets_the_delay():
-    """A connection that breaks before it held for as long as the last delay is one more failure."""
+    """A connection that lasts less long than the last delay counts as one more failure."""
     backoff = Backoff(Reconnect(first_s=1.0, max_s=100.0), lambda: 1.0)
     assert [backoff.failed(0) for _ in range(3)] == [1 * S, 2 * S, 4 * S]
     backoff.connected(10 * S)
     assert backoff.failed(13 * S) == 8 * S
     backoff.connected(30 * S)
-    backoff.connected(37 * S)  # again while it holds: no new begin
+    backoff.connected(37 * S)  # a second call while connected does not restart the measured time
     assert backoff.failed(38 * S) == 1 * S
 
 

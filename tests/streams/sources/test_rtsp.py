@@ -1,4 +1,4 @@
-"""A real RTSP camera over TCP and UDP: killed, frozen and restarted; over TCP killed in test_camera_to_model.py."""
+"""A real RTSP camera over TCP and UDP: killed, frozen and restarted; test_camera_to_model.py kills it over TCP."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(server):
-    """As elsewhere, and without the descriptors of the server."""
+    """Check that a test leaves no descriptor, apart from those of the server, which all tests share."""
     folder = Path("/proc/self/fd")
     before = len(list(folder.iterdir()))
     yield
@@ -38,7 +38,7 @@ def level(frame):
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_camera_delivers_in_order(server, transport):
-    """Each picture is at its place in time, and none is from the future."""
+    """Pictures are in order, each at a multiple of the frame period, and none is from the future."""
 
     async def main():
         async with camera(server, transport, timeout_s=20.0) as source:
@@ -57,7 +57,7 @@ def test_camera_delivers_in_order(server, transport):
 
 @pytest.mark.parametrize(("transport", "end"), [("udp", "kill"), ("tcp", "freeze")])
 def test_source_reconnects_after_a_camera_failure(server, transport, end):
-    """If its camera is killed or frozen, the source connects again and reports a discontinuity; nothing is left."""
+    """If its camera is killed or frozen, the source connects again and marks a discontinuity."""
 
     async def main():
         async with camera(server, transport) as source:
@@ -90,7 +90,7 @@ async def _next_start(source):
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_close_while_the_camera_is_frozen(server, transport):
-    """FFmpeg's time limit ends the read that hangs."""
+    """FFmpeg's timeout ends the hanging read of a frozen camera, so that the source can close."""
 
     async def main():
         source = camera(server, transport)

@@ -1,4 +1,4 @@
-"""Timestamps that repeat, jump, wrap, drift or are missing become one timeline, honest instants and a pace."""
+"""Repair of timestamps that repeat, jump, wrap, drift or are missing, and the pace of a file."""
 
 from fractions import Fraction
 
@@ -31,7 +31,7 @@ items = st.lists(
 
 @given(items, st.booleans())
 def test_instants_and_positions_never_go_back(steps, is_live):
-    """Whatever the timestamps are, the timeline and the instants only go forward, and nothing is from the future."""
+    """Positions and capture instants only go forward for any timestamps, and no instant is in the future."""
     repair = TimestampRepair(live=is_live)
     now_ns, before = 1_000, None
     for pts, elapsed_ns, duration_ns, restart in steps:
@@ -51,19 +51,19 @@ def test_instants_and_positions_never_go_back(steps, is_live):
 
 @given(st.lists(st.integers(0, 200), min_size=2, max_size=50), st.integers(-(10**9), 10**9))
 def test_delay_of_the_network_is_part_of_the_age(delays_ms, offset):
-    """An item is captured at its timestamp plus the smallest delay so far; later delays are its age."""
+    """An item's capture instant is its timestamp plus the smallest delay so far; the rest of its delay is its age."""
     arrivals = [(offset + 40 * n, (1_000 + 40 * n + delay) * MS) for n, delay in enumerate(delays_ms)]
     arrivals = [(pts, max(ns for _, ns in arrivals[: n + 1])) for n, (pts, _) in enumerate(arrivals)]
     stamps = live(arrivals)
     smallest = min(arrival - 40 * MS * n for n, (_, arrival) in enumerate(arrivals))
     assert stamps[-1].media_ns == 40 * MS * (len(delays_ms) - 1)
-    # within the two windows of 5 s
+    # all items are within the two windows of 5 s
     assert stamps[-1].captured_ns == max(smallest + stamps[-1].media_ns, *(s.captured_ns for s in stamps[:-1]))
     assert not any(stamp.discontinuity for stamp in stamps)
 
 
 def test_drift_of_the_clocks_is_followed():
-    """A medium whose clock is 200 ppm slow is never more than two windows of drift too old."""
+    """If the clock of a medium is 200 ppm slow, its items are never more than two windows of drift too old."""
     stamps = live([(40 * n, round(40.008 * n * MS)) for n in range(25 * 600)])
     ages = [round(40.008 * n * MS) - stamp.captured_ns for n, stamp in enumerate(stamps)]
     assert max(ages) <= 10.1e9 * 200e-6
@@ -80,7 +80,7 @@ def test_wrap_continues_the_timeline(bits):
 
 @pytest.mark.parametrize("jump", [-600, -10_000_000, 6_000, 10_000_000])
 def test_timestamp_jump_keeps_capture_times(jump):
-    """A jump of the timestamps changes nothing about when items were captured."""
+    """A jump of the timestamps is a discontinuity and does not change the capture instants."""
     stamps = live([(40 * n + (jump if n >= 5 else 0), 40 * n * MS) for n in range(10)])
     assert [stamp.captured_ns for stamp in stamps] == [40 * n * MS for n in range(10)]
     assert [stamp.discontinuity for stamp in stamps] == [n == 5 for n in range(10)]
@@ -94,7 +94,7 @@ def test_small_step_back_is_disorder():
 
 
 def test_constant_timestamps_count_as_missing():
-    """Live items that all have one timestamp were captured when they arrived, and the timeline continues."""
+    """Live items that all have the same timestamp count as captured on arrival, and the timeline continues."""
     arrivals_ms = [0, 40, 80, 120, 170, 200, 6_000]
     stamps = live([(7, ms * MS) for ms in arrivals_ms])
     assert [stamp.media_ns // MS for stamp in stamps] == [0, 0, 0, 120, 170, 200, 6_000]
@@ -104,20 +104,20 @@ def test_constant_timestamps_count_as_missing():
 
 @pytest.mark.parametrize("after", [8, 10_000])
 def test_timestamps_count_again_when_they_move(after):
-    """Behind some that stayed, timestamps count again."""
+    """Timestamps that move again after a run of equal ones count again."""
     items = [(7, 40 * n * MS) for n in range(30)] + [(after + 40 * n, 40 * (30 + n) * MS) for n in range(30)]
     assert [stamp.media_ns // MS for stamp in live(items)[-29:]] == [40 * n for n in range(31, 60)]
 
 
 def test_equal_timestamps_are_one_position():
-    """A picture that is sent twice, the second time late, is as old as the first one."""
+    """A picture that is sent a second time, late, has the capture instant of the first one."""
     stamps = live([(0, 0), (40, 40 * MS), (40, 900 * MS), (80, 901 * MS)])
     assert [stamp.media_ns // MS for stamp in stamps] == [0, 40, 40, 80]
     assert [stamp.captured_ns // MS for stamp in stamps] == [0, 40, 40, 80]
 
 
 def test_missing_timestamps_are_arrivals():
-    """Live items without timestamps were captured when they arrived."""
+    """Live items without timestamps count as captured on arrival."""
     stamps = live([(None, 0), (None, 70 * MS), (None, 95 * MS)])
     assert [(stamp.media_ns, stamp.captured_ns) for stamp in stamps] == [(t * MS, t * MS) for t in (0, 70, 95)]
 
@@ -129,7 +129,7 @@ def test_first_timestamp_after_missing_ones_is_no_jump():
 
 
 def test_restart_continues_the_timeline():
-    """A new connection starts again on the same timeline."""
+    """A new connection continues the timeline with a discontinuity."""
     repair = TimestampRepair(live=True)
     repair.stamp(5_000, BASE, 0, 0)
     repair.restart()
@@ -138,9 +138,10 @@ def test_restart_continues_the_timeline():
 
 
 def test_stall_counts_as_age_until_forgotten():
-    """A stall without loss counts as age until it is forgotten.
+    """The delay of a stall without loss counts as age until it is forgotten.
 
-    What a stalled connection delivers late is old; a sender that paused without counting is fresh after 10 s.
+    Items that a stalled connection delivers late are old.
+    Items of a sender whose timestamps stood still during a pause look the same, and are fresh again after 10 s.
     """
     stamps = live([(40 * n, (40 * n + (1_000 if n >= 25 else 0)) * MS) for n in range(25 * 15)])
     assert (1_000 + 40 * 30) * MS - stamps[30].captured_ns == 1_000 * MS
@@ -158,9 +159,9 @@ def test_file_may_pause_for_a_minute_but_not_for_a_day():
 
 @given(st.lists(st.tuples(st.integers(0, 500 * MS), st.integers(0, 400 * MS)), min_size=1))
 def test_items_are_due_at_their_media_intervals(steps):
-    """Items are due as far apart as they are in the medium.
+    """Items are due at the intervals that they have in the medium.
 
-    Nothing is due early, and only what is more than 0.2 s late moves the rest.
+    No item is due early, and only an item that is more than 0.2 s late moves the items after it.
     """
     pacer = Pacer()
     media_ns, now_ns, before = 0, 1_000, None

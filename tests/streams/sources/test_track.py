@@ -1,4 +1,4 @@
-"""WebRTC tracks: what aiortc delivers becomes frames; ends, errors, lost packets, cancellation."""
+"""Sources of WebRTC tracks of aiortc: frames, ends, errors, lost packets, cancellation."""
 
 import asyncio
 import gc
@@ -31,7 +31,7 @@ def sound(first, pts, samples=960, rate=48_000):
 
 
 class Scripted(MediaStreamTrack):
-    """Delivers frames, raises exceptions, and then ends or waits forever."""
+    """Track that delivers frames and raises exceptions, and then ends or waits forever."""
 
     def __init__(self, kind, items, *, then=MediaStreamError):
         super().__init__()
@@ -58,7 +58,7 @@ def collect(track, **options):
 
 
 def test_pictures_of_a_slow_reader_are_the_newest():
-    """The track is emptied at once, so nothing piles up in it."""
+    """The source takes frames from the track at once, so none pile up there, and a slow reader gets the newest."""
     frames, statistics = collect(Scripted("video", [picture(n, 3_600 * n) for n in range(20)]))
     assert [(frame.inputs == 19).all() for frame in frames] == [True]
     assert frames[0].inputs.shape == (8, 16, 3)
@@ -73,7 +73,7 @@ def test_frames_have_the_requested_size_and_rate():
 
 
 def test_sound_is_resampled_and_cut():
-    """20 ms at 48 kHz become chunks of 512 samples at 16 kHz."""
+    """Packets of 20 ms at 48 kHz become chunks of 512 samples at 16 kHz."""
     tone = np.sin(np.arange(9_600) * (2 * np.pi * 440 / 48_000)) * 16_384
     items = []
     for number in range(10):
@@ -89,7 +89,7 @@ def test_sound_is_resampled_and_cut():
 
 
 def test_lost_packets_become_silence_of_their_length():
-    """Sound behind a short gap keeps its position; a long gap is a discontinuity."""
+    """Silence fills a short gap, so the sound after it keeps its position; a long gap is a discontinuity."""
     places = [0, 1, 4, 5, 60]
     items = [sound(1 + 320 * n, 320 * at, 320, 16_000) for n, at in enumerate(places)]
     frames, statistics = collect(Scripted("audio", items), chunk=320, dtype="int16")
@@ -101,7 +101,7 @@ def test_lost_packets_become_silence_of_their_length():
 
 
 def test_silence_is_as_old_as_the_packet_behind_it():
-    """Packets of 20 ms arrive when they are full; the fourth shows that the third was lost."""
+    """The silence for a lost packet has the capture instant of that packet, although the next packet shows the loss."""
     clock = FakeClock(0)
 
     class Timed(Scripted):
@@ -144,7 +144,7 @@ def test_close_of_a_waiting_reader_ends_track_and_task():
 
 
 def test_cancelled_close_stops_the_track():
-    """Also before the task has begun, which then stops nothing."""
+    """A cancelled close stops the track, also before the source's task has begun, which then cannot stop it."""
 
     async def main():
         track = Scripted("audio", [], then=None)
@@ -172,7 +172,7 @@ def test_close_before_the_start_stops_the_track():
 
 
 def test_cancelled_reader_leaves_its_frame_to_the_next():
-    """A conversion continues without its reader, and at most one runs at a time."""
+    """A conversion continues after its reader is cancelled, and at most one runs at a time."""
 
     async def main():
         pictures = [picture(1, 0), picture(2, 9_000)]
@@ -213,7 +213,7 @@ def test_cancelled_reader_leaves_its_frame_to_the_next():
 
 
 def test_close_counts_a_frame_in_conversion():
-    """And its reader ends."""
+    """A close counts a frame in conversion as dropped, and its reader's iteration ends."""
 
     async def main():
         source = from_track(Scripted("video", [picture(1, 0)], then=None))
@@ -230,7 +230,7 @@ def test_close_counts_a_frame_in_conversion():
 
 
 def test_forgotten_source_stops_its_track():
-    """The task of a source without references ends with the next frame."""
+    """The task of a source without references ends at the next frame and stops the track."""
 
     async def main():
         track = Scripted("video", [picture(n, 3_600 * n) for n in range(3)], then=None)
@@ -268,7 +268,7 @@ def test_wrong_arguments_are_named(kind, options, match):
 
 
 def test_real_connection_from_offer_to_close():
-    """Two aiortc peers on this machine: pictures and sound arrive, and end with the connection."""
+    """Pictures and sound between two aiortc peers on this machine arrive, and end with the connection."""
 
     class Camera(MediaStreamTrack):
         kind = "video"
@@ -307,7 +307,7 @@ def test_real_connection_from_offer_to_close():
         await here.close()
         await there.close()
         for source in sources.values():
-            async for _ in source:  # what was on its way
+            async for _ in source:  # frames that had already arrived
                 pass
             await source.aclose()
 
@@ -323,6 +323,6 @@ def test_real_connection_from_offer_to_close():
     ids=["track", "clock"],
 )
 def test_invalid_track_or_clock_raises_at_once(track, clock, message):
-    """The one lacked an attribute, and the ages of frames were wrong by the other."""
+    """An invalid track or clock raises when the source is made, before it could fail or give wrong ages."""
     with pytest.raises(TypeError, match=message):
         from_track(track, clock=clock)

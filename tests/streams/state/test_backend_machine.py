@@ -1,4 +1,4 @@
-"""A backend driven at random beside a dict of states: batches that overlap, fail, end and are cancelled."""
+"""`StatefulBackend` compared with a dict of states, under random batches that overlap, fail and are cancelled."""
 
 import asyncio
 
@@ -36,7 +36,7 @@ class Failed(Exception):
 
 
 class Slow:
-    """Takes and does what is planned for each batch, by its number."""
+    """Model that takes as long, and succeeds or fails, as planned for each batch by its number."""
 
     queued_workers = 2
     returns_new_arrays = True
@@ -60,14 +60,14 @@ class Slow:
 @settings(max_examples=150)
 @given(actions=st.lists(ACTIONS, max_size=25), max_streams=st.integers(6, 8))
 def test_each_step_follows_last_successful_one(actions, max_streams):
-    """A result is that of the stream's successful steps alone, in their order, since it last started."""
+    """Each result follows from the successful steps of its stream alone, in their order, since the stream started."""
 
     async def main(loop):
         made = 0
         plans = {}
 
         backend = StatefulBackend(Slow(plans), state={"h": "h2"}, max_streams=max_streams)
-        history = {}  # the model: a reference by stream
+        history = {}  # the expected states: a reference per stream
         running = []
 
         async def drive(streams, x):
@@ -89,7 +89,7 @@ def test_each_step_follows_last_successful_one(actions, max_streams):
                     assert int(y) == history.setdefault(k, Reference())(x), (k, x)
 
         async def quiet():
-            """Let everything end: then each later step is predictable."""
+            """Wait until all batches have ended, so that each later step is predictable."""
             while running:
                 await asyncio.sleep(1)
                 settle()

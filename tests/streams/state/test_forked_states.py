@@ -1,4 +1,4 @@
-"""A forked process keeps no states of its parent, and waits for none of its steps."""
+"""A forked process has no states of its parent and does not wait for the parent's steps."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""States that grow, of differing lengths in one batch."""
+"""States that grow, with different lengths in one batch."""
 
 import asyncio
 import struct
@@ -22,12 +22,12 @@ EXAMPLE = {
 
 
 def attend(batch):
-    """y = the sum over the valid past, each entry times its age, plus x; the past has x behind it then."""
+    """Return y, which is x plus the sum of the valid past entries, each times its age, and the past with x appended."""
     x, past, lengths = (batch.inputs[name] for name in ("x", "past", "lengths"))
     size = past.shape[2]
     ages = np.arange(size, 0, -1)
     masked = past * (ages[None, None, :] <= lengths[None, :, None])
-    assert np.array_equal(masked, past)  # what is not valid is zeros
+    assert np.array_equal(masked, past)  # invalid entries are zeros
     y = (masked * ages).sum(axis=(0, 2)) + x.sum(axis=1)
     return {"y": y, "present": np.concatenate((past, x.T[:, :, None]), axis=2)}
 
@@ -57,7 +57,7 @@ def batch(*rows):
 
 @pytest.mark.parametrize("most", [1, 3, 100])
 async def test_streams_of_differing_lengths(loop, most):
-    """Each stream sees its own past, cut to max_length, whatever the past of those beside it."""
+    """Each stream sees its own past, cut to max_length, whatever the past of the others in its batch is."""
     backend = model(most)
     rng = np.random.default_rng(most)
     alone = [Alone(most) for _ in range(10)]
@@ -75,7 +75,7 @@ async def test_streams_of_differing_lengths(loop, most):
 
 
 async def test_same_streams_grow_in_place(loop):
-    """The same streams again read their outputs, until these have grown beyond what is kept."""
+    """A batch of the same streams reads their last outputs in place, until these exceed max_length."""
     backend = model(4)
     alone = [Alone(4), Alone(4)]
     await backend.infer(batch(("b", 3)))
@@ -87,7 +87,7 @@ async def test_same_streams_grow_in_place(loop):
 
 
 async def test_initial_past_and_foreign_records(loop):
-    """A stream may start with a past; a record that is longer than what is kept is rejected."""
+    """A stream can start with a past, and a record with a past longer than max_length is rejected."""
     backend = model(8, initial={"past": np.full((2, 2), 5)})
     alone = Alone(8)
     alone.past = [5, 5]
@@ -99,7 +99,7 @@ async def test_initial_past_and_foreign_records(loop):
 
 @pytest.mark.parametrize("size", [b"-1", b"1.5", b'"4"', b"null", b"true"])
 async def test_forged_length_of_a_record(loop, size):
-    """A length that is no count is rejected as any other record that does not fit."""
+    """A record with a length that is no count is rejected like any other record that does not fit."""
     backend = model(8)
     await backend.infer(batch(("a", 1)))
     record = backend.export_state("a")
@@ -113,7 +113,7 @@ async def test_forged_length_of_a_record(loop, size):
 
 
 def test_deep_header_of_a_record():
-    """A header of another program that is too deep for a parser is malformed as any other."""
+    """A header that is nested too deeply for the parser is rejected as malformed."""
     header = b"[" * 200_000
     record = struct.pack("<8sHII", b"si-state", 1, zlib.crc32(header), len(header)) + header
 
@@ -129,7 +129,7 @@ def test_wrong_arguments_are_named():
 
 
 async def test_model_that_drops_entries_is_an_error(loop):
-    """It would be unknown which entries of shorter rows are left."""
+    """A model that drops entries is an error, because the remaining entries of shorter rows would be unknown."""
 
     class Forgets:
         returns_new_arrays = True

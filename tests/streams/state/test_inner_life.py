@@ -15,7 +15,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Living(Recurrent):
-    """A recurrent model that has to be started, and says what happened to it."""
+    """Recurrent model with a start and a stop, which records their calls and can fail in them."""
 
     def __init__(self):
         super().__init__(then=step, batch_axes={"x": 0, "h": AXIS}, example=EXAMPLE)
@@ -55,7 +55,7 @@ async def test_backend_starts_and_stops_with_the_stack(loop):
 
 
 async def test_failed_backend_start_fails_the_stack_start(loop):
-    """The stack does not start around a backend that cannot, and starts when it can."""
+    """If the start of its backend fails, the stack does not start; a later start can succeed."""
     inner = Living()
     inner.failure["start"] = OSError("no device")
     service = stack(loop, stateful(inner))
@@ -69,7 +69,7 @@ async def test_failed_backend_start_fails_the_stack_start(loop):
 
 
 async def test_shared_backend_stops_with_its_last_user(loop):
-    """Two that keep states for one model share it: it starts once, and stops with the last of them."""
+    """A model that two `StatefulBackend` objects share starts once and stops with the last of them."""
     inner = Living()
     first, second = stack(loop, stateful(inner)), stack(loop, stateful(inner))
     async with first:
@@ -94,14 +94,14 @@ async def test_states_are_forgotten_if_backend_stop_fails(loop):
 
 
 def test_threads_of_the_backend_end():
-    """A stack that has stopped leaves no thread of the model, which takes no batch any more."""
+    """A stack that has stopped leaves no thread of its model, and the model rejects batches as closed."""
 
     def add(inputs):
         total = inputs["h"] + inputs["x"]
         return {"y": total, "h2": total}
 
     inner = si.CpuBackend(add, example={"x": np.float64(0), "h": np.float64(0)})
-    before = set(threading.enumerate())  # those that other tests leave may end
+    before = set(threading.enumerate())  # threads that other tests left may end meanwhile
     with si.Stack(si.AdaptiveBatcher(max_batch_size=8), stateful(inner)).blocking() as infer:
         assert [float(infer(np.float64(x), stream_id="a")) for x in (1.0, 2.0)] == [1.0, 3.0]
         assert not set(threading.enumerate()) <= before

@@ -50,7 +50,7 @@ def test_rows_arrive_as_numpy_indexes_them(shape, dtype, data):
     word=st.sampled_from(["i8", "i4", "u1"]),
 )
 def test_kernels_equal_their_plain_twin(seed, outer, inner, word):
-    """The copy of small rows and the kernel of large ones write what the plain one writes, and nothing else."""
+    """The copy of small rows and the kernel of large ones write the same as the NumPy version, and nothing else."""
     rng = np.random.default_rng(seed)
     count = 6
     source = rng.integers(0, 100, count * outer * inner).astype(word)
@@ -70,7 +70,7 @@ def test_kernels_equal_their_plain_twin(seed, outer, inner, word):
 
 
 def test_nothing_is_copied_for_no_rows():
-    """No rows are no work."""
+    """A copy of no rows changes nothing."""
     source, target = np.zeros(4, np.int64), np.ones(4, np.int64)
     none = np.empty(0, np.int64)
 
@@ -82,7 +82,7 @@ def test_nothing_is_copied_for_no_rows():
 
 
 def test_rows_are_copied_from_read_only_outputs():
-    """The states of a batch are read-only: reading rows asks for no right to write."""
+    """Rows can be copied from read-only arrays, such as the states of a batch, but not into them."""
     source = np.arange(6)
     source.flags.writeable = False
     target = np.zeros(6, np.int64)
@@ -103,7 +103,7 @@ def test_rows_are_copied_from_read_only_outputs():
     seed=st.integers(0, 100),
 )
 def test_context_and_chunk_are_joined_and_cut(before, length, others, axis, dtype, seed):
-    """Joined and cut as NumPy does it, for any axis, type and size."""
+    """A context and a chunk are joined and cut as NumPy does it, for any axis, type and size."""
     axis = min(axis, len(others))
     rng = np.random.default_rng(seed)
     first, second = (
@@ -120,10 +120,7 @@ def test_context_and_chunk_are_joined_and_cut(before, length, others, axis, dtyp
 
 
 def test_numpy_joins_or_rejects_unequal_parts():
-    """Parts that do not fit the kernel are left to NumPy, which joins them or raises.
-
-    Other types are converted, views are read as they are, and other sizes are an error.
-    """
+    """NumPy joins parts that do not fit the kernel: it converts other types, reads views, and rejects other sizes."""
     before = np.arange(12, dtype=np.float32).reshape(3, 4)
 
     mixed = join(before, np.ones((3, 2), np.float64), 1)

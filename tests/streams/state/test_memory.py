@@ -15,7 +15,7 @@ ROWS, SIZE = 8, 1 << 17  # of float64: 1 MB
 
 
 class Handing:
-    """Returns one of the outputs that it made at first."""
+    """Model that returns one of six outputs that it allocated when it was made."""
 
     returns_new_arrays = True
 
@@ -36,7 +36,7 @@ class Handing:
 
 @pytest.mark.parametrize("streams", [ROWS, 2 * ROWS], ids=["the same", "others"])
 async def test_steps_allocate_nothing(loop, streams):
-    """Steps of 8 MB of state use memory that earlier ones have used."""
+    """Steps with 8 MB of state reuse the memory of earlier steps."""
     model = StatefulBackend(Handing(), state={"state": "next"})
     rng = np.random.default_rng(3)
     totals = np.zeros(streams)

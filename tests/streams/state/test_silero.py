@@ -1,4 +1,4 @@
-"""The voice detector on the real recording: batched results are those of each stream alone, to the bit."""
+"""The voice detector on a real recording: batched results equal those of each stream alone, bit by bit."""
 
 import asyncio
 import subprocess
@@ -31,7 +31,7 @@ def chunks():
 
 @pytest.fixture(scope="module")
 def alone(chunks):
-    """``alone(first)``: the probabilities of the stream that begins at a chunk."""
+    """Return ``alone(first)``, which returns the probabilities of the stream that begins at chunk ``first``."""
     session = onnxruntime.InferenceSession(MODEL)
     known = {}
 
@@ -61,7 +61,10 @@ def detector(**settings):
 
 @pytest.mark.parametrize("settings", [{}, {"binding": "pageable"}, {"sessions": 2}], ids=["plain", "bound", "two"])
 def test_batched_streams_equal_single_ones_bit_by_bit(chunks, alone, settings):
-    """Streams of differing pace share batches, on plain and bound memory and on two workers."""
+    """Streams of different pace that share batches have the results of each stream alone.
+
+    This holds without and with bound memory, and with two workers.
+    """
     backend = detector(**settings)
 
     async def microphone(service, first):
@@ -85,7 +88,7 @@ def test_batched_streams_equal_single_ones_bit_by_bit(chunks, alone, settings):
 
 
 def test_state_of_same_streams_stays_on_the_device(chunks, alone):
-    """With bound memory the output of one run is the input of the next, never seen by NumPy."""
+    """With bound memory, the output of one run is the input of the next and never becomes a NumPy array."""
     backend = detector(binding="pageable")
     rolled = [np.roll(chunks, -first, axis=0) for first in (0, 9)]
 
@@ -128,7 +131,7 @@ asyncio.run(main())
 
 
 def test_exported_stream_continues_in_another_process(chunks, alone, tmp_path):
-    """An exported stream continues in another process as if nothing had happened."""
+    """An exported stream continues in another process with the same results."""
     backend = detector()
 
     async def main():
@@ -157,7 +160,7 @@ def test_exported_stream_continues_in_another_process(chunks, alone, tmp_path):
 
 
 def test_records_that_do_not_fit_are_rejected(chunks):
-    """A record that was cut, altered, of another version or another model is rejected."""
+    """A record is rejected if it is cut, altered, of another version or of another model."""
     backend = detector()
 
     async def main():
@@ -200,7 +203,7 @@ def test_records_that_do_not_fit_are_rejected(chunks):
 
 
 def test_reload_starts_all_streams_again(chunks, alone):
-    """States of the old model do not feed the new one, though its shapes are the same."""
+    """A reload starts all streams again: no state of the old model is an input of the new one, even if shapes agree."""
     backend = detector()
 
     async def main():
@@ -217,7 +220,7 @@ def test_reload_starts_all_streams_again(chunks, alone):
 
 
 def test_values_are_checked_each_time(chunks):
-    """A backend that rejects NaN sees each chunk, also of a kind that was valid before."""
+    """A backend that rejects NaN checks each chunk, also if chunks of its type and shape were valid before."""
     backend = detector(non_finite="reject")
 
     async def main():
@@ -251,7 +254,7 @@ def test_rejection_tells_the_context_from_the_request(inputs, words):
 
 
 def test_chunk_of_another_length_is_rejected(chunks):
-    """A chunk that does not fit behind its context is rejected before it is queued."""
+    """A chunk that does not fit after its context is rejected."""
     backend = detector()
 
     async def main():
@@ -275,7 +278,7 @@ def test_chunk_of_another_length_is_rejected(chunks):
     ids=["input", "output"],
 )
 def test_misspelt_state_error_lists_the_names(state, message):
-    """The one was said to lack an initial value, and the other failed the start of its stack."""
+    """A misspelt input or output is an error at construction that lists the names of the model."""
     model = si.OnnxBackend(MODEL, batch_axes={"state": 1, "stateN": 1}, shared_inputs={"sr": RATE})
 
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Steps of many streams in shared batches come to what each stream comes to alone, whatever happens to other steps."""
+"""Steps in shared batches have the results that each stream has alone, whatever happens to other steps."""
 
 import asyncio
 import threading
@@ -29,13 +29,13 @@ def stack(loop, model, **settings):
 
 
 def batch(*rows):
-    """A batch of (stream, x)."""
+    """Return a batch of rows ``(stream, x)``."""
     requests = [si.Request({"x": np.int64(x)}, stream_id=stream) for stream, x in rows]
     return si.Batch({"x": np.array([x for _, x in rows])}, requests)
 
 
 async def test_streams_share_batches(loop):
-    """Batches of many streams give each of them what it gets alone."""
+    """Streams that share batches have the results that each of them has alone."""
     model = stateful(recurrent(duration_s=0.001))
     references = [Reference() for _ in range(12)]
     async with stack(loop, model) as service:
@@ -51,7 +51,7 @@ async def test_streams_share_batches(loop):
 
 
 async def test_same_streams_copy_no_state(loop):
-    """A batch of the same streams in the same order reads the outputs of the last one, in the same memory."""
+    """A batch of the same streams in the same order reads the outputs of the last batch, in the same memory."""
     inner = recurrent()
     model = stateful(inner)
     for x in range(4):
@@ -67,7 +67,7 @@ async def test_same_streams_copy_no_state(loop):
 
 
 async def test_sticky_batch_is_not_copied(loop):
-    """The model is given the very memory that it wrote."""
+    """The state input of the model is the memory of its last state output, made read-only."""
     seen = []
 
     def keep(batch):
@@ -84,7 +84,7 @@ async def test_sticky_batch_is_not_copied(loop):
 
 
 async def test_failed_batch_leaves_states(loop):
-    """A batch that fails changes no state: the same step again gives what it would have given."""
+    """A batch that fails changes no state, so a repetition of its step has the result of a first try."""
     model = stateful(recurrent(step, ValueError("broken"), then=step))
     reference = Reference()
     assert int((await model.infer(batch(("a", 1))))[0]) == reference(1)
@@ -120,7 +120,7 @@ async def test_failed_row_leaves_its_state(loop):
 
 
 async def test_parts_of_a_failed_batch(loop):
-    """The batcher sends a failed batch again in parts: each good step counts once, the bad one not at all."""
+    """The batcher sends a failed batch again in parts; each good step counts once, and the bad step not at all."""
 
     def poisoned(batch):
         if 666 in batch.inputs["x"]:
@@ -144,7 +144,7 @@ async def test_parts_of_a_failed_batch(loop):
 
 
 async def test_later_step_does_not_overtake_a_retry(loop):
-    """A step that waits for one that is sent again in parts runs behind it."""
+    """A step that waits for an earlier step runs after it, also if the batcher sends the earlier step again."""
 
     def poisoned(batch):
         if 666 in batch.inputs["x"]:
@@ -163,7 +163,7 @@ async def test_later_step_does_not_overtake_a_retry(loop):
 
 
 async def test_cancelled_batch_leaves_states(loop):
-    """A batch that is cancelled while it runs changes nothing."""
+    """A batch that is cancelled while it runs changes no state."""
     model = stateful(recurrent(step, HANG))
     reference = Reference()
     await model.infer(batch(("a", 1)))
@@ -179,7 +179,7 @@ async def test_cancelled_batch_leaves_states(loop):
 
 @pytest.mark.parametrize("end", ["cancel", "deadline"])
 async def test_step_whose_caller_has_left(loop, end):
-    """A caller that cancels, or whose deadline passes, in a batch that succeeds for others, can send its step again."""
+    """If a caller cancels, or its deadline passes, while its batch runs, its step leaves no state and others' do."""
     model = stateful(recurrent(duration_s=1.0))
     a, b = Reference(), Reference()
     async with stack(loop, model) as service:
@@ -197,10 +197,10 @@ async def test_step_whose_caller_has_left(loop, end):
 
 @pytest.mark.parametrize("fails_first", [False, True])
 async def test_deadline_between_the_step_and_its_delivery(loop, fails_first):
-    """Wherever a deadline passes, a step whose caller got no response left no state, and any other did."""
+    """At whichever instant a deadline passes, a step leaves a state exactly if its caller gets a response."""
     now_ns = 0
 
-    def clock():  # each reading is an instant of its own, so that the deadlines below pass at each of them
+    def clock():  # each reading is a later instant, so that the deadlines below pass at each of the readings
         nonlocal now_ns
         now_ns += 1_000_000
         return now_ns
@@ -257,7 +257,7 @@ async def test_twice_in_one_batch(loop):
 
 
 async def test_failed_step_of_a_split_batch(loop):
-    """Where a batch is split, a step that fails does so alone."""
+    """If a batch is split, a step that fails does not fail the other steps."""
     model = stateful(recurrent(step, BadRow("second"), step))
     a, b = Reference(), Reference()
 
@@ -269,7 +269,7 @@ async def test_failed_step_of_a_split_batch(loop):
 
 
 async def test_batches_of_one_stream_take_turns(loop):
-    """Without a batcher concurrent calls of one stream run in the order of the calls, over those that were cancelled."""
+    """Without a batcher, concurrent calls of one stream run in the order of the calls, without the cancelled one."""
     model = stateful(recurrent(duration_s=1.0))
     reference = Reference()
     calls = [asyncio.ensure_future(model.infer(batch(("a", x)))) for x in range(4)]
@@ -283,7 +283,7 @@ async def test_batches_of_one_stream_take_turns(loop):
 
 
 async def test_no_stream_is_rejected(loop):
-    """A request without a stream gets InvalidInput; others in its batch do not."""
+    """A request without a stream gets InvalidInput; the others in its batch get their results."""
     model = stateful(recurrent())
     reference = Reference()
 
@@ -312,7 +312,7 @@ async def test_streams_beyond_max_streams_are_rejected(loop):
 
 
 async def test_first_steps_that_fail_take_no_place(loop):
-    """Streams whose first step fails leave no row behind."""
+    """Streams whose first step fails take no place of max_streams."""
     model = stateful(recurrent(ValueError("broken"), ValueError("broken")), max_streams=2)
     for stream in "ab":
         with pytest.raises(ValueError, match="broken"):
@@ -321,7 +321,7 @@ async def test_first_steps_that_fail_take_no_place(loop):
 
 
 async def test_idle_streams_expire(loop):
-    """A stream without a request for idle_ttl_s starts again, also where no request comes to notice."""
+    """A stream without a request for idle_ttl_s expires and starts again, also if no other request arrives."""
     model = stateful(recurrent(), idle_ttl_s=10.0)
     async with stack(loop, model) as service:
         await service(np.int64(1), stream_id="a")
@@ -337,7 +337,7 @@ async def test_idle_streams_expire(loop):
 
 
 async def test_imported_streams_expire(loop):
-    """An imported stream is forgotten even if no request comes, as when a call ends with a restart."""
+    """An imported stream expires even if no request follows, for example if its call ended during a restart."""
     model = stateful(recurrent(), idle_ttl_s=10.0)
     async with stack(loop, model):
         await model.infer(batch(("a", 1)))
@@ -353,7 +353,7 @@ async def test_imported_streams_expire(loop):
 
 
 def test_a_state_can_be_imported_without_a_loop():
-    """Where none runs no timer is set."""
+    """Outside an event loop, an import sets no timer."""
     model = stateful(recurrent(), idle_ttl_s=10.0)
     record = run(lambda _: exported(model))
     model.import_state("b", record)
@@ -386,7 +386,7 @@ async def test_given_clock_decides_expiry(loop):
 
 
 async def test_reset_and_end(loop):
-    """A stream that was reset or ended starts again, also where a step of it runs meanwhile."""
+    """A stream that was reset or ended starts again, also if one of its steps runs meanwhile."""
     model = stateful(recurrent(duration_s=1.0))
     for forget in (model.reset_stream, model.end_stream):
         reference = Reference()
@@ -405,7 +405,7 @@ async def test_reset_and_end(loop):
 
 
 async def test_imported_state_counts_as_memory(loop):
-    """Before its first step, as behind it; not when its stream was reset."""
+    """An imported state counts as memory before and after its first step, but not after a reset of its stream."""
     model = stateful(recurrent())
     await model.infer(batch(("a", 1)))
     record = model.export_state("a")
@@ -437,7 +437,7 @@ async def test_stop_clears_all_states(loop):
 
 
 async def test_initial_state(loop):
-    """A stream starts from the array given, or from what the function returns for it."""
+    """A stream starts from the given array, or from the array that the given function returns for the stream."""
     ones = np.ones((2, 3), np.int64)
     for initial in (ones, lambda stream: ones * stream):
         model = stateful(recurrent(), initial={"h": initial})
@@ -452,7 +452,7 @@ async def test_initial_state(loop):
 
 @pytest.mark.parametrize("initial", [np.array(4.0), lambda _: np.array(4.0), None], ids=["array", "function", "zeros"])
 async def test_a_state_can_be_a_number(loop, initial):
-    """A state without axes is one number per row of a batch, here how many steps there were."""
+    """A state without axes is one number per row of a batch, here the number of steps."""
 
     def count(inputs):
         return {"y": inputs["x"] + inputs["steps"], "steps_after": inputs["steps"] + 1}
@@ -471,7 +471,7 @@ async def test_a_state_can_be_a_number(loop, initial):
 
 
 async def test_a_state_of_one_row_can_be_a_number(loop):
-    """A model that returns a mapping for each row has numbers of NumPy there, where a state has no axes."""
+    """A state without axes is a NumPy scalar if the model returns a mapping for each row."""
 
     def count(inputs):
         return [
@@ -492,7 +492,7 @@ def test_the_initial_state_of_a_number_is_checked():
 
 
 async def test_padded_batches(loop):
-    """Batches that are filled up to preferred sizes come to the same, sticky ones included."""
+    """Batches that are padded to preferred sizes have the same results, sticky batches included."""
     model = stateful(recurrent(duration_s=0.01))
     references = [Reference() for _ in range(5)]
     async with stack(loop, model, preferred_sizes=[4, 8]) as service:
@@ -504,7 +504,7 @@ async def test_padded_batches(loop):
 
 
 async def test_many_groups_are_written_back(loop):
-    """States of streams that are not in the latest batches are in the arena, and come back from there."""
+    """States of streams that are not in the latest batches are written to the arena and read from there."""
     model = stateful(recurrent())
     references = [Reference() for _ in range(40)]
     for number in range(3):
@@ -563,7 +563,7 @@ async def test_model_that_reuses_its_outputs(loop):
     ids=["shape", "dtype", "missing", "rows", "no axis", "no mapping", "row", "array"],
 )
 async def test_results_without_a_fitting_state_are_an_error(loop, results, words):
-    """Results without a state that fits are an error, and the state stays."""
+    """Results without a fitting state are an error, and the stream keeps its last state."""
     model = stateful(recurrent(step, results, step))
     reference = Reference()
     await model.infer(batch(("a", 1)))
@@ -589,7 +589,7 @@ async def test_backend_that_ignores_its_inputs_is_an_error(loop):
 
 
 async def test_input_named_like_a_state_is_rejected(loop):
-    """A request that brings a state is rejected."""
+    """A request with an input named like a state is rejected, and so is a request without a stream."""
     inner = recurrent()
     inner.validate = lambda request: None
     model = stateful(inner)
@@ -601,7 +601,7 @@ async def test_input_named_like_a_state_is_rejected(loop):
 
 
 async def test_bare_array_without_an_input_name_is_an_error(loop):
-    """A bare array is that caller's mistake, where the backend does not say what its only input is called."""
+    """A bare array is an error of its caller if the backend does not name its only input."""
 
     class Sums:
         returns_new_arrays = True
@@ -622,7 +622,7 @@ async def test_bare_array_without_an_input_name_is_an_error(loop):
 
 
 async def test_model_reload_resets_states(loop):
-    """A new model starts all streams again, also under a batch that ran while it changed; ``keep_on_reload`` does not."""
+    """A reload starts all streams again, also if a batch runs during the reload, unless ``keep_on_reload`` is set."""
     changes = 0
 
     def replace(batch):
@@ -644,7 +644,7 @@ async def test_model_reload_resets_states(loop):
 
 
 async def test_backend_error_passes_and_the_stream_continues(loop):
-    """Errors of the backend pass, and the turns of the streams with them."""
+    """An error of the backend reaches the caller, and the next step of the stream runs."""
     model = stateful(recurrent(Closed("over"), step))
     with pytest.raises(Closed, match="over"):
         await model.infer(batch(("a", 1)))
@@ -679,7 +679,7 @@ async def test_a_thousand_streams_leave_nothing(loop):
 
 
 def test_invalid_arguments_are_named():
-    """Arguments that do not fit are named."""
+    """The error of an invalid argument names the argument."""
     inner = recurrent()
     for error, words, settings in [
         (TypeError, "state: expected a mapping", {"state": ["h"]}),

@@ -1,4 +1,4 @@
-"""The table of streams, driven at random beside a dict of states: each state is where the table says it is."""
+"""The table of streams, compared with a dict of states under random operations."""
 
 import pytest
 from hypothesis import settings
@@ -20,7 +20,10 @@ def rows(ids):
 
 
 class TableMachine(RuleBasedStateMachine):
-    """The memory is a dict of slots and the lists of the blocks; a state is a number, and 0 at first."""
+    """Random operations on a table whose memory is a dict of slots and the lists of the blocks.
+
+    A state is a number, 0 at first. Each state must be where the table says it is.
+    """
 
     waiting = Bundle("waiting")
     running = Bundle("running")
@@ -31,7 +34,7 @@ class TableMachine(RuleBasedStateMachine):
         self.table = StreamTable(MAX_STREAMS)
         self.now_ns = 0
         self.arena = {}
-        self.states = {}  # the model; streams at 0 may be missing from the table
+        self.states = {}  # the expected states; streams at 0 may be missing from the table
         self.registered = []  # steps that have not ended, in their order
         self.started = {}  # step → the streams that may still commit, with the states that they read
         self.made = 0
@@ -139,7 +142,7 @@ class TableMachine(RuleBasedStateMachine):
             self.forget(stream_id)
             self.states[stream_id] = self.made
 
-    @rule(age=st.integers(-3, 6))  # below 0: from the present on
+    @rule(age=st.integers(-3, 6))  # below 0: the limit is the present or later
     def expire(self, age):
         self.now_ns += 1
         busy = {stream.stream_id for step in self.registered for stream in step.streams}
@@ -214,7 +217,7 @@ TestTable.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def test_a_step_waits_for_all_before_it():
-    """Steps of one stream take turns in the order of their registration, over an abandoned one."""
+    """A step waits for all earlier steps of its streams, also across an abandoned step."""
     table = StreamTable(4)
     (first,), (second,), (third,) = (table.begin(rows(names), at) for at, names in enumerate(["ab", "bc", "c"]))
 
@@ -227,7 +230,7 @@ def test_a_step_waits_for_all_before_it():
 
 
 def test_slots_are_freed_when_their_reader_ends():
-    """The slot of a stream that ends during its step is not another's until the step has ended."""
+    """The slot of a stream that ends during its step stays in use until the step has ended."""
     table = StreamTable(4)
     (step,) = table.begin(rows("a"), 1)
     table.locate(step)

@@ -1,4 +1,4 @@
-"""Turns of streams: shares by weight, and nothing to be gained by waiting or by a backlog."""
+"""Turns of streams: shares by weight, and no gain by waiting or by a backlog."""
 
 import weakref
 
@@ -12,19 +12,19 @@ pytestmark = pytest.mark.uncompiled
 
 
 def serve(order):
-    """Gives the next stream its turn."""
+    """Give the next stream its turn."""
     turn = order.pop()
     order.charge(turn)
     return turn
 
 
 class Owner:
-    """A stream of which is known whether anything holds it."""
+    """Owner of a turn that can be weakly referenced."""
 
 
 @given(st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.0]), min_size=2, max_size=6), st.integers(1, 200))
 def test_busy_streams_share_turns_by_weight(weights, turns):
-    """At any moment two of them differ by no more than a turn of each, for their weight."""
+    """At any moment, the turns of two busy streams, each divided by its weight, differ by at most a turn of each."""
     order, served = FairOrder(), {}
     for number, weight in enumerate(weights):
         order.push(Turn(number, weight, 0))
@@ -44,7 +44,7 @@ def test_busy_streams_share_turns_by_weight(weights, turns):
     ("weights", "rows"), [([1.0] * 12 + [0.5, 2.0, 4.0], 2), ([1.0] * 24 + [0.5, 2.0, 4.0], 4), ([1.0] * 24 + [8.0], 2)]
 )
 def test_a_stream_in_flight_keeps_its_share(weights, rows):
-    """One frame of a stream in a batch, and the next one waits for its end: the others do not use up its share."""
+    """A stream with at most one frame per batch, whose next frame waits for the end of the batch, keeps its share."""
     order, served = FairOrder(), [0] * len(weights)
     for number, weight in enumerate(weights):
         order.push(Turn(number, weight, 0))
@@ -59,9 +59,9 @@ def test_a_stream_in_flight_keeps_its_share(weights, rows):
 
 
 def test_unused_share_saves_at_most_eight_turns():
-    """A stream that cannot use its share saves up eight turns at most.
+    """A stream that cannot use its share saves up at most eight turns.
 
-    It is limited to one frame of each batch of two for a long time; then another one comes.
+    It is limited to one frame of each batch of two for a long time; then another stream arrives.
     """
     order = FairOrder()
     heavy, others = Turn("heavy", 100.0, 0), [Turn(number, 1.0, 0) for number in range(2)]
@@ -82,9 +82,9 @@ def test_unused_share_saves_at_most_eight_turns():
 
 
 def test_stream_idle_after_its_turn_saves_nothing_up():
-    """A stream that became idle while it was served has saved nothing up.
+    """A stream that becomes idle while it is served saves nothing up.
 
-    It has no frame when its turn ends, and the next one comes late; a frame that is rejected then changes nothing.
+    It has no frame when its turn ends, and its next frame arrives late; a rejection of that frame changes nothing.
     """
     order = FairOrder()
     busy, idle = Turn("busy", 1.0, 0), Turn("idle", 1.0, 0)
@@ -96,7 +96,7 @@ def test_stream_idle_after_its_turn_saves_nothing_up():
 
     order.push(busy, True)
     order.push(idle)
-    assert order.pop() is idle  # and it is rejected, with another frame behind it
+    assert order.pop() is idle  # its frame is rejected, and another frame waits after it
     order.push(idle, True)
     served = []
     for _ in range(6):
@@ -126,9 +126,9 @@ def test_idle_stream_is_next_and_has_saved_nothing_up():
 
 @given(st.integers(1, 9), st.integers(0, 20))
 def test_idle_stream_waits_for_no_round_of_others(streams, turns):
-    """A stream that was idle waits for no round of the others.
+    """A stream that was idle does not wait for a round of the others.
 
-    However many have a backlog, and wherever they are in their round.
+    This holds for any number of streams with a backlog, at any position in their round.
     """
     order = FairOrder()
     for number in range(streams):
@@ -162,7 +162,7 @@ def test_turn_in_which_nothing_was_sent_is_free():
 
 
 def test_stream_with_too_old_frames_comes_first():
-    """A stream whose frames were too old comes first. Of several the one that was denied the most."""
+    """A stream whose frames were too old comes first; of several, the one that was denied most often."""
     order = FairOrder()
     turns = {name: Turn(name, 1.0, 0) for name in "abcd"}
     for turn in turns.values():
@@ -180,9 +180,9 @@ def test_stream_with_too_old_frames_comes_first():
 
 
 def test_too_old_frames_do_not_offset_past_turns():
-    """Frames that were too old are no credit against the turns that a stream has had.
+    """Frames that were too old do not offset the turns that a stream has had.
 
-    One that sends much, and is denied often, has its turn when it would have had it anyway.
+    A stream that sends much and is denied often has its turn no earlier than without the denials.
     """
     order = FairOrder()
     greedy, other = Turn("greedy", 1.0, 0), Turn("other", 1.0, 0)
@@ -219,7 +219,7 @@ def test_a_removed_stream_has_no_turn():
     order.remove(one)
 
     assert order.pop() is other
-    order.push(one)  # it may come back
+    order.push(one)  # it can come back
     order.remove(one)
     order.push(one)
     assert order.pop() is one
@@ -227,7 +227,7 @@ def test_a_removed_stream_has_no_turn():
 
 
 def test_removed_turns_are_freed():
-    """While a service hangs, streams come and go, and one that waits keeps the order from running empty."""
+    """Removed turns are freed, also if another stream waits all the time, for example while a service hangs."""
     order, owners = FairOrder(), weakref.WeakSet()
     order.push(Turn(Owner(), 1.0, 0))
     for _ in range(1000):

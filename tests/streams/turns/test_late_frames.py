@@ -1,4 +1,4 @@
-"""`LateFrames`: which frames have no time for the next batch, and which of them give way."""
+"""`LateFrames` finds the frames that have no time for the next batch, and chooses those that give way."""
 
 from types import SimpleNamespace
 
@@ -18,12 +18,12 @@ SETTINGS = {"deadline_ns": None, "resets_after_gap": False, "weight": 1.0, "prio
 
 
 def takes_ns(rows):
-    """Return how long a batch takes: 30 for its set-up, and 2 a row."""
+    """Return the duration of a batch: 30 for its set-up, and 2 per row."""
     return 30 + 2 * rows
 
 
 class Streams:
-    """Streams with frames of the ages that are given, oldest first, at the instant 1,000."""
+    """Streams with frames of the given ages, oldest first, at the instant 1,000."""
 
     def __init__(self, loop, *ages, max_age_ns=200, max_in_flight=1, workers=1, batch_ns=takes_ns, states=None):
         self.settings = StreamSettings(policy=Block(8), max_in_flight=max_in_flight, max_age_ns=max_age_ns, **SETTINGS)
@@ -41,14 +41,14 @@ class Streams:
             self.streams.append(stream)
 
     def look(self, room=16, starts_ns=1000, free=1, lead_ns=0):
-        """Return which streams' next frames are late, and what was dropped of each."""
+        """Return for each stream if its next frame is late, and the dropped frames by reason."""
         self.room = self.late_frames.estimate(self.order.queued, room, 1000, starts_ns, lead_ns, free)
         late = [self.late_frames.is_late(stream) for stream in self.streams]
         return late, [stream.state.dropped for stream in self.streams]
 
 
 async def test_expected_batch_has_one_row_per_stream(loop):
-    """Three rows take 36, sixteen would take 62: a frame with 40 left has time."""
+    """Of three streams a batch has three rows, which take 36 and not 62 like sixteen; a frame with 40 left has time."""
     assert Streams(loop, [160], [160], [160]).look() == ([False] * 3, [{}] * 3)
     assert Streams(loop, [165], [160], [160]).look() == ([True, False, False], [{}] * 3)
 
@@ -73,7 +73,7 @@ async def test_frame_past_its_limit_is_deadline_exceeded(loop):
 
 
 async def test_rows_are_spread_over_the_free_workers(loop):
-    """Four rows of two streams take 38 together, and 34 on each of two workers."""
+    """Rows are spread over the free workers: four rows take 38 in one batch, and 34 on each of two workers."""
     ages = [163, 20, 10, 5], [50, 40, 30, 20]
     assert Streams(loop, *ages, max_in_flight=2).look() == ([False] * 2, [{"infeasible": 1}, {}])
     assert Streams(loop, *ages, max_in_flight=2, workers=2).look(free=2) == ([False] * 2, [{}] * 2)
@@ -82,7 +82,10 @@ async def test_rows_are_spread_over_the_free_workers(loop):
 
 @pytest.mark.parametrize(("workers", "free", "room"), [(1, 1, 16), (2, 1, 2), (2, 2, 16)])
 async def test_a_free_worker_gets_what_is_in_time_together(loop, workers, free, room):
-    """Three rows would take 36, longer than two frames have left; the next worker is soon free for the third one."""
+    """A free worker gets the rows that are in time together.
+
+    Three rows would take 36, longer than two of the frames have left; another worker is soon free for the third row.
+    """
     streams = Streams(loop, [165], [165], [50], workers=workers)
     streams.look(free=free)
     assert streams.room == room
@@ -95,14 +98,14 @@ async def test_all_are_sent_where_none_is_in_time(loop):
 
 
 async def test_younger_frames_of_backlogs_count(loop):
-    """The older ones are dropped."""
+    """If the younger frames of backlogs are in time, the batch has room for all of them, and the older are dropped."""
     streams = Streams(loop, [180, 20], [180, 20], [180, 20], workers=2)
     assert streams.look() == ([False] * 3, [{"infeasible": 1}] * 3)
     assert streams.room == 16
 
 
 def linear_ns(rows):
-    """Return how long a batch takes: 10 a row."""
+    """Return the duration of a batch: 10 per row."""
     return 10 * rows
 
 
@@ -123,13 +126,13 @@ def linear_ns(rows):
     ],
 )
 async def test_free_workers_share_the_rows(loop, free, room, share):
-    """Five streams: each of two free workers gets at most three of the rows, if it has room for more."""
+    """Free workers share the rows: of five streams, each of two free workers gets at most three rows."""
     streams = Streams(loop, *[[10]] * 5, workers=8, batch_ns=linear_ns)
     assert streams.late_frames.share_of_worker(streams.order.queued, room, free) == share
 
 
 async def test_share_counts_all_rows_of_a_stream(loop):
-    """Two streams with three rows each: six rows for two workers."""
+    """Two streams with three rows each are six rows, of which each of two workers gets three."""
     streams = Streams(loop, [30, 20, 10, 5], [30, 20, 10], max_in_flight=3, workers=2, batch_ns=linear_ns)
     assert streams.late_frames.share_of_worker(streams.order.queued, 16, 2) == 3
 
@@ -140,14 +143,14 @@ async def test_share_counts_all_rows_of_a_stream(loop):
     ids=range(5),
 )
 async def test_one_batch_where_sharing_gains_little(loop, batch_ns):
-    """The rows stay together if shares are not known to be shorter by a twentieth, or take half as long again a row."""
+    """Rows stay together if a share is not known to be 5 % shorter, or takes over 1.5 times as long per row."""
     streams = Streams(loop, *[[10]] * 5, workers=2, batch_ns=batch_ns)
     assert streams.late_frames.share_of_worker(streams.order.queued, 16, 2) == 16
 
 
 @pytest.mark.parametrize(("age", "denied"), [(169, [True, False, True]), (168, [False] * 3)])
 async def test_every_other_frame_late_alone_is_dropped(loop, age, denied):
-    """A batch of one is expected to take 32."""
+    """Every second frame that would be late even alone is dropped; a batch of one is expected to take 32."""
     streams = Streams(loop, [age])
     stream = streams.streams[0]
     result = stream.state.next(1000)
@@ -173,7 +176,7 @@ async def test_end_of_batch_after_the_next_is_known(loop):
 
 
 async def test_loop_takes_its_time_before_each_batch(loop):
-    """A frame with 33 left has no time for a batch of 32 that begins 2 later."""
+    """The event loop delays each batch: a frame with 33 left has no time for a batch of 32 that begins 2 later."""
     assert Streams(loop, [167]).look(lead_ns=1) == ([False], [{}])
     streams = Streams(loop, [167])
     assert streams.look(lead_ns=2) == ([True], [{}])
@@ -189,7 +192,7 @@ async def test_end_stays_known_while_no_stream_waits(loop):
 
 
 async def test_running_frames_end_before_a_later_batch(loop):
-    """With two of four in flight, the next batch has two rows, but the one after it has four."""
+    """If two of at most four frames are in flight, the next batch has two rows, and the batch after it has four."""
     streams = Streams(loop, [50] * 7, max_in_flight=4)
     for _ in range(2):
         streams.streams[0].state.next(1000)
@@ -199,7 +202,7 @@ async def test_running_frames_end_before_a_later_batch(loop):
 
 @pytest.mark.parametrize(("ages", "dropped"), [([170] * 2 + [20] * 6, 2), ([170] * 2 + [20] * 5, 0)])
 async def test_late_frames_give_way_if_source_is_behind(loop, ages, dropped):
-    """A stream that is full of frames that were old when it read them has younger ones in its source."""
+    """Late frames of a full stream that reads only old frames give way, because its source has younger ones."""
     streams = Streams(loop, ages, max_in_flight=8)
     assert streams.look()[1] == [{"infeasible": dropped} if dropped else {}]
 
@@ -207,7 +210,7 @@ async def test_late_frames_give_way_if_source_is_behind(loop, ages, dropped):
 async def test_frames_are_timed_if_service_reports_none(loop):
     """If the service reports no batch durations, the durations of frames are measured.
 
-    By their mean, and by one that had 60 and was too late; a quarter more is a slow one.
+    The estimate is their mean, raised to the time of a frame that was late (60), times 1.25 for a slow frame.
     """
     streams = Streams(loop, [10], batch_ns=lambda rows: None)
     ends_ns = []
@@ -220,7 +223,7 @@ async def test_frames_are_timed_if_service_reports_none(loop):
 
 
 async def test_given_batch_time_replaces_measured_times(loop):
-    """If the service tells its batch duration, the session does not learn from measured frames."""
+    """If the service reports its batch durations, the session does not learn from measured frames."""
     streams = Streams(loop, [10])
     streams.look()
     streams.late_frames.learn(500, True)
@@ -238,7 +241,7 @@ async def test_measured_time_is_kept_when_streams_join(loop):
 
 
 async def test_a_recurrent_stream_has_one_row_in_a_batch(loop):
-    """Whatever it may have in flight: three streams fill three rows, which take 36."""
+    """A recurrent stream has one row per batch for any ``max_in_flight``; three streams fill three rows, in 36."""
     streams = Streams(loop, *[[50, 40, 30, 20]] * 3, max_in_flight=4, states=SimpleNamespace())
     streams.look()
     assert streams.late_frames.next_end_ns == 1000 + 36 + 36

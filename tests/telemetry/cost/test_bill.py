@@ -1,4 +1,4 @@
-"""The bill of a device and the shares of a batch add up, exactly, whatever happens."""
+"""The bill of a device and the shares of a batch add up exactly."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class AgainstTime(RuleBasedStateMachine):
-    """Every nanosecond that passed while it was open, or a batch ran, is in exactly one account."""
+    """Random operations on a bill: each nanosecond in which it is open or a batch runs is in exactly one account."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a cost meter says of real stacks, in virtual time."""
+"""Cost meters around real stacks, in virtual time."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 def check(statistics):
-    """The sums that must hold exactly."""
+    """Check the sums that must hold exactly, and return the statistics."""
     for label, device in statistics.devices.items():
         assert device.busy_ns + device.padding_ns + device.idle_ns == device.bill_ns
         shares_ns = device.busy_ns - device.running_ns
@@ -67,12 +67,12 @@ class TestShares:
                 return meter.statistics()
 
         statistics = check(run(main))
-        # of 0.1 s, 0.06 are set-up; of the rest six of eight rows were filling
+        # of 0.1 s, 0.06 s are set-up; of the rest, six of eight rows are padding
         model = statistics.models["ScriptedBackend"]
         assert (model.setup, model.padding) == pytest.approx((0.06, 0.03), rel=1e-3)
 
     def test_set_up_is_learned_from_the_batches(self):
-        """Nothing is given; a batch of four is divided as the batches before it took."""
+        """If no service time is given, the set-up of a batch is learned from the durations of the batches before."""
 
         async def main(loop):
             meter = CostMeter(per_second=1.0)
@@ -90,7 +90,7 @@ class TestShares:
         model = check(statistics).models["ScriptedBackend"]
         assert model.cost - before.cost == pytest.approx(0.08)
         assert model.setup - before.setup == pytest.approx(0.06, rel=0.1)
-        assert (first.cost, first.setup) == (pytest.approx(0.065), 0.0)  # nothing was known yet
+        assert (first.cost, first.setup) == (pytest.approx(0.065), 0.0)  # no set-up is known yet
 
     def test_rows_of_a_bucket_are_charged_by_their_length(self):
         async def main(loop):
@@ -215,7 +215,7 @@ class TestPlaces:
         assert costs == pytest.approx({"faces": 0.2, "words": 0.1})
 
     def test_responses_are_counted_per_model(self):
-        """A model has the responses that name it or a route of its own; those of several on one route are not told."""
+        """A model has the responses that name it or its own route, and none of a route that several models share."""
 
         def named(name, *script):
             model = ScriptedBackend(*script, duration_s=0.1)
@@ -308,7 +308,7 @@ class TestPlaces:
         statistics, alive = run(main)
         assert check(statistics).total.rows == statistics.total.responses == 30
         assert set(statistics.routes) == {"0", "1", "2", "other"}
-        assert alive <= 2  # the replicas keep the latest that left, the meter none
+        assert alive <= 2  # `Replicas` keeps the last replica that was removed, and the meter keeps none
 
     def test_models_of_ever_new_replicas_share_a_row(self):
         def replica(name):
@@ -529,7 +529,7 @@ class TestPlaces:
         assert statistics.overflowed == 6
 
     def test_tenant_has_one_row_for_cost_and_responses(self):
-        """The cost and the responses of a tenant are in one row, in whatever order they come."""
+        """The cost and the responses of a tenant are in one row, whichever of them is counted first."""
 
         async def main(loop):
             meter = CostMeter(per_second={"a": 1.0, "b": 1.0}, max_label_sets=2)
@@ -538,7 +538,7 @@ class TestPlaces:
                 si.Route("b", [ScriptedBackend(OSError("down"), duration_s=0.1)], quality=0.5),
             )
             async with si.Stack(meter, router, clock=loop.clock) as stack:
-                for tenant in ("charged", "both", "late"):  # only the batches of the first fail on both devices
+                for tenant in ("charged", "both", "late"):  # only the first tenant's batches fail on both devices
                     await asyncio.gather(stack(one(), tenant=tenant), return_exceptions=True)
                 return meter.statistics()
 

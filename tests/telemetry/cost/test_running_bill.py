@@ -1,4 +1,4 @@
-"""The bill while batches run, and by a clock of its own."""
+"""The bill of a cost meter while batches run, and with a clock of its own."""
 
 import asyncio
 
@@ -15,7 +15,10 @@ pytestmark = pytest.mark.uncompiled
 
 
 def test_settled_amounts_never_fall():
-    """Padding was a part of what the running batch was charged: an exported counter would seem to start again."""
+    """Settled amounts never fall, although padding is part of the charge of a running batch until the batch ends.
+
+    An exported counter that falls would look like a restart.
+    """
 
     async def main(loop):
         meter = CostMeter(per_second=1.0)
@@ -32,7 +35,7 @@ def test_settled_amounts_never_fall():
         return seen
 
     seen = run(main)
-    seen[0]._repr_html_()  # nothing has a length in its figure
+    seen[0]._repr_html_()  # all bars of its figure have length 0
     assert max(statistics.busy for statistics in seen) > seen[-1].busy
     for use in ("busy", "padding", "idle"):
         amounts = [statistics.settled[use] for statistics in seen]
@@ -45,7 +48,7 @@ def test_settled_amounts_never_fall():
 def test_own_clock_can_count_from_another_instant(ahead_ns, batched):
     """A clock of the meter's own can count from another instant than that of the stack.
 
-    Batches and deadlines have the instants of the stack's clock, the bill those of the meter's.
+    Batches and deadlines use the stack's clock, and the bill uses the meter's clock.
     """
 
     class Single(Service):

@@ -1,4 +1,4 @@
-"""The walk over stacks, and the table of metrics."""
+"""Collection of metrics from stacks, and the table of metrics."""
 
 import ast
 import asyncio
@@ -20,11 +20,11 @@ from streaminfer.testing import ScriptedBackend, run
 
 PACKAGE = Path(si.__file__).parent
 NOT_EXPORTED = {
-    "StackStatistics": None,  # its state is, and its layers are
+    "StackStatistics": None,  # its state and its layers are exported
     "PartStatistics": None,
-    "CalibrationStatistics": None,  # of a start, not of serving
+    "CalibrationStatistics": None,  # about a start, not about serving
     "TelemetryStatistics": {"name", "batch_sizes", "recent"},
-    "LabeledStatistics": {"labels"},  # they are labels
+    "LabeledStatistics": {"labels"},  # labels of the series
     "WorkerStatistics": {"created_ns", "name"},
     "SloStatistics": {"name", "period_s", "good", "bad", "rejected", "alerts", "callback_errors"},
     "BatcherStatistics": {"batch_sizes", "batches", "calibration"},
@@ -35,7 +35,7 @@ NOT_EXPORTED = {
         "waiting",
         "memory_bytes",
         "loaded",
-    },  # a label; queues are those of the batchers
+    },  # the name is a label; the batchers export the queues
     "BreakerStatistics": {"name"},
     "LimitStatistics": {"name", "adaptive"},
     "RateLimitStatistics": {"name"},
@@ -46,20 +46,20 @@ NOT_EXPORTED = {
     "RouteStatistics": {"name"},
     "ReplicaStatistics": {"name", "zone"},
     "TierUsage": {"name"},
-    "CostStatistics": {"name", "currency", "devices", "tenants", "streams", "total"},  # sums; whose data it is
+    "CostStatistics": {"name", "currency", "devices", "tenants", "streams", "total"},  # sums; names of data subjects
     "SourceStatistics": {"last_error"},
     "StreamStatistics": {"received"},  # the sum of the others
-    "TracingStatistics": {"exemplars"},  # of the latency
+    "TracingStatistics": {"exemplars"},  # exported with the latency
     "TierStatistics": {"name", "last_error"},
     "TritonStatistics": {"recent", "server_error"},
-    "ServerStatistics": {"queue_s", "compute_input_s", "compute_infer_s", "compute_output_s"},  # parts of Telemetry
+    "ServerStatistics": {"queue_s", "compute_input_s", "compute_infer_s", "compute_output_s"},  # in Telemetry's parts
 }
-"""Fields of statistics that are no metrics: names are labels, windows and sums can be computed from others."""
+"""Fields of statistics that are no metrics: names are labels; windows and sums can be computed from other metrics."""
 
 
 @functools.cache
 def statistics_classes():
-    """Fields of each class of statistics in the package, by its name, as the source has them."""
+    """Return the fields of each class of statistics in the package, by class name, read from the source."""
     found = {}
     sources = (text for path in PACKAGE.rglob("*.py") if "Snapshot" in (text := path.read_text(encoding="utf-8")))
     for source in sources:
@@ -74,7 +74,7 @@ def statistics_classes():
 
 
 def collect(*stacks):
-    """Values by family and labels."""
+    """Return the collected values by family and labels."""
     collection = Collection(HistogramReader())
     for service, parts in name_services(stacks):
         collection.add(service, parts)
@@ -86,7 +86,7 @@ def collect(*stacks):
 
 
 def test_no_counter_falls_when_a_padded_batch_ends():
-    """A counter that falls looks like a restart of the server: a rate would count all of it again."""
+    """No counter falls when a padded batch ends: it would look like a restart, and a rate would count it all again."""
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=8, preferred_sizes=[1, 8])
@@ -108,7 +108,7 @@ def test_no_counter_falls_when_a_padded_batch_ends():
 
 @pytest.mark.parametrize("kind", statistics_classes())
 def test_every_statistic_is_exported(kind):
-    """Each field of each snapshot is a metric, has statistics inside, or is listed here as neither."""
+    """Each field of each snapshot is a metric, has inner statistics, or is listed in ``NOT_EXPORTED``."""
     fields = statistics_classes()[kind]
     left_out = NOT_EXPORTED.get(kind, set())
     if left_out is None:
@@ -181,7 +181,10 @@ def test_layers_around_one_service_have_own_labels():
 
 
 def test_stacks_sharing_telemetry_have_own_states():
-    """Both are one service, and each has its state: two series of one name and labels would end the scrape."""
+    """Stacks with one telemetry are one service, and each has a state series of its own.
+
+    Two series with the same name and labels would fail the scrape.
+    """
     telemetry = si.Telemetry("faces")
     running, new = (si.Stack(telemetry, ScriptedBackend()) for _ in range(2))
 
@@ -263,7 +266,7 @@ def test_cost_is_exported_by_model_and_route():
 def test_session_is_collected_with_its_stack():
     """A session is collected with its stack, its drops by reason and by stream.
 
-    A session and its stack are one service, in any order; layers keep their labels; ids of streams are bounded.
+    A session and its stack are one service, in any order, and layers keep their labels.
     """
 
     async def main(loop):
@@ -297,7 +300,7 @@ def test_session_is_collected_with_its_stack():
 
 
 def test_failing_part_hides_no_other_metrics(tmp_path, caplog):
-    """What raises in place of statistics is left out of each scrape, and logged once."""
+    """A part whose ``statistics()`` raises is left out of each scrape, and its error is logged once."""
     telemetry = si.Telemetry("left in the lurch")
     workers = si.telemetry.WorkerHistograms(tmp_path, telemetry.histograms, name="closed workers")
     workers.close()
@@ -311,9 +314,9 @@ def test_failing_part_hides_no_other_metrics(tmp_path, caplog):
 
 
 def test_cancelled_future_costs_no_other_metrics(caplog):
-    """A part with a cancelled future costs no other part its metrics.
+    """A part with a cancelled future does not cost another part its metrics.
 
-    The result of a future that was cancelled raises `CancelledError`, which cancels no scrape.
+    The result of a cancelled future raises `CancelledError`, which does not cancel the scrape.
     """
 
     async def main(loop):
@@ -328,14 +331,14 @@ def test_cancelled_future_costs_no_other_metrics(caplog):
 
 
 def test_services_with_equal_names_are_numbered():
-    """The second of a name has a number; without a telemetry the class is the name."""
+    """A second service of one name gets a number; a part without a name has that of its class."""
     stacks = [si.Telemetry("a"), si.Telemetry("a"), si.Telemetry(), si.CircuitBreaker(name="b")]
 
     assert [name for name, _ in name_services(stacks)] == ["a", "a#2", "Telemetry", "b"]
 
 
 def test_error_label_values_are_bounded():
-    """Beyond 64 values of a label, further ones share a series, and the sum stays."""
+    """Beyond 64 values of a label, further values share a series, so the sum is complete."""
     telemetry = si.Telemetry("many")
     for number in range(MAX_LABEL_VALUES + 10):
         telemetry.fail(type(f"Error{number}", (Exception,), {})())
@@ -357,7 +360,7 @@ def test_error_label_values_are_bounded():
     ids=["surrogates", "long"],
 )
 def test_client_label_is_short_unique_utf_8(tenants):
-    """Whatever a client calls itself, UTF-8 has its label, which is short and no other client's."""
+    """For any name of a client, its label is UTF-8 text of at most 128 characters and differs from other clients'."""
     telemetry = si.Telemetry("faces", labels=("tenant",))
 
     async def main(loop):
@@ -376,7 +379,7 @@ def test_client_label_is_short_unique_utf_8(tenants):
 
 @pytest.mark.parametrize("name", ["\ud800", "x" * 200], ids=["surrogate", "long"])
 def test_names_of_services_and_routes_are_text(name):
-    """Whatever a developer calls a service, an objective and a route, UTF-8 has their labels."""
+    """For any name of a service, an objective or a route, its label is UTF-8 text of at most 128 bytes."""
     slo = si.SLO(name, threshold_s=0.1)
     router = si.FallbackRouter(si.Route(name, si.Stack(ScriptedBackend())), si.Route("small", ScriptedBackend()))
 
@@ -389,7 +392,7 @@ def test_names_of_services_and_routes_are_text(name):
 
 
 def test_long_windows_have_series_of_their_own():
-    """The label of a window has all its seconds."""
+    """The label of a window has all digits of its seconds, so that long windows do not share a series."""
     pair = AlertPair(2.0, 1_000_001.0, 1_000_000.0)
     found = collect(si.Telemetry("faces", slo=si.SLO("fast", threshold_s=0.1, alert_pairs=[pair])))
 
@@ -399,7 +402,7 @@ def test_long_windows_have_series_of_their_own():
 
 
 def test_unknown_values_are_left_out():
-    """NaN and None are no samples, infinity is one."""
+    """A value that is unknown is no sample."""
     hedge = si.Hedge()
 
     found = {name for name, _ in collect(hedge)}
@@ -413,13 +416,13 @@ def test_unknown_values_are_left_out():
     "of", [lambda stack: [stack], lambda stack: stack.statistics(), lambda _: si.Telemetry, lambda _: 3]
 )
 def test_objects_without_statistics_are_an_error(export, of):
-    """Its page would have no metric at all."""
+    """Objects without statistics are an error, because their page would have no metric."""
     with pytest.raises(TypeError, match="stacks: expected Stacks"):
         export(of(si.Stack(ScriptedBackend())))
 
 
 @pytest.mark.parametrize("export", [metrics_app, StackCollector, EventLog, dashboard])
 def test_export_without_a_stack_is_an_error(export):
-    """Its page would have no metric at all."""
+    """An export without a stack is an error, because its page would have no metric."""
     with pytest.raises(TypeError, match="stacks: expected at least one Stack, got none"):
         export()

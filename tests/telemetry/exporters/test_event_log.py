@@ -18,7 +18,7 @@ PRIVATE = "private-part-of-a-request"
 
 @pytest.fixture
 def lines():
-    """Every line that streaminfer logs, as JSON."""
+    """Return a function that returns the lines that streaminfer has logged, read from JSON."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
@@ -32,7 +32,7 @@ def lines():
 
 
 def test_breaker_transitions_are_events(lines):
-    """Opening is a warning with the trip beside it, closing is information."""
+    """The opening of a breaker is logged as a warning, and its closing as information."""
     breaker = si.CircuitBreaker(name="model")
     log = EventLog(breaker)
 
@@ -49,7 +49,7 @@ def test_breaker_transitions_are_events(lines):
 
 
 def test_text_of_an_event_has_its_labels_and_values(caplog):
-    """A formatter that knows nothing of events shows what changed too."""
+    """The message of an event has its labels and values, for formatters that do not know events."""
     breaker = si.CircuitBreaker(name="model")
     log = EventLog(breaker)
 
@@ -61,7 +61,7 @@ def test_text_of_an_event_has_its_labels_and_values(caplog):
 
 
 def test_alerts_begin_and_end(lines):
-    """An alert that fires is a warning, one that ends information."""
+    """An alert is logged as a warning when it fires, and as information when it ends."""
     now = [0]
     slo = si.SLO("faces", threshold_s=0.05, clock=lambda: now[0], minimum_events=10)
     log = EventLog(si.Telemetry("faces", slo=slo))
@@ -78,7 +78,7 @@ def test_alerts_begin_and_end(lines):
 
 
 def test_lost_source_or_route_traffic_is_a_warning(lines):
-    """A source that loses its connection and a route that loses its traffic are warnings, their return information."""
+    """A loss of a source's connection or of a route's traffic is logged as a warning, its return as information."""
 
     @attrs.define
     class Part:
@@ -149,7 +149,7 @@ def test_log_lines_hold_no_request_data(lines):
 
 
 def test_other_records_log_their_template_only(lines):
-    """The arguments and the text of an error of another record are left out."""
+    """A record that is no event is logged without its arguments and the text of its error."""
     logging.getLogger("streaminfer").error("could not %s", PRIVATE, exc_info=ValueError(PRIVATE))
 
     [line] = lines()
@@ -158,7 +158,7 @@ def test_other_records_log_their_template_only(lines):
 
 
 async def test_period_of_the_watch_must_be_positive(loop):
-    """Looking without a pause would take the loop."""
+    """The period of a watch must be positive, because a watch without a pause would block the event loop."""
     with pytest.raises(ValueError, match="every_s"):
         await EventLog(si.Stack(ScriptedBackend())).watch(0.0)
 
@@ -166,7 +166,7 @@ async def test_period_of_the_watch_must_be_positive(loop):
 def test_other_loggers_leak_no_request_content(lines):
     """A record of another logger cannot bring the content of a request into the lines.
 
-    Its extra fields are left out, and an error in the place of the message has its class.
+    The line has no extra fields of the record, and the class of an error that is the message.
     """
     logger = logging.getLogger("streaminfer.of-a-user")
 

@@ -1,4 +1,4 @@
-"""The three formats of Prometheus, read by parsers that are not ours."""
+"""The three formats of Prometheus, read by parsers of other projects."""
 
 import math
 
@@ -49,7 +49,7 @@ FIELDS = {  # of client_model's metrics.proto: message → field → number, typ
 
 @pytest.fixture(scope="module")
 def metric_family():
-    """The generated class of a family, from the field numbers of Prometheus."""
+    """Return the generated class of a metric family, from the field numbers of Prometheus."""
     file = descriptor_pb2.FileDescriptorProto(name="metrics.proto", package="p", syntax="proto3")
     kinds = descriptor_pb2.FieldDescriptorProto
     for name, fields in FIELDS.items():
@@ -68,7 +68,7 @@ def metric_family():
 
 @pytest.fixture(scope="module")
 def families():
-    """What one service measured, with labels that need escaping."""
+    """Return the metric families of one service, with labels that need escaping."""
     found = telemetry(AWKWARD, DURATIONS_S["lognormal"][:10_000], slo=si.SLO(AWKWARD, threshold_s=0.05))
     found.fail(si.Overloaded("no"))
     collection = Collection(HistogramReader())
@@ -94,7 +94,7 @@ def decode(families, metric_family):
 
 
 def flat(families):
-    """Every number that the families hold, as a text format names it."""
+    """Return every number of the families, under the name that it has in a text format."""
     found = {}
     for metric, samples in families.items():
         for labels, value in samples:
@@ -172,7 +172,7 @@ def native_buckets(histogram):
 
 
 def test_empty_histogram_is_marked_native(metric_family):
-    """A span without buckets says that a histogram is native before anything was recorded."""
+    """An empty histogram has a span without buckets, which marks it as native."""
     collection = Collection(HistogramReader())
     collection.add("s", [si.Telemetry("s")])
 
@@ -213,14 +213,14 @@ def test_exemplars_are_on_their_buckets(metric_family):
 
 
 def test_infinity_is_written_as_prometheus_reads_it():
-    """Numbers that are not finite have Prometheus' spelling."""
+    """Infinity is written as ``+Inf``."""
     families = {gauge("x.value", "A value."): [Sample((("service", "s"),), float("inf"))]}
 
     assert next(write_text(families)).endswith('streaminfer_x_value{service="s"} +Inf\n')
 
 
 def test_registry_collector_yields_the_same_values():
-    """A registry of prometheus_client has every value, and merges with the application's own metrics."""
+    """A registry of prometheus_client collects every value from a `StackCollector`."""
     found = telemetry("faces", DURATIONS_S["narrow"][:1000])
     registry = CollectorRegistry()
     registry.register(si.telemetry.StackCollector(found))
@@ -233,7 +233,7 @@ def test_registry_collector_yields_the_same_values():
 @pytest.mark.parametrize("requests", [10, 100, 300, 1_000, 3_000, 10_000, 100_000, 1_000_000])
 @pytest.mark.parametrize("spread", [0.1, 0.3, 0.5, 1.0, 1.5, 2.0])
 def test_native_series_takes_less_than_a_kilobyte(requests, spread):
-    """The bytes of a histogram have a bound; its name, help, labels and classic buckets are included."""
+    """A histogram takes at most 1,024 bytes, including its name, help, labels and classic buckets."""
     durations_s = np.random.default_rng(0).lognormal(-4.0, spread, requests)
     collection = Collection(HistogramReader())
     collection.add("a-service-with-a-name", [telemetry("x", durations_s)])

@@ -1,4 +1,4 @@
-"""Histograms as exporters send them."""
+"""Points of histograms, which exporters send."""
 
 import math
 
@@ -27,7 +27,7 @@ def histogram_of(seconds, **layout):
 
 
 def buckets(point, schema):
-    """Counts by bucket, at a coarser schema."""
+    """Return the counts by bucket, at a coarser schema."""
     found = {}
     for index, count in zip(point.indexes, point.counts, strict=True):
         coarser = -(-index // 2 ** (point.schema - schema))
@@ -68,7 +68,7 @@ def test_merging_commutes_with_exporting(one, other, layout, limit):
 
 @given(DURATIONS, LAYOUTS)
 def test_bucket_holds_the_duration_to_half_a_part(seconds, layout):
-    """Each duration lies in its bucket, or outside by at most half of its part."""
+    """Each duration lies in its bucket, or outside it by at most half of its part of the latency histogram."""
     for duration in seconds:
         histogram = histogram_of(np.array([duration]), **layout)
         point = HistogramReader().read(histogram)
@@ -84,7 +84,7 @@ def test_bucket_holds_the_duration_to_half_a_part(seconds, layout):
 
 @given(DURATIONS, LAYOUTS)
 def test_sum_equals_the_sum_of_single_durations(seconds, layout):
-    """Octaves that hold something, the first and the last part among them, add up."""
+    """The sum of a histogram is that of its durations one by one, in all octaves with durations."""
     reader = HistogramReader()
     alone = [reader.read(histogram_of(np.array([duration]), **layout)).sum_s for duration in seconds]
 
@@ -103,7 +103,7 @@ def test_classic_buckets_are_shares_within_bounds(shape):
 
 
 def test_schema_falls_until_the_limit_holds():
-    """A wide histogram loses resolution, a narrow one has the finest."""
+    """A wide histogram loses resolution until its buckets are within the limit; a narrow one has the finest schema."""
     wide, narrow = histogram_of(DURATIONS_S["wide"][:50_000]), histogram_of([0.0123])
     limits = (50_000, 590, 100, 20)
 
@@ -117,7 +117,10 @@ def test_schema_falls_until_the_limit_holds():
 
 @given(st.lists(DURATIONS, min_size=2, max_size=5), LAYOUTS, st.integers(20, 60))
 def test_schema_never_becomes_finer(seconds, layout, limit):
-    """To Prometheus, a finer schema is a server that started again, and all of its counts new."""
+    """The schema of a histogram never becomes finer as it grows.
+
+    Prometheus takes a finer schema for a restart of the server, and would count all durations again.
+    """
     histogram, reader = LatencyHistogram(**layout), HistogramReader(limit)
     schemas = []
     for more in seconds:
@@ -136,7 +139,7 @@ def test_schema_follows_the_precision(digits, schema):
 
 
 def test_empty_histogram_has_no_buckets():
-    """Nothing recorded gives zeros."""
+    """The point of an empty histogram has zeros and no buckets."""
     point = HistogramReader().read(LatencyHistogram())
 
     assert (point.total, point.sum_s, point.zeros, list(point.indexes)) == (0, 0.0, 0, [])
@@ -144,7 +147,7 @@ def test_empty_histogram_has_no_buckets():
 
 
 def test_reader_keeps_no_state_between_histograms():
-    """One reader reads many histograms of one layout."""
+    """One reader can read many histograms of one layout."""
     reader = HistogramReader()
     reader.read(histogram_of(DURATIONS_S["narrow"][:100]))
 
@@ -154,7 +157,7 @@ def test_reader_keeps_no_state_between_histograms():
 
 @given(st.lists(st.sampled_from([1, 3, 30, 300]), min_size=2, max_size=5), st.integers(20, 60), st.integers(0, 99))
 def test_point_does_not_depend_on_the_histogram_before(sizes, limit, seed):
-    """A search that begins at the schema of another histogram ends where one from the finest does."""
+    """A search from the schema of the histogram before ends at the same schema as a search from the finest."""
     reader, rng = HistogramReader(limit), np.random.default_rng(seed)
     for size in sizes:
         histogram = histogram_of(rng.lognormal(-5.0, 2.0, size))

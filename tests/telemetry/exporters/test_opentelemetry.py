@@ -34,7 +34,7 @@ from streaminfer.testing import HANG, ScriptedBackend, run
 
 
 class Capture(MetricExporter):
-    """Keeps what the SDK exports."""
+    """Exporter that keeps the data that the SDK exports."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ class Capture(MetricExporter):
 
 
 class Receiver(metrics_service_pb2_grpc.MetricsServiceServicer, trace_service_pb2_grpc.TraceServiceServicer):
-    """An OTLP receiver on loopback."""
+    """OTLP receiver on loopback."""
 
     def __enter__(self):
         self.requests = []
@@ -66,7 +66,7 @@ class Receiver(metrics_service_pb2_grpc.MetricsServiceServicer, trace_service_pb
     def __exit__(self, *_):
         self._server.stop(None).wait()
 
-    def Export(self, request, context):  # noqa: N802 - of the service
+    def Export(self, request, context):  # noqa: N802 - name of the service's method
         self.requests.append(request)
         is_metrics = isinstance(request, metrics_service_pb2.ExportMetricsServiceRequest)
         service = metrics_service_pb2 if is_metrics else trace_service_pb2
@@ -74,7 +74,7 @@ class Receiver(metrics_service_pb2_grpc.MetricsServiceServicer, trace_service_pb
 
 
 def exported(exporter, *stacks, instrument=False):
-    """What an exporter around another one gets in one collection."""
+    """Export the stacks in one collection, through a `StackMetricExporter` around an exporter."""
     wrapped = StackMetricExporter(exporter, *stacks)
     provider = MeterProvider([PeriodicExportingMetricReader(wrapped, export_interval_millis=float("inf"))])
     wrapped.attach(provider)
@@ -91,7 +91,7 @@ def by_name(metrics_data):
 
 @pytest.mark.parametrize("shape", DURATIONS_S)
 def test_histogram_becomes_exponential(shape):
-    """Scale, offset and counts give back every bucket, and the quantile to the width of one."""
+    """Scale, offset and counts of the exponential point give the quantile, to the width of a bucket."""
     capture = Capture()
     found = telemetry("faces", DURATIONS_S[shape])
 
@@ -111,7 +111,7 @@ def test_histogram_becomes_exponential(shape):
 
 
 def test_dense_buckets_are_bounded():
-    """A point between extremes far apart loses resolution instead of sending thousands of zeros."""
+    """A point with extremes that are far apart loses resolution instead of sending thousands of zeros."""
     found = si.LatencyHistogram()
     for seconds in (1e-6, 3600.0):
         found.record(seconds)
@@ -168,13 +168,13 @@ def test_sdk_is_not_called_per_request(monkeypatch):
             return while_serving
 
     assert run(main) == 0
-    assert len(measured) == 1  # that of the counter: the patch is where measurements pass
+    assert len(measured) == 1  # the one of the counter, which shows that the patch sees measurements
     [point] = by_name(capture.got[0])["streaminfer.request.duration"].data.data_points
     assert point.count == 10
 
 
 def test_names_and_units_follow_opentelemetry():
-    """Names are lower-case words under ``streaminfer.``, and units are of UCUM, which the name does not repeat."""
+    """Names are lower-case words under ``streaminfer.`` and do not repeat the unit, which is of UCUM."""
     for metric in (STACK_STATE, *(metric for listed in METRICS.values() for metric in listed)):
         assert re.fullmatch(r"streaminfer(\.[a-z0-9]+(_[a-z0-9]+)*)+", metric.opentelemetry), metric.name
         assert metric.ucum in {"s", "By", "1"}
@@ -199,7 +199,7 @@ def test_otlp_round_trip_keeps_every_number():
 
 
 def traced(provider, ratio=1.0, requests=3, around=None, **settings):
-    """Serve requests in one batch; return the stack's telemetry statistics and the collected families."""
+    """Serve requests in one batch; return the statistics of its `Tracing` and the collected families."""
     tracing = Tracing(provider.get_tracer("test"), ratio=ratio)
 
     async def main(loop):
@@ -236,7 +236,7 @@ def provider(spans):
 
 
 def test_requests_of_a_batch_link_to_its_span(provider, spans):
-    """Each request has a span with its parts, and all link to one span of the batch, inside the first one."""
+    """Each request has a span, and all of them link to one span of the batch, whose parent is one of them."""
     traced(provider)
 
     finished = spans.get_finished_spans()
@@ -253,9 +253,9 @@ def test_requests_of_a_batch_link_to_its_span(provider, spans):
 
 
 def test_pause_between_clocks_shifts_no_request_span(provider, spans, monkeypatch):
-    """A pause between the reads of two clocks shifts no request against its batch.
+    """A pause between the reads of two clocks does not shift a request against its batch.
 
-    A request that ends in the same turn of the loop is described later, by what others took.
+    The spans of requests that end in one turn of the loop are made one after the other, each a little later.
     """
     read = itertools.count(1_795_894_454_000_000_000, 20_000_000)
     monkeypatch.setattr(time, "time_ns", lambda: next(read))
@@ -268,7 +268,7 @@ def test_pause_between_clocks_shifts_no_request_span(provider, spans, monkeypatc
 
 
 def test_failed_request_has_an_error_span(provider, spans):
-    """The span has the class of the error, and no text of it."""
+    """The span of a failed request has the class of its error, but not its text."""
     traced(provider, requests=1, then=lambda batch: [ValueError("secret input")])
 
     [span] = spans.get_finished_spans()
@@ -278,7 +278,7 @@ def test_failed_request_has_an_error_span(provider, spans):
 
 
 def test_a_span_has_the_outcome_that_telemetry_counts(provider, spans):
-    """Responses, errors and cancelled callers have one word each in traces and metrics."""
+    """Responses, errors and cancelled callers have the same outcome in traces and metrics."""
     counting = si.Telemetry("faces")
     backend = ScriptedBackend([1.0], OSError(), HANG, duration_s=0.01)
 
@@ -305,7 +305,7 @@ def test_a_span_has_the_outcome_that_telemetry_counts(provider, spans):
     ("error", "kind", "runs"), [(si.Overloaded("full"), "Overloaded", 1), (OSError(), "BackendError", 3)]
 )
 def test_requests_of_a_failed_batch_link_to_its_span(provider, spans, error, kind, runs):
-    """A batch that fails has a span as well; so has each part that was sent again."""
+    """A failed batch has a span, and so has each part of it that was sent again; its requests link to them."""
 
     def fail(batch):
         raise error
@@ -326,7 +326,7 @@ def test_requests_of_a_failed_batch_link_to_its_span(provider, spans, error, kin
 
 
 def test_caller_decides_about_its_requests(provider, spans):
-    """A request inside a sampled span is its child; one inside a span that is not sampled has none."""
+    """A request inside a sampled span has a child span; a request inside a span that is not sampled has none."""
     tracer = provider.get_tracer("server")
     traced(provider, ratio=0.0, requests=2, around=lambda: tracer.start_as_current_span("http"))
 
@@ -341,7 +341,7 @@ def test_caller_decides_about_its_requests(provider, spans):
 
 
 def test_unsampled_request_creates_no_span(provider, spans):
-    """Without a sample there is no token, no span and no exemplar."""
+    """A request that is not sampled has no token, no span and no exemplar."""
     tracing = Tracing(provider.get_tracer("test"), ratio=0.0)
 
     assert tracing.enter(si.Request(1.0), 5) is None
@@ -352,7 +352,7 @@ def test_unsampled_request_creates_no_span(provider, spans):
 
 
 def test_latency_has_traced_requests_as_exemplars(provider, spans):
-    """The latest traced request of a bucket is the exemplar of the stack's latency."""
+    """The exemplars of a stack's latency are traced requests."""
     statistics, families = traced(provider)
 
     [sample] = next(samples for metric, samples in families.items() if metric.name == "request.duration")
@@ -387,7 +387,7 @@ def test_exemplars_reach_an_otlp_receiver(provider, spans):
 def test_failing_span_processor_costs_no_response(caplog):
     """A span processor that fails costs no request its response.
 
-    The SDK passes an exception of a custom processor or sampler on to the code that makes a span.
+    The SDK passes the exception of a custom processor or sampler to the code that makes a span.
     """
 
     class Broken(SpanProcessor):
@@ -408,7 +408,7 @@ def test_failing_span_processor_costs_no_response(caplog):
 
 
 def test_old_batches_are_forgotten(provider):
-    """The spans of batches that may still get links are bounded."""
+    """At most 256 spans of batches are kept for links."""
     tracing = Tracing(provider.get_tracer("test"))
     for number in range(300):
         timings = Timings(number, number, number + 1, number + 2, 1)
@@ -434,6 +434,6 @@ def test_spans_reach_an_otlp_receiver():
 
 
 def test_ratio_must_be_a_share():
-    """Only shares from 0 to 1 make sense."""
+    """A ratio that is not from 0 to 1 is an error."""
     with pytest.raises(ValueError, match="ratio"):
         Tracing(ratio=1.5)

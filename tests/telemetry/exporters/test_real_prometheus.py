@@ -1,4 +1,4 @@
-"""Debian's Prometheus scrapes two of our servers and answers quantiles from native histograms."""
+"""Debian's Prometheus scrapes two of our servers and computes quantiles from native histograms."""
 
 import pytest
 from servers.asgi_server import AsgiServer
@@ -16,7 +16,7 @@ FAMILY = "streaminfer_request_duration_seconds"
 
 @pytest.fixture(scope="module")
 def services():
-    """The same services on two servers."""
+    """Return the same services for two servers, of which the second is slower."""
     return [
         {shape: telemetry(shape, durations_s * scale) for shape, durations_s in DURATIONS_S.items()}
         for scale in (1.0, SCALE)
@@ -25,7 +25,7 @@ def services():
 
 @pytest.fixture(scope="module")
 def session():
-    """A session that has read a stream of which every second frame is skipped."""
+    """Return a session that has read a stream of which every second frame was skipped."""
 
     async def frames():
         for number in range(6):
@@ -45,7 +45,7 @@ def session():
 
 @pytest.fixture(scope="module")
 def prometheus(services, session, tmp_path_factory):
-    """Prometheus after it has stored a scrape of each server; ``addresses`` are theirs."""
+    """Run Prometheus, which has stored a scrape of each server."""
     apps = [si.telemetry.metrics_app(*each.values(), session) for each in services]
     folder = tmp_path_factory.mktemp("prometheus")
     with (
@@ -57,11 +57,11 @@ def prometheus(services, session, tmp_path_factory):
 
 
 def test_every_scrape_is_accepted(prometheus):
-    """Prometheus finds no fault with a scrape."""
+    """Prometheus reports no error of a scrape, except a timeout."""
     errors = [target["lastError"] for target in prometheus.get("targets")["activeTargets"]]
 
     assert len(errors) == 2
-    assert all("deadline exceeded" in error for error in errors if error)  # of a busy machine
+    assert all("deadline exceeded" in error for error in errors if error)  # on a busy machine
 
 
 @pytest.mark.parametrize("shape", DURATIONS_S)
@@ -89,7 +89,7 @@ def test_merged_quantile_is_that_of_merged_histogram(prometheus, services, shape
 
 
 def test_classic_buckets_are_scraped_too(prometheus, services):
-    """A Prometheus that keeps classic histograms has them from the same scrape."""
+    """A Prometheus that stores classic histograms has them from the same scrape."""
     found = prometheus.query(
         f'sum by (service) ({FAMILY}_bucket{{le="0.05", instance="{prometheus.servers[0].address}"}})'
     )
@@ -99,7 +99,7 @@ def test_classic_buckets_are_scraped_too(prometheus, services):
 
 
 def test_session_drops_are_scraped_by_reason(prometheus, session):
-    """Drops of a session by reason, and the ages of its results, belong to the service behind it."""
+    """Drops of a session by reason, and the ages of its results, are series of the service that the session calls."""
     instance = f'instance="{prometheus.servers[0].address}"'
     statistics = session.statistics()
 

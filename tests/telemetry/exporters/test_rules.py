@@ -1,4 +1,4 @@
-"""Rules, documents and the dashboard that objectives give."""
+"""Alert rules and SLO documents of objectives, and the Grafana dashboard."""
 
 import json
 import re
@@ -41,17 +41,17 @@ def promtool(*arguments):
 @settings(max_examples=30)
 @given(st.dictionaries(st.from_regex("[a-z]{1,5}x", fullmatch=True), PLAIN, max_size=4))
 def test_yaml_is_read_back(data):
-    """PyYAML reads what was written, whatever is in the strings."""
+    """PyYAML reads the same data from the text that `to_yaml` writes."""
     text = to_yaml(data)
 
-    # a next-line character inside quotes is the one that YAML folds and JSON does not escape
+    # YAML folds or rejects these characters, which JSON does not escape
     if not re.search("[\x85\u2028\u2029\x7f-\x9f\ufeff\ud800-\udfff\ufffe\uffff]", text):
         assert yaml.safe_load(text) == data
 
 
 @pytest.mark.needs("prometheus")
 def test_promtool_accepts_the_rules(tmp_path):
-    """Prometheus' own check finds no fault, also with awkward names."""
+    """Prometheus' own check accepts the rules, also with awkward names."""
     path = tmp_path / "rules.yml"
     path.write_text(alert_rules(*SLOS), encoding="utf-8")
 
@@ -73,12 +73,12 @@ def test_name_of_an_objective_is_a_string_of_promql():
 @pytest.mark.parametrize(
     ("bad_per_minute", "bad_minutes", "at_minute", "firing"),
     [
-        (20, 70, 70, {("page", "1h"), ("page", "6h"), ("ticket", "1d"), ("ticket", "3d")}),  # a fifth fails: 20 times
+        (20, 70, 70, {("page", "1h"), ("page", "6h"), ("ticket", "1d"), ("ticket", "3d")}),  # burn rate 20
         (20, 2, 4, set()),  # a blip: the long window has not burned
-        (20, 70, 80, {("page", "6h"), ("ticket", "1d"), ("ticket", "3d")}),  # over: the short window is clean
-        (8, 370, 370, {("page", "6h"), ("ticket", "1d"), ("ticket", "3d")}),  # 8 times: too slow for the first pair
-        (2, 400, 400, {("ticket", "3d")}),  # twice the rate
-        (0, 0, 400, set()),  # nothing bad
+        (20, 70, 80, {("page", "6h"), ("ticket", "1d"), ("ticket", "3d")}),  # it has ended: the short window is clean
+        (8, 370, 370, {("page", "6h"), ("ticket", "1d"), ("ticket", "3d")}),  # burn rate 8: too slow for the first pair
+        (2, 400, 400, {("ticket", "3d")}),  # burn rate 2
+        (0, 0, 400, set()),  # no bad events
     ],
     ids=["fast", "blip", "recovered", "slow", "creeping", "good"],
 )
@@ -92,7 +92,7 @@ def test_alerts_fire_as_computed(tmp_path, bad_per_minute, bad_minutes, at_minut
         "late": f"0x{before} {bad_per_minute}+{bad_per_minute}x{bad_minutes} {bad_per_minute * (bad_minutes + 1)}x2000",
         "good": f"0+100x{before} {100 * before + good}+{good}x{bad_minutes} {100 * before + good * (bad_minutes + 1) + 100}+100x2000",
     }
-    # windows longer than the history average over what there is, as ours do
+    # windows longer than the history average over the history, as ours do
     expected = [
         {
             "exp_labels": {"slo": "faces", "severity": severity, "window": window},
@@ -134,7 +134,7 @@ def annotations(window):
 
 
 def test_rules_watch_the_pairs_of_the_objective():
-    """Rate, share and minimum of each pair are those of `slo.alert_pairs`."""
+    """The windows, the burn rate and the minimum of events in the rules are those of the objective."""
     slo = si.SLO(
         "s",
         threshold_s=0.05,
@@ -152,7 +152,7 @@ def test_rules_watch_the_pairs_of_the_objective():
 
 @pytest.mark.parametrize("version", ["openslo/v1", "openslo/v1alpha", "pyrra.dev/v1alpha1"])
 def test_slo_documents_match_the_objectives(version):
-    """Each version has the target, the period and queries for good or bad events, and names that it allows."""
+    """Documents of each version have the target, the period and the queries of their objective, and valid names."""
     documents = list(yaml.safe_load_all(slo_documents(*SLOS, version=version)))
 
     assert [document["apiVersion"] for document in documents] == [version] * 2
@@ -175,9 +175,9 @@ def test_slo_documents_match_the_objectives(version):
 
 
 def test_good_events_match_objective_of_any_name():
-    """Good events are those of the objective, whatever its name.
+    """The query of good events selects those of the objective, for any name of it.
 
-    A name with an operator of PromQL is the same in both queries.
+    A name that has an operator of PromQL is the same in both queries.
     """
     document = yaml.safe_load(slo_documents(si.SLO("a!=b", threshold_s=0.05)))
 
@@ -191,7 +191,10 @@ def test_good_events_match_objective_of_any_name():
     ("period_s", "window"), [(30 * 86_400.0, "30d"), (129_600.0, "36h"), (5_400.0, "90m"), (20.0, "1m")]
 )
 def test_openslo_document_has_what_its_schema_requires(period_s, window):
-    """Required fields, types and spellings of https://github.com/OpenSLO/OpenSLO/tree/main/schemas/v1, by hand."""
+    """An OpenSLO document has the fields, types and spellings that its schema requires.
+
+    The checks are written by hand from https://github.com/OpenSLO/OpenSLO/tree/main/schemas/v1.
+    """
     slo = si.SLO("x" * 70, threshold_s=0.05, period_s=period_s, alert_pairs=[])
 
     document = yaml.safe_load(slo_documents(slo))
@@ -201,7 +204,7 @@ def test_openslo_document_has_what_its_schema_requires(period_s, window):
     for name in (document["metadata"]["name"], spec["service"], indicator["metadata"]["name"]):
         assert re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name)
     assert spec.keys() >= {"service", "budgetingMethod", "objectives"}
-    assert "indicatorRef" not in spec  # one of the two
+    assert "indicatorRef" not in spec  # a document has either this or an indicator
     assert len(spec["description"]) <= 1050
     assert spec["budgetingMethod"] in {"Occurrences", "Timeslices"}
     assert spec["timeWindow"] == [{"duration": window, "isRolling": True}]  # one; a whole number of one unit
@@ -223,18 +226,18 @@ def test_openslo_document_has_what_its_schema_requires(period_s, window):
     [(300.0, "5m"), (3600.0, "1h"), (259_200.0, "3d"), (1.5, "1s500ms"), (1e-9, "1ms"), (129_600.0, "1d12h")],
 )
 def test_durations_are_in_prometheus_syntax(seconds, text):
-    """Durations are written as Prometheus reads them. Whole units, largest first."""
+    """Durations are written as Prometheus reads them: in whole units, the largest first."""
     assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(("name", "text"), [("Faces #1", "faces-1"), ("é", "slo"), ("x" * 80, "x" * 63), ("-a-", "a")])
 def test_slug_is_a_label_of_kubernetes(name, text):
-    """Other characters become dashes inside."""
+    """Inside a slug, other characters become dashes."""
     assert slug(name) == text
 
 
 def test_objectives_with_equal_names_are_an_error():
-    """Names must differ, since rules tell objectives apart by them."""
+    """Names must differ, because rules tell objectives apart by their names."""
     with pytest.raises(ValueError, match="different names"):
         alert_rules(SLOS[0], si.SLO("faces", threshold_s=1.0))
     with pytest.raises(TypeError, match="SLO objects"):
@@ -249,13 +252,13 @@ def test_objectives_with_equal_names_are_an_error():
 
 
 def test_a_dashboard_rejects_a_title_of_no_string():
-    """The message names the argument, what was expected and what came."""
+    """The error names the argument, the expected type and the given value."""
     with pytest.raises(TypeError, match=r"title: expected a string, got 3 \(int\)"):
         grafana_dashboard(3)
 
 
 def test_grafana_model_reads_the_dashboard():
-    """Grafana's own model reads it and writes the same again."""
+    """Grafana's own model reads the dashboard and writes the same panels and queries again."""
     text = grafana_dashboard("mine")
 
     model = Dashboard.from_json(json.loads(text))
@@ -269,7 +272,7 @@ def test_grafana_model_reads_the_dashboard():
 
 
 def test_each_dashboard_title_has_its_own_uid():
-    """Grafana replaces a dashboard by one with the same uid, which has at most 40 letters."""
+    """Each title has its own uid of at most 40 characters, because Grafana replaces a dashboard of the same uid."""
     titles = ("streaminfer", "Faces of Berlin", "x" * 80)
 
     assert [json.loads(grafana_dashboard(title))["uid"] for title in titles] == [
@@ -280,7 +283,7 @@ def test_each_dashboard_title_has_its_own_uid():
 
 
 def test_dashboard_queries_only_exported_metrics():
-    """Each name in a query is one that we export."""
+    """Each metric in a query of the dashboard is exported."""
     names = {
         metric.prometheus for metric in (STACK_STATE, *(metric for listed in METRICS.values() for metric in listed))
     }

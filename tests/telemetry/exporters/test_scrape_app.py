@@ -51,12 +51,12 @@ def test_format_is_the_one_preferred(accept, chosen):
     [("", False), ("gzip", True), ("gzip;q=0", False), ("*", True), ("br, GZIP;q=0.5", True), ("*;q=0", False)],
 )
 def test_gzip_is_used_where_it_is_accepted(header, allowed):
-    """An encoding of quality 0 is not accepted."""
+    """Gzip is used if the client accepts it; an encoding of quality 0 is not accepted."""
     assert accepts_gzip(header) is allowed
 
 
 async def test_scrape_body_has_the_format_and_is_compressed(loop):
-    """The body is that of the format; its length and its encoding are said."""
+    """The body has the chosen format, and the headers state its length and its encoding."""
     app = si.telemetry.metrics_app(telemetry("faces", [0.01]))
 
     plain = await request(app)
@@ -71,7 +71,7 @@ async def test_scrape_body_has_the_format_and_is_compressed(loop):
 
 
 async def test_protobuf_is_not_compressed(loop):
-    """It is small already, and compression would be a fifth of the scrape."""
+    """Protobuf is not compressed: it is small already, and compression would take a fifth of the scrape."""
     app = si.telemetry.metrics_app(telemetry("faces", [0.01]))
     protobuf = ("Accept", "application/vnd.google.protobuf")
 
@@ -82,7 +82,7 @@ async def test_protobuf_is_not_compressed(loop):
 
 
 async def test_head_has_the_headers_only(loop):
-    """HEAD says the length that GET has, without the body."""
+    """HEAD has the headers of GET, including the length, without the body."""
     app = si.telemetry.metrics_app(telemetry("faces", [0.01]))
 
     got, head = await request(app), await request(app, "HEAD")
@@ -91,7 +91,7 @@ async def test_head_has_the_headers_only(loop):
 
 
 async def test_other_methods_and_types_are_rejected(loop):
-    """A method that is not offered gets 405, a type 406 with the offers."""
+    """A method that is not supported gets 405, and a type that is not supported gets 406 with the list of formats."""
     app = si.telemetry.metrics_app(telemetry("faces", [0.01]))
 
     status, headers, _ = await request(app, "POST")
@@ -102,7 +102,7 @@ async def test_other_methods_and_types_are_rejected(loop):
 
 
 async def test_scrape_yields_to_other_tasks(loop, monkeypatch):
-    """Other tasks run between two stacks."""
+    """Other tasks run between the collections of two stacks."""
     from streaminfer.telemetry.exporters.prometheus import scrape_app
 
     monkeypatch.setattr(scrape_app, "_TURN_S", 0.0)
@@ -123,7 +123,7 @@ async def test_scrape_yields_to_other_tasks(loop, monkeypatch):
 
 @pytest.mark.parametrize("make", [si.telemetry.metrics_app, si.telemetry.dashboard])
 async def test_lifespan_is_answered(loop, make):
-    """A server that runs the app alone, or the live page, may start and stop it."""
+    """A server that runs the app or the live page alone can start and stop it; it closes a WebSocket."""
     messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
     sent = []
 

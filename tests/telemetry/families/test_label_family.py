@@ -1,4 +1,4 @@
-"""Label families: a child per set of values, and a bound on them."""
+"""Label families: a child per set of values, and a bound on the number of sets."""
 
 import threading
 
@@ -77,7 +77,7 @@ def test_bad_arguments(make, error, text):
 def test_set_named_as_the_rest_stays_beside_it():
     """A label set with the name of the rest is listed beside the rest.
 
-    Its own child is first, and the one that collects the rest is last.
+    Its own child is first, and the child of the rest is last.
     """
     family = LabelFamily(list, "tenant", max_sets=1)
 

@@ -1,4 +1,4 @@
-"""Latency and outcomes of a telemetry by tenant, route and priority."""
+"""Latency and outcomes by tenant, route and priority."""
 
 import asyncio
 import math
@@ -46,7 +46,7 @@ async def test_each_tenant_has_its_latency(loop):
 
 
 async def test_route_is_that_of_the_response(loop):
-    """Reasons and what is inside a route are left out."""
+    """The route of a response is the name of the outermost route, without its reason and inner sources."""
     telemetry = si.Telemetry("faces", labels=("route",))
     routes = si.FallbackRouter(
         si.Route("large", si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(then=_fail))),
@@ -106,7 +106,7 @@ async def test_sets_beyond_the_bound_are_other(loop):
 
 
 async def test_tenant_called_other_shares_the_label(loop):
-    """There is one series for each set of labels, also where a tenant has the name of those beyond the bound."""
+    """Each set of labels has one series, also if a tenant has the name that sets beyond the bound share."""
     telemetry = si.Telemetry("faces", labels=("tenant",), max_label_sets=1)
     async with stack(loop, telemetry) as service:
         for tenant in ("other", "a", "b"):
@@ -192,7 +192,7 @@ def test_functions_have_no_labels():
 
 
 async def test_failed_recorder_harms_no_request(loop, caplog):
-    """What it raises is logged, and the request has its response."""
+    """An error of the recorder is logged, and the request gets its response."""
     telemetry = si.Telemetry("faces", labels=("tenant",))
     service = stack(loop, telemetry)
     recorded = telemetry.wrap(service)

@@ -37,21 +37,24 @@ from streaminfer.testing import ScriptedBackend, run
     ],
 )
 def test_route_is_the_outermost_without_a_reason(source, text, route):
-    """Slashes and parentheses of a name stay, what is inside a route and its reason go; also in another process."""
+    """The route of a source is its outermost name, with slashes and parentheses, without inner sources and reasons.
+
+    This holds for a pickled source too.
+    """
     assert source == text
     assert route_of(source) == route
     assert route_of(pickle.loads(pickle.dumps(source))) == route
 
 
 def named(name):
-    """Return a model of that name."""
+    """Return a model with that name."""
     model = ScriptedBackend(duration_s=0.010)
     model.name = name
     return model
 
 
 async def served_by(layer, loop):
-    """Serve one request; return what each layer that tells routes apart has counted of it."""
+    """Serve one request; return its route in the telemetry and in the outcomes, and the routes of the cost meter."""
     telemetry, meter = si.Telemetry(labels=("route",)), si.CostMeter(per_second=1.0)
     outcomes = Outcomes(id_of=lambda request: 1)
     async with si.Stack(telemetry, meter, outcomes, layer, clock=loop.clock) as service:
@@ -66,7 +69,7 @@ async def served_by(layer, loop):
 def test_cost_of_model_is_beside_its_responses():
     """The cost of a model is in the row of its responses, whatever its name.
 
-    A name with a slash, as those of a hub of models, is one route with a cost and a response, and not two.
+    A name with a slash, for example from a model hub, is one route with a cost and a response, and not two routes.
     """
     for name in ("org/faces", "faces (v1: int8)"):
         assert run(lambda loop, name=name: served_by(named(name), loop)) == (name, name, {name: (0.010, 1)})
@@ -83,7 +86,7 @@ def test_a_replica_may_be_named_by_its_address():
 
 
 def test_routes_with_parentheses_are_told_apart():
-    """A route is named alike in the labels of a telemetry and in the costs."""
+    """A route has the same name in the labels of a telemetry and in the costs."""
     names = ("large (fp16)", "large (int8)")
 
     async def main(loop):

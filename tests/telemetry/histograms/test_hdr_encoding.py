@@ -1,4 +1,4 @@
-"""The wire format of LatencyHistogram: its fields, and the text that it rejects."""
+"""The wire format of LatencyHistogram: its fields, and the texts that it rejects."""
 
 import base64
 import struct
@@ -71,7 +71,7 @@ def test_decode_sets_minimum_and_maximum_to_bounds():
 
 
 def test_decode_restores_the_layout_exactly():
-    # 1234567 ns is no float number of seconds that a round trip would keep by luck alone
+    # 1234567 ns as a float of seconds would not survive a round trip by luck
     original = HdrHistogram(1_234_567, 98_765_432_109_876, 2)
     original.record_value(5_000_000)
     histogram = LatencyHistogram.decode(original.encode())
@@ -91,7 +91,7 @@ def test_values_above_nominal_highest_are_stored():
 
 
 def old(version, counts, word=8, layout=(1000, 3600 * 10**9)):
-    """A text of V0 or V1, whose counts have a fixed number of bytes."""
+    """Return a text of V0 or V1, whose counts have ``word`` bytes each."""
     payload = np.array(counts, f">i{word}").tobytes()
     if version == 1:
         return sealed(header(payload, cookie=0x1C849301 | word << 4) + payload, cookie=0x1C849302 | word << 4)

@@ -13,7 +13,7 @@ def recorded(*seconds):
 
 
 def series(*histograms, gap_s=0.0):
-    """A second for each, with gaps."""
+    """Return intervals of a second, one per histogram, with gaps between them."""
     starts_s = 100.0 + (1.0 + gap_s) * np.arange(len(histograms))
     return [
         Interval(start_s, start_s + 1.0, "", histogram)

@@ -1,4 +1,4 @@
-"""LatencyHistogram: recording, reading, merging, in both builds."""
+"""LatencyHistogram in both builds: recording, reading, merging."""
 
 import copy
 import doctest
@@ -261,7 +261,7 @@ def test_mean_and_deviation(histogram_class):
 
 
 def test_one_duration_is_its_own_mean(histogram_class):
-    # its part's mid point is above it
+    # the middle of its part is above it
     histogram = recorded(histogram_class, [1.025])
     assert histogram.mean == histogram.min == histogram.max
     assert histogram.stddev == 0.0

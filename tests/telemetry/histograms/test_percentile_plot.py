@@ -1,4 +1,4 @@
-"""How LatencyHistogram shows itself: text, HTML, plot."""
+"""Displays of LatencyHistogram: text, HTML, plot."""
 
 import html.parser
 import re
@@ -41,7 +41,7 @@ def test_repr_of_an_empty_histogram_and_a_subclass():
 
 
 class Cells(html.parser.HTMLParser):
-    """Names and values of the rows, and every tag and attribute on the way."""
+    """Parser that collects the names and values of the rows, and all tags and attributes."""
 
     def __init__(self, text):
         super().__init__()
@@ -108,7 +108,7 @@ def test_plot_draws_the_quantile_function(pyplot):
     assert (x[0], x[-1], y[-1]) == (1.0, 1000.0, histogram.max)
     assert (np.diff(x) >= 0).all()
     assert line.get_drawstyle() == "steps-post"
-    # just beyond each step's start the quantile is that step's height, just before it the height before
+    # within each step the quantile is the height of the step
     for start, end, height in zip(x[:-1], x[1:], y[:-1], strict=True):
         if end > start:
             middle = 1 - 2 / (start + end)

@@ -1,4 +1,4 @@
-"""LatencyHistogram held against definitions, against its twins and against the hdrhistogram package."""
+"""LatencyHistogram compared with definitions, with its uncompiled build and with the hdrhistogram package."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_error_bound(histogram_class, layout, data):
     rank = max(1, math.ceil(math.nextafter(q, 0) * len(values)))
     exact = min(values) if q == 0 else sorted(values)[rank - 1]
     got = round(histogram.quantile(q) * 1e9)
-    slack = 1 + exact // 2**52  # what seconds as a float cannot hold
+    slack = 1 + exact // 2**52  # precision that seconds lose as a float
     assert exact - slack <= got <= exact + max(exact / 10**digits, lowest_ns) + slack
     assert min(values) - slack <= got <= max(values) + slack
 
@@ -117,7 +117,7 @@ def test_merge_into_coarser_layout_equals_recording(histogram_class, values, dig
     """A merge into a coarser layout equals recording the durations there."""
     coarse = (lowest_ns, highest_ns, digits)
     merged = histogram_class._of_layout(*coarse)
-    # the part that holds the limit may reach beyond it: then the exact durations are not known any more
+    # the part that holds the limit can reach beyond it, and then the exact durations are unknown
     part = HdrHistogram(1000, HOUR_NS, 3).get_lowest_equivalent_value
     values = [value for value in values if part(value) != part(highest_ns)]
     merged.merge(of_ns(histogram_class, values))
@@ -191,7 +191,7 @@ def test_record_corrected_equals_the_explicit_series(histogram_class, value, par
 @given(st.integers(1, 10**7), st.integers(1, 300))
 def test_corrected_equals_hdrhistogram_at_multiples(histogram_class, interval, multiple):
     """`record_corrected` agrees with HdrHistogram at whole multiples of the interval."""
-    # elsewhere the Python port counts what remains below one interval, which the Java original does not
+    # at other durations the Python port counts a rest below one interval, unlike the Java original
     ours, theirs = histogram_class(), HdrHistogram(1000, HOUR_NS, 3)
     ours.record_corrected(interval * multiple / 1e9, interval / 1e9)
     theirs.record_corrected_value(interval * multiple, interval)
@@ -251,7 +251,7 @@ def test_record_many_equals_single_records(histogram_class, layout, seconds, uns
 
 @given(st.lists(st.one_of(st.just(0), st.integers(0, 300), st.integers(0, 2**63 - 1)), max_size=40))
 def test_any_counts_survive_the_encoding(counts):
-    # a total beyond 2^63 is rejected, so the largest come alone
+    # a total beyond 2^63 is rejected, so the largest count is alone
     given_counts = np.array(counts if sum(counts) < 2**63 else [0, 0, max(counts)], np.int64)
     text = encoding.encode(1, 1000, 2, given_counts)
     header = encoding.decode_header(text)

@@ -1,4 +1,4 @@
-"""RollingHistogram: what it keeps, what it forgets, and when."""
+"""RollingHistogram: the records in its window, and the expiry of older ones."""
 
 import copy
 import math
@@ -24,7 +24,7 @@ def test_each_slice_expires_after_its_window():
     histogram = RollingHistogram(window_s=6.0, slices=3, clock=clock, **COARSE)
     for second in range(12):
         histogram.record(1.0)
-        # slices of two seconds: the present one and the two before it
+        # slices of two seconds: the present slice and the two before it
         assert histogram.count == (second % 2 + 1) + 2 * min(second // 2, 2)
         clock.advance(1.0)
 
@@ -174,7 +174,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 45), st.integers(1, 9)), max_size=60)
 
 @given(STEPS, st.integers(1, 6))
 def test_rolling_histogram_equals_a_list_of_records(steps, slices):
-    """Whole deciseconds: a slice lasts one second."""
+    """The histogram has the records of its last slices; here a slice lasts one second, and time is in deciseconds."""
     clock = FakeClock(5)
     histogram = RollingHistogram(window_s=float(slices), slices=slices, clock=clock, **COARSE)
     records = []
@@ -190,7 +190,7 @@ def test_rolling_histogram_equals_a_list_of_records(steps, slices):
         expected = LatencyHistogram(**COARSE)
         expected.record_many(live)
         assert histogram.snapshot() == expected
-        # what the documentation promises, in plain terms
+        # the promise of the documentation
         assert sum(now - at <= 10 * (slices - 1) for at, _ in records) <= len(live)
         assert len(live) <= sum(now - at < 10 * slices for at, _ in records)
 
@@ -221,7 +221,7 @@ def test_no_record_is_lost_between_threads():
 
 @pytest.mark.usefixtures("switch_often")
 def test_no_record_is_lost_while_the_ring_turns():
-    """Time moves while others record: every record is in the ring of its moment, the total of all moments is exact."""
+    """If time passes while threads record, every record is in the slice of its instant, and the total is exact."""
     clock = FakeClock()
     histogram = RollingHistogram(window_s=100.0, slices=100, clock=clock, **COARSE)
 

@@ -1,4 +1,4 @@
-"""LatencyHistogram under threads: no record lost, every reader sees one moment, in both builds."""
+"""LatencyHistogram under threads, in both builds: no record is lost, and every reader sees one moment."""
 
 import sys
 import threading
@@ -15,7 +15,7 @@ RECORDS = {"built": 60_000, "plain": 3_000}
 
 
 def run_together(*functions):
-    """Runs each function in a thread of its own; gives back what they raised."""
+    """Run each function in a thread of its own, and check that none of them raises."""
     errors = []
     barrier = threading.Barrier(len(functions))
 
@@ -85,7 +85,7 @@ def test_no_record_is_lost(histogram_class, records):
 
 
 def test_readers_see_one_moment(histogram_class, records):
-    """One thread records 1, 2, 3, … microseconds: at every moment as many as the longest tells, in whole microseconds."""
+    """While a thread records 1, 2, 3, … µs, each reader sees as many durations as the longest one has microseconds."""
     histogram = histogram_class(lowest_s=1e-7, significant_digits=4)
     moments, figures = [], []
     done = threading.Event()
@@ -148,7 +148,7 @@ def test_merging_into_each_other_does_not_block(histogram_class, records):
 
 
 class CountedLock:
-    """A lock that counts how often it was held."""
+    """Lock that counts how often it is acquired."""
 
     def __init__(self):
         self.held = 0
@@ -178,7 +178,7 @@ class CountedLock:
     ],
 )
 def test_each_call_holds_the_lock_once(build, call):
-    """Where code is not atomic, every call holds the lock exactly once."""
+    """If code is not atomic, every call holds the lock exactly once."""
     state = locked_subclass(build.HistogramState, build._OPERATIONS)(1000, 10**9, 3)
     state._lock = CountedLock()
     call(state)

@@ -1,4 +1,4 @@
-"""Interval logs: the hdrhistogram package reads ours, we read its and Java's."""
+"""Interval logs: the hdrhistogram package reads ours, and we read those of the package and of Java."""
 
 import random
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_log_of_the_hdrhistogram_package_is_read(path):
 
 @pytest.mark.parametrize("start_s", [0.0, START_S, 4e9, 1e15], ids=["zero", "past", "future", "no date"])
 def test_hdrhistogram_package_skips_no_interval(path, start_s):
-    """By default its reader leaves out what began before the log, so the log begins with its first interval."""
+    """The log starts with its first interval, because the package's reader skips intervals before the start."""
     with IntervalLog(path) as log:
         for second in range(3):
             log.write(filled(second, 9), start_s=start_s + second, end_s=start_s + second + 1)
@@ -117,7 +117,7 @@ def test_log_without_intervals_has_a_header(path):
     assert list(read_interval_log(path)) == []
 
 
-JAVA_FIGURES = [  # of HistogramLogReaderWriterTest.java: seconds, histograms, values, their 99.9th percentile, their maximum
+JAVA_FIGURES = [  # of HistogramLogReaderWriterTest.java: seconds, histograms, values, 99.9th percentile, maximum
     ("jHiccup-2.0.7S.logV2", 1441812279.474, None, 62, 48_761, 1_745_879_039, 1_796_210_687),
     ("jHiccup-2.0.7S.logV2", 1441812279.474, (5, 20), 15, 11_664, 1_536_163_839, 1_544_552_447),
     ("jHiccup-2.0.7S.logV2", 1441812279.474, (40, 60), 20, 15_830, 1_779_433_471, 1_796_210_687),
@@ -132,7 +132,7 @@ JAVA_FIGURES = [  # of HistogramLogReaderWriterTest.java: seconds, histograms, v
 
 @pytest.mark.parametrize(("name", "start_s", "seconds", "histograms", "values", "p999_ns", "max_ns"), JAVA_FIGURES)
 def test_logs_of_the_java_project_give_its_figures(name, start_s, seconds, histograms, values, p999_ns, max_ns):
-    """Logs of every version give the figures that the tests of the Java project expect of them."""
+    """Logs of every version give the figures that the tests of the Java project expect."""
     low, high = (0, 1e9) if seconds is None else seconds
     path = JAVA_LOGS / f"{name}.hlog"
 
@@ -140,7 +140,7 @@ def test_logs_of_the_java_project_give_its_figures(name, start_s, seconds, histo
     merged = merge_interval_logs(path, since_s=start_s + low, until_s=start_s + high)[""]
 
     def as_java_adds(seconds):
-        """It records the least value of each part of two digits again, with three."""
+        """Return a duration as Java adds it: it records the lowest value of each part again, with three digits."""
         least = HdrHistogram(*merged._layout()).get_lowest_equivalent_value(round(seconds * 1e9))
         return HdrHistogram(1, 3_600_000_000_000, 3).get_highest_equivalent_value(least)
 
@@ -149,7 +149,7 @@ def test_logs_of_the_java_project_give_its_figures(name, start_s, seconds, histo
 
 
 def test_tags_of_a_file_of_the_java_project():
-    """Its intervals are there twice, with a tag and without."""
+    """The file has each interval twice, with a tag and without, and the merged histograms are equal."""
     merged = merge_interval_logs(JAVA_LOGS / "tagged-Log.logV2.hlog")
 
     assert {tag: histogram.count for tag, histogram in merged.items()} == {"": 16_145, "A": 16_145}
@@ -157,7 +157,7 @@ def test_tags_of_a_file_of_the_java_project():
 
 
 def test_histograms_that_grew_are_merged_whole(path):
-    """The layouts of a log differ where its writer's histograms grow with their values; nothing is clamped."""
+    """A log can have several layouts, if its writer's histograms grow with their values; a merge clamps no duration."""
     narrow = LatencyHistogram(lowest_s=1e-5, highest_s=0.1, significant_digits=2)
     wide = LatencyHistogram(lowest_s=1e-6, highest_s=100.0)
     narrow.record(0.05)
@@ -175,7 +175,7 @@ def test_histograms_that_grew_are_merged_whole(path):
 
 
 def java(path, *head):
-    """A log as Java's HistogramLogWriter writes it, tags included."""
+    """Write a log as Java's HistogramLogWriter does, with a tag; return the start and the tag of each interval."""
     text = filled(5).encode()
     lines = ["#[Logged by jHiccup 2.0.9]", "#[Histogram log format version 1.3]", *head]
     lines += ['"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"']
@@ -220,13 +220,13 @@ def test_reading_and_merging_by_range_and_tag(path):
 
 
 def test_truncated_last_line_is_dropped(path):
-    """A last line that its writer did not finish is left out, and the next writer continues the log."""
+    """A last line that its writer did not finish is dropped, and the next writer continues the log."""
     with IntervalLog(path) as log:
         log.write(filled(1), start_s=START_S, end_s=START_S + 1)
         log.write(filled(2), start_s=START_S + 1, end_s=START_S + 2)
     path.write_bytes(path.read_bytes()[:-20])
     assert len(list(read_interval_log(path))) == 1
-    with IntervalLog(path) as log:  # the process that was started again
+    with IntervalLog(path) as log:  # of the restarted process
         log.write(filled(3), start_s=START_S + 5, end_s=START_S + 6)
     assert [it.start_s - START_S for it in read_interval_log(path)] == [0, 5]
     assert path.read_text(encoding="utf-8").count("StartTimestamp") == 1
@@ -256,7 +256,7 @@ def test_bad_arguments(path, arguments, error, text):
 
 @pytest.mark.parametrize("content", ["a key", "first\nsecond"])
 def test_file_that_is_no_log_is_not_changed(path, content):
-    """A wrong path is an error, and its last line is not taken for a torn one."""
+    """A file that is no log is an error, and its last line is not dropped as a truncated one."""
     path.write_text(content)
 
     with pytest.raises(ValueError, match="line 1: expected an interval, got"):
@@ -267,7 +267,7 @@ def test_file_that_is_no_log_is_not_changed(path, content):
 
 @pytest.mark.parametrize("beginning", ["", '"StartTimestamp","Interval_Length"\n', "#[Histogram log for"])
 def test_log_with_any_header_is_continued(path, beginning):
-    """Of another library, or of a process that was stopped in its first write."""
+    """A log with the header of another library, or of a process that was stopped in its first write, is continued."""
     path.write_text(beginning)
 
     with IntervalLog(path) as log:
@@ -278,7 +278,7 @@ def test_log_with_any_header_is_continued(path, beginning):
 
 @pytest.mark.parametrize("before", [0, 1], ids=["new", "continued"])
 def test_failed_write_leaves_the_file_unchanged(path, before):
-    """What raised is in no later write: a caller that writes it again has it once."""
+    """An interval whose write fails is in no later write, so a caller that writes it again has it once."""
     with IntervalLog(path) as log:
         for second in range(before):
             log.write(filled(second), start_s=START_S + second, end_s=START_S + second + 1)
@@ -293,7 +293,7 @@ def test_failed_write_leaves_the_file_unchanged(path, before):
 
 
 def test_a_log_that_cannot_be_written_is_closed(path):
-    """A disk that is full at the end keeps no descriptor open."""
+    """If the disk is full when a log is closed, the log is closed nevertheless, and no descriptor stays open."""
     log = IntervalLog(path)
 
     with files_limited_to(10), pytest.raises(OSError, match="File too large"):

@@ -1,4 +1,4 @@
-"""Several processes count into one tail; those that die stay counted."""
+"""Several processes record into histograms that are merged; the counts of dead processes stay."""
 
 import asyncio
 import fcntl
@@ -97,7 +97,7 @@ def test_killed_worker_is_counted_once(start, tmp_path):
         os.kill(process.child.pid, signal.SIGKILL)
         process.child.wait()
     for lock in tmp_path.glob(f"*.{processes[0].child.pid}.*.lock"):
-        (tmp_path / f"{lock.stem}.hlog.{lock.stem}.new").write_text("half of a fi")  # it was killed in writing it
+        (tmp_path / f"{lock.stem}.hlog.{lock.stem}.new").write_text("half of a fi")  # it was killed while it wrote this
     for _ in range(3):
         assert processes[3].ask("merge").split()[0] == "400"
     assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".hlog", ".hlog", ".lock"]
@@ -105,7 +105,7 @@ def test_killed_worker_is_counted_once(start, tmp_path):
 
 
 def test_concurrent_merges_count_dead_workers_once(start):
-    """Workers that merge at the same time count the dead ones once."""
+    """Workers that merge at the same time count the dead workers once."""
     processes = [start() for _ in range(6)]
     for process in processes:
         process.ask("record 0.01")
@@ -118,9 +118,9 @@ def test_concurrent_merges_count_dead_workers_once(start):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_worker_stopped_in_merge_delays_no_other(start, tmp_path):
-    """A worker that is stopped during its merge delays no other.
+    """A worker that is stopped during its merge delays no other worker.
 
-    The others count all the same; the dead are added up later.
+    The others still merge all counts; the counts of the dead workers are added up later.
     """
     process = start()
     process.ask("record 0.01")
@@ -139,9 +139,9 @@ def test_worker_stopped_in_merge_delays_no_other(start, tmp_path):
 
 
 def test_read_during_merge_misses_no_dead_worker(start, tmp_path, monkeypatch):
-    """A worker that reads while another one adds up the dead ones misses none of them.
+    """A worker that reads while another worker adds up the dead ones misses none of them.
 
-    A file that is gone when it is to be read is in that of the dead, which was not there before.
+    The counts of a file that is gone when it is read are in the file of the dead, which did not exist before.
     """
     process = start()
     process.ask("record 0.01")
@@ -176,7 +176,7 @@ def test_crash_before_deletion_counts_nothing_twice(start, tmp_path):
     process.end()
     _, workers = make(tmp_path)
     assert workers.merge()["latency"].count == 100
-    snapshot.write_bytes(kept)  # as if the deletion had not come about
+    snapshot.write_bytes(kept)  # as after a crash before the deletion
     lock.touch()
     assert workers.merge()["latency"].count == 100
     assert not snapshot.exists()
@@ -185,11 +185,11 @@ def test_crash_before_deletion_counts_nothing_twice(start, tmp_path):
 
 
 def test_workers_of_other_hosts_are_merged_and_kept(tmp_path, monkeypatch):
-    """Locks of another host say nothing here, so its files stay, and are counted once by each merge."""
+    """Locks of another host have no meaning here, so its files stay, and each merge counts them once."""
     monkeypatch.setattr(socket, "gethostname", lambda: "vm-2.example")
     histogram, far = make(tmp_path)
     histogram.record(0.5)
-    far.close()  # its lock is free, as that of a live worker is where a file system does not carry locks
+    far.close()  # its lock is free, like that of a live worker on a file system that does not carry locks
     monkeypatch.setattr(socket, "gethostname", lambda: "vm-1")
     own, near = make(tmp_path)
     own.record(0.1)
@@ -257,7 +257,7 @@ def test_forked_worker_must_make_its_own_histograms(tmp_path):
         patch.setattr(os, "getpid", lambda: -1)
         with pytest.raises(RuntimeError, match="before the fork"):
             workers.publish()
-        workers.close()  # leaves the parent's alone
+        workers.close()  # leaves the files of the parent alone
     workers.publish()
     workers.close()
 
@@ -266,7 +266,7 @@ def test_forked_worker_must_make_its_own_histograms(tmp_path):
 def test_fork_during_merge_leaves_folder_to_others(tmp_path, monkeypatch):
     """A fork during a merge leaves the folder to the other workers.
 
-    The child has the open file of the lock too, and lives on.
+    The child, which is still alive, has the open file of the lock too.
     """
     _, workers = make(tmp_path)
     is_inside, go_on = threading.Event(), threading.Event()
@@ -338,7 +338,7 @@ def test_failing_disk_does_not_end_publishing(tmp_path, caplog):
 def test_cancelled_task_publishes_nothing_after_close(tmp_path):
     """A cancelled task has nothing to publish after the worker's histograms are closed.
 
-    A shutdown may cancel the task and close at once, without waiting for it in between.
+    A shutdown can cancel the task and close at once, without waiting for the task in between.
     """
     _, workers = make(tmp_path)
 
@@ -370,7 +370,7 @@ def test_bad_arguments(tmp_path, histograms, error):
 
 
 def test_exporters_read_what_all_workers_counted(tmp_path):
-    """A rolling histogram, which forgets, is left out: its counts fall."""
+    """Exporters read the counts of all workers, except those of a rolling histogram, because they can fall."""
     first, second = LatencyHistogram(), LatencyHistogram()
     other = WorkerHistograms(tmp_path, {"latency": second}, name="faces")
     second.record_many([0.2] * 40)
@@ -392,13 +392,16 @@ def test_exporters_read_what_all_workers_counted(tmp_path):
 
 
 def test_all_workers_report_the_first_start_time(tmp_path):
-    """Another time at each scrape would be another server, whose counts begin again."""
+    """All workers report the start time of the first one.
+
+    A different time at each scrape would look like another server, whose counts begin again.
+    """
     (histogram, early), (_, late) = (make(tmp_path, clock=lambda at_s=at_s: at_s) for at_s in (1000.25, 2000.0))
     histogram.record(0.1)
     early.publish()
     begun = [workers.statistics().created_ns for workers in (early, late)]
     early.close()
-    begun.append(late.statistics().created_ns)  # and it is in the file of the dead
+    begun.append(late.statistics().created_ns)  # the start time is in the file of the dead
     assert (tmp_path / "dead.hlog").exists()
 
     families = Collection.of(name_services([late]), HistogramReader()).families
@@ -415,9 +418,9 @@ def test_all_workers_report_the_first_start_time(tmp_path):
 
 
 def test_no_scrape_sees_less_than_at_another_worker(tmp_path):
-    """No scrape of a worker sees less than the scrape before it, at another worker, has seen.
+    """No scrape of a worker sees less than the scrape before it at another worker.
 
-    Workers behind one port are scraped in any order: a count that falls would look like a restart of the server.
+    Workers behind one port are scraped in any order, and a count that falls would look like a restart of the server.
     """
     made = [make(tmp_path) for _ in range(3)]
     for step in range(1, 10):
@@ -432,7 +435,7 @@ def test_no_scrape_sees_less_than_at_another_worker(tmp_path):
 
 @pytest.mark.usefixtures("switch_often")
 def test_threads_may_publish_and_close_concurrently(tmp_path):
-    """An exporter's thread publishes beside the task that does: both write one file, and none after the last time."""
+    """Threads can publish and close at the same time: they write one file, and none writes after the close."""
     histogram, workers = make(tmp_path)
     histogram.record(0.1)
     _, other = make(tmp_path)
@@ -460,13 +463,13 @@ def test_threads_may_publish_and_close_concurrently(tmp_path):
 
 
 def test_callers_may_close_concurrently(tmp_path):
-    """One that waits for the lock while another closes finds that it is done."""
+    """A caller of ``close`` that waits for the lock while another caller closes has nothing left to do."""
     histogram, workers = make(tmp_path)
     histogram.record(0.1)
     lock = workers._publishing
 
     class Overtaken:
-        """The lock, which another caller of ``close`` gets first."""
+        """Lock that another caller of ``close`` gets first."""
 
         def __enter__(self):
             workers._publishing = lock

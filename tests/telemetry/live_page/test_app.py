@@ -19,7 +19,7 @@ def stack():
 
 
 class Client:
-    """One request: what it sent, and a disconnect that the test decides on."""
+    """One request: the messages that the app sends, and a disconnect that the test triggers."""
 
     def __init__(self, app, path="/", method="GET", root_path="", query=b"", headers=()):
         scope = {"type": "http", "path": path, "method": method, "root_path": root_path}
@@ -72,7 +72,7 @@ async def test_prefix_without_slash_redirects(app, loop, path, root):
 
 
 async def test_every_file_that_the_page_names_is_served(app, loop):
-    """Nothing is loaded from elsewhere, and no script or style is inline."""
+    """The app serves every file that the page names, and no script or style is inline."""
     html = (STATIC / "index.html").read_text(encoding="utf-8")
     named = re.findall(r'(?:src|href)="([^"#]+)"', html)
     assert len([name for name in named if name != "data:,"]) == 5
@@ -146,7 +146,7 @@ async def test_stream_ends_at_its_time_limit(loop):
 
 
 async def test_stream_with_rare_updates_lasts_as_long(loop):
-    """Else a browser would open the next one four times a second, for nothing."""
+    """A stream with rare updates lasts 30 s too; otherwise a browser would open a new one four times a second."""
     began_s = loop.time()
     client = await Client(Dashboard(Feed([stack()], 60.0, loop.clock)), "/events").finish()
     assert loop.time() - began_s == pytest.approx(30.0)
@@ -154,7 +154,7 @@ async def test_stream_with_rare_updates_lasts_as_long(loop):
 
 
 async def test_slow_client_holds_up_no_other(loop):
-    """A client whose connection takes nothing waits alone, and gets the backlog when it takes something again."""
+    """A slow client delays no other client, and gets the backlog when its connection accepts data again."""
     app = Dashboard(Feed([stack()], 0.5, loop.clock))
     slow, quick = Client(app, "/events"), Client(app, "/events")
     free = asyncio.Event()

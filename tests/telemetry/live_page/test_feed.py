@@ -1,4 +1,4 @@
-"""The feed: one update per interval for all clients, nothing missed within its ring, a new schema for new labels."""
+"""The feed: one update per interval for all clients, no update missed within its ring, a new schema for new labels."""
 
 import json
 
@@ -27,7 +27,7 @@ def feed(clock):
 
 
 def events(sent):
-    """Of each event: its name, its id, its data."""
+    """Return the name, the id and the data of each event."""
     found = []
     for block in sent.decode().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines())
@@ -51,7 +51,7 @@ def test_new_client_gets_schema_and_latest_update(feed, clock):
 
 
 def test_nan_and_infinity_become_null(clock):
-    """A mean of nothing, as NumPy returns it, in the statistics of a user's layer leaves the page whole."""
+    """NaN and infinity in the statistics of a user's layer, for example NumPy's mean of no values, become null."""
 
     @attrs.frozen
     class Scores:
@@ -110,7 +110,7 @@ def test_unknown_event_id_gets_schema_and_values(feed, last):
 
 
 def test_client_away_too_long_gets_a_full_update(feed, clock):
-    """A client that was away too long gets the schema and the latest update, not what it missed."""
+    """A client that was away too long gets the schema and the latest update, and not the updates that it missed."""
     feed.refresh()
     _, last = feed.after("")
     for _ in range(150):

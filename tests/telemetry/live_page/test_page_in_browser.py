@@ -1,4 +1,4 @@
-"""The live page in a real headless browser: what it shows, at which widths, for whom, and what it survives."""
+"""The live page in a real headless browser: its panels, widths, accessibility, and recovery."""
 
 import time
 
@@ -17,7 +17,7 @@ UPDATES = "return +(document.body.dataset.updates ?? 0) >= arguments[0]"
 
 
 def make_app(*names, stream_s=30.0):
-    """The page of services that answer a request before each update."""
+    """Return the page of services that respond to a request before each update."""
     telemetries = [si.Telemetry(name, slo=si.SLO("fast", threshold_s=0.05)) for name in names]
     answers = [telemetry.wrap(lambda: None) for telemetry in telemetries]
     stacks = [
@@ -40,7 +40,7 @@ def browser():
 
 @pytest.fixture
 def page(browser):
-    """Opens the page of an app, and checks at the end that the console has no error."""
+    """Return a function that opens the page of an app and returns the browser and the server; stop the servers."""
     servers = []
 
     def open_page(app, path="/", root_path="", **shown):
@@ -52,7 +52,7 @@ def page(browser):
         browser.until(UPDATES, 3)
         return browser, server
 
-    browser.errors()  # of the test before
+    browser.errors()  # discard the errors of the test before
     yield open_page
     browser.open("about:blank")
     for server in servers:
@@ -93,7 +93,7 @@ def test_session_and_its_stack_are_one_service(page):
 
 
 def test_overspent_budget_is_described_in_words(page):
-    """A budget of which 10 parts of 1 are used: no percentage below zero in the tables."""
+    """The tables show an overspent budget in words, and not as a percentage below zero; here ten budgets are used."""
     slo = si.SLO("fast", threshold_s=0.05, objective=0.9)
     slo.record(RuntimeError("a bad event, and no other"))
     stack = si.Stack(si.Telemetry("faces", slo=slo), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend())
@@ -103,7 +103,7 @@ def test_overspent_budget_is_described_in_words(page):
 
 
 def test_charts_are_drawn(page):
-    """Each chart has pixels of the color of a line, but that of batches, of which there were none."""
+    """Each chart has pixels in the color of a line, except that of batch sizes, because no batch has run."""
     browser, _ = page(make_app("faces"))
     browser.until(UPDATES, 40)
     drawn = browser.run("""
@@ -145,7 +145,7 @@ def test_page_fits_and_has_contrast(page, width, scheme):
         const style = getComputedStyle(document.documentElement);
         return ["--card", "--c0", "--c1", "--c2", "--c3", "--c4", "--c5"].map((it) => style.getPropertyValue(it).trim())""")
     background, *colors = (tuple(int(line[at : at + 2], 16) for at in (1, 3, 5)) for line in lines)
-    assert min(contrast(background, color) for color in colors) >= 3.0  # what WCAG asks of graphics
+    assert min(contrast(background, color) for color in colors) >= 3.0  # the minimum of WCAG for graphics
 
 
 def contrast(*colors):
@@ -176,7 +176,7 @@ def test_keyboard_reaches_and_operates_everything(page):
 
 
 def test_screen_readers_get_names_and_tables(page):
-    """Every region, table and button has a name; a chart is hidden and a table with the same figures is not."""
+    """Every region, table and button has a name; charts are hidden, and tables with the same figures are not."""
     browser, _ = page(make_app("faces"))
     nodes = browser.cdp("Accessibility.getFullAXTree")["nodes"]
     named = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
@@ -192,7 +192,7 @@ def test_screen_readers_get_names_and_tables(page):
 
 
 def test_no_update_is_missed_over_many_streams(page):
-    """Streams that end soon are continued without a gap."""
+    """Short streams are continued by the next ones without a missed update."""
     browser, _ = page(make_app("faces", stream_s=0.3))
     browser.until(UPDATES, 30)
     assert browser.run("return document.body.dataset.missed") == "0"
@@ -212,7 +212,7 @@ def test_page_recovers_after_a_restart(page):
 
 
 def test_history_is_bounded(page):
-    """Ten thousand updates leave as many points and nodes as a thousand."""
+    """After ten thousand updates, the history has at most 720 points per line."""
     browser, _ = page(make_app("faces"))
     grown = browser.run("""
         return import("./charts.js").then(({History}) => {
@@ -228,7 +228,7 @@ def test_history_is_bounded(page):
 
 
 def test_page_works_below_a_prefix(page):
-    """A framework mounts the app at /live; the address without the slash leads there too."""
+    """If a framework mounts the app at /live, the address without the slash leads to the page too."""
     app = make_app("faces")
 
     async def framework(scope, receive, send):
@@ -244,7 +244,7 @@ def test_page_works_below_a_prefix(page):
 
 
 def test_policy_stops_inline_scripts(page):
-    """The browser itself blocks inline scripts and text as code."""
+    """The browser blocks inline scripts, scripts in data URLs and text as code."""
     browser, _ = page(make_app("faces"))
     browser.run("""
         const script = document.createElement("script");

@@ -1,4 +1,4 @@
-"""Percentiles of the last seconds: those of a histogram that has only them."""
+"""Percentiles of the last seconds, compared with a histogram that has only these seconds."""
 
 import math
 
@@ -17,7 +17,7 @@ SHARES = (1.0, 0.99, 0.5, 0.0)
 
 @given(st.lists(st.lists(st.floats(1e-6, 10.0), max_size=20), min_size=1, max_size=12))
 def test_tail_equals_that_of_the_window(turns):
-    """Whatever was recorded in which turn, the tail is the quantile of the last three turns."""
+    """The tail has the quantiles of the last three turns, for any records in each turn."""
     histogram = LatencyHistogram()
     tail = RecentTail(histogram, 3.0)
     tail.quantiles(SHARES, -SECOND)
@@ -30,7 +30,7 @@ def test_tail_equals_that_of_the_window(turns):
         if not recent.count:
             assert all(map(math.isnan, shown))
         else:
-            # a histogram clips its ends to the exact extremes, the tail has parts only
+            # a histogram clips its ends to the exact extremes; the tail has parts only
             for share, seconds in zip(SHARES, shown, strict=True):
                 exact = recent.quantile(share)
                 assert exact <= seconds * (1 + 1e-9)
@@ -51,13 +51,16 @@ def test_tail_survives_a_reset():
 
 
 def test_records_maybe_before_the_window_are_ignored():
-    """An operator who opens the page in an incident sees the present, and not the mean of a good day before it."""
+    """Records that may be older than the window are ignored.
+
+    An operator who opens the page in an incident sees the present, and not the mean of a good day before.
+    """
     histogram = LatencyHistogram()
     tail = RecentTail(histogram, 10.0)
-    for now_s in (86_400, 2 * 86_400):  # the first look, and one after a day without a look
+    for now_s in (86_400, 2 * 86_400):  # the first read, and a read after a day without one
         histogram.record_many([0.001] * 100_000)
         assert math.isnan(tail.quantiles([0.99], now_s * SECOND)[0])
         histogram.record_many([0.5] * 10)
         assert tail.quantiles([0.99], (now_s + 1) * SECOND)[0] >= 0.5
     histogram.record_many([1.0] * 10)
-    assert tail.quantiles([0.99], (now_s + 11) * SECOND)[0] >= 1.0  # a look just as long ago as the window
+    assert tail.quantiles([0.99], (now_s + 11) * SECOND)[0] >= 1.0  # the last read was exactly one window ago

@@ -1,4 +1,4 @@
-"""What the live page reads of stacks: panels, labels, numbers, and nothing of what requests bring."""
+"""Snapshots of stacks for the live page: panels, labels and numbers, without any data of requests."""
 
 import asyncio
 import json
@@ -38,9 +38,9 @@ async def test_every_part_of_a_stack_has_its_panel(loop):
         half = reader.read(loop.clock() + SECOND // 2)
         read = reader.read(loop.clock() + 2 * SECOND)
     assert early["queue"].keys() == first["queue"].keys()  # queues are read at each update
-    assert "requests" not in early  # twice a second
+    assert "requests" not in early  # requests are read twice a second
     assert half["requests"] == read["requests"]
-    assert "parts" not in half  # every two seconds
+    assert "parts" not in half  # parts are read every two seconds
     assert "tail" in first
     assert list(read) == [panel.id for panel in PANELS if panel.id in read]
     assert read["requests"] == {"ok": 10}
@@ -132,7 +132,7 @@ def test_unknown_statistics_show_their_numbers():
 
 
 async def test_streams_and_cost_have_panels(loop):
-    """A session and a cost meter have their own; streams and tenants are not named."""
+    """A session and a cost meter have panels of their own, which do not name streams and tenants."""
     meter = si.CostMeter(per_second=1.0, currency="EUR")
     stack = si.Stack(meter, si.AdaptiveBatcher(max_batch_size=4), model(0.01), clock=loop.clock)
 

@@ -1,4 +1,4 @@
-"""Alerts of an error budget: when a pair fires and ends, which callbacks run, and that none harms a request."""
+"""Alerts of an error budget: the firing and the end of pairs, and callbacks, none of which harms a request."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ def watched(clock, **settings):
 
 
 def traffic(slo, clock, seconds, bad_share, per_second=2):
-    """Evenly spread: of each 100 events the first ``100 * bad_share`` are bad."""
+    """Record evenly spread events; of each 100 events, the first ``100 * bad_share`` are bad."""
     for number in range(round(seconds * per_second)):
         slo.record(BackendError() if number % 100 < 100 * bad_share else 0.01)
         clock.advance(1 / per_second)
@@ -89,7 +89,7 @@ def test_a_fast_burn_pages_and_is_resolved(clock):
     traffic(slo, clock, 900.0, 0.6)
     (page,) = [alert for alert in told if alert.pair.burn_rate == 14.4]
     assert (page.slo, page.severity, page.firing) == ("faces", "page", True)
-    # 60 % bad burns at 60: 14.4 over the hour after 0.24 of an hour
+    # 60 % bad events burn at a rate of 60, which is 14.4 over the hour after 0.24 hours
     assert (page.since_ns - began_ns) / 1e9 == pytest.approx(0.24 * HOUR_S, rel=0.03)
     assert page.long_burn_rate == pytest.approx(14.4, rel=0.05)
     assert page.short_burn_rate == pytest.approx(60.0, rel=0.05)
@@ -153,7 +153,7 @@ def test_without_pairs_nothing_fires(clock):
 
 
 def test_alert_at_the_threshold_does_not_flap():
-    """The rates cross the limit back and forth by 5 %: one beginning, no end."""
+    """If the rates cross the limit back and forth by 5 %, the alert begins once and does not end."""
     states = AlertStates("x", (AlertPair(10.0, 100.0, 10.0),), 1)
     changes = [
         alert
@@ -250,7 +250,7 @@ def test_uncallable_callback_is_an_error(clock):
 
 
 def test_threads_report_each_change_once_in_order(clock):
-    """Among threads, each change of an alert is reported once and in order."""
+    """If several threads record and read, each change of an alert is reported once and in order."""
     slo = SLO("x", threshold_s=0.05, clock=clock)
     told = []
     slo.on_alert(told.append)

@@ -1,4 +1,4 @@
-"""The ring of an error budget against a plain list of events, and against its plain source."""
+"""The ring of an error budget, compared with a list of events and with its uncompiled source."""
 
 import random
 import sys
@@ -34,7 +34,7 @@ def make(clock, **settings):
 
 
 class RingAgainstList(RuleBasedStateMachine):
-    """Windows hold what the list says for a window as long as asked up to the stated bound longer."""
+    """Random operations; a window has the events of the list for its length, or for up to the stated bound longer."""
 
     def __init__(self):
         super().__init__()
@@ -151,7 +151,7 @@ def test_levels_cover_period_and_shortest_window(period_s, pairs):
 def test_window_of_ring_length_has_valid_boundary():
     """A window as long as a ring is not read from a boundary that was overwritten.
 
-    255.5 buckets back from the middle of a bucket lies the last boundary but 256.
+    A window of 255.5 buckets that ends in the middle of a bucket begins at the oldest boundary of the ring.
     """
     clock = FakeClock()
     slo = make(clock)
@@ -164,9 +164,9 @@ def test_window_of_ring_length_has_valid_boundary():
 
 
 def test_old_ring_is_right_at_every_window_length():
-    """An old ring holds exactly what it should at every length of the window.
+    """An old ring has the right events for every length of the window.
 
-    One event each second for two periods: every window has about as many as it has seconds.
+    After two periods with one event per second, every window has about as many events as seconds.
     """
     clock = FakeClock()
     slo = make(clock)
@@ -184,7 +184,7 @@ HISTOGRAMS, OBJECTIVES = "histograms.", "objectives."
 
 @pytest.fixture
 def twins(plain, monkeypatch):
-    """Plain twins of the states, each standing on plain ones."""
+    """Return uncompiled twins of the states, each of which imports uncompiled modules."""
     modules = {}
     for path in (HISTOGRAMS + "_monotonic_cy", HISTOGRAMS + "_histogram_cy", "_recorder_cy", OBJECTIVES + "_budget_cy"):
         folder, _, name = f"streaminfer.telemetry.{path}".rpartition(".")
@@ -192,7 +192,7 @@ def twins(plain, monkeypatch):
         monkeypatch.setattr(sys.modules[folder], name, modules[name], raising=False)
         monkeypatch.setitem(sys.modules, f"{folder}.{name}", modules[name])
     for path in (OBJECTIVES + "_budget_cy", HISTOGRAMS + "_rolling_cy", OBJECTIVES + "_budget_recorder_cy"):
-        # loaded again, now that their imports lead to the twins
+        # loaded again, so that their imports lead to the twins
         twin = f"plain_telemetry_{path.replace('.', '_')}"
         sys.modules.pop(twin, None)
         modules[path.rpartition(".")[2]] = plain(f"telemetry.{path}")

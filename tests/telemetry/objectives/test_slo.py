@@ -1,4 +1,4 @@
-"""SLO: which outcomes are events, what is left of the budget, how fast it burns, and what a service's telemetry tells it."""
+"""SLO: outcomes that are events, the remaining budget, burn rates, and the telemetry that feeds an objective."""
 
 import asyncio
 import concurrent.futures
@@ -36,7 +36,7 @@ class Unsuitable(Exception):
     [
         (0.0, "good"),
         (0.05, "good"),
-        (0.0500000001, "good"),  # to the nanosecond
+        (0.0500000001, "good"),  # rounded to the nanosecond
         (0.050000001, "late"),
         (1, "late"),
         (math.inf, "late"),
@@ -97,7 +97,7 @@ def test_budget_and_burn_rate(slo, clock):
 
 
 def test_window_is_not_rounded_down(clock):
-    """1.001 s are not 1,000,999,999.9999999 ns rounded down."""
+    """A window of 1.001 s, which is 1,000,999,999.9999999 ns as a float, is not rounded down."""
     slo = SLO("faces", threshold_s=0.050, objective=0.99, period_s=1.001, clock=clock)
     clock.now_ns += 5 * slo.width_ns * 4 ** (slo.levels - 1) - 1  # the last instant of a bucket
     slo.record(1.0)
@@ -163,7 +163,7 @@ def test_bad_signals_are_named(settings, message):
 
 
 def test_grace_may_last_for_good(clock):
-    """A grace time beyond all clocks is one that does not end."""
+    """A grace time that is longer than any clock runs does not end."""
     slo = SLO("x", threshold_s=1.0, signal=BurnSignal(grace_s=1e12), clock=clock)
     for _ in range(100):
         clock.advance(3600.0)
@@ -172,7 +172,7 @@ def test_grace_may_last_for_good(clock):
 
 
 def test_memory_does_not_grow(slo, clock):
-    """Two periods of events leave no more behind than a minute of them."""
+    """Two periods of events keep no more memory than a minute of events."""
     for _ in range(500):
         slo.record(0.01)
         clock.advance(0.1)
@@ -226,7 +226,7 @@ def test_nothing_is_lost_when_threads_record_at_once(clock):
 
 
 def test_totals_are_of_one_moment(clock):
-    """A late response that another thread records between two reads is not counted as good, which would then fall."""
+    """A late response that another thread records between two reads never counts as good, or ``good`` would fall."""
 
     class Interrupted(SLO):
         def burning(self):
@@ -298,7 +298,7 @@ def test_plot_ends_at_the_remaining_budget(slo, clock):
 
 
 def test_telemetry_feeds_its_objective():
-    """Virtual time, so latencies are exact: 10 ms are good, 60 ms late."""
+    """Telemetry feeds its objective; in virtual time latencies are exact: 10 ms are good, 60 ms are late."""
 
     async def main(loop):
         slow = iter([0.01, 0.06, 0.01, 0.01])

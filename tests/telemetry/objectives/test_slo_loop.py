@@ -1,4 +1,4 @@
-"""The signal that the budget burns, in a loop with what it controls: it must not oscillate, and must not latch."""
+"""The burn signal in a loop with a shedder that it controls: the signal must not oscillate and must not latch."""
 
 import random
 from itertools import pairwise
@@ -74,7 +74,7 @@ def test_burning_starts_at_most_once_per_window(load):
 
 @pytest.mark.parametrize("share", [0.05, 0.058, 0.06, 0.062, 0.07])
 def test_noise_at_the_threshold_does_not_flap(share):
-    """Bad events at random around the share at which it starts (6 × 1 %), whatever it does."""
+    """Random bad events around the share at which the signal starts (6 × 1 %) start it at most three times."""
     clock = FakeClock()
     slo = make(clock)
     rng = random.Random(3)
@@ -92,7 +92,7 @@ def test_noise_at_the_threshold_does_not_flap(share):
 
 @pytest.mark.parametrize("sheds", [0.5, 1.0])
 def test_it_ends_after_overload_despite_shedding(sheds):
-    """After an overload the signal ends, although all that was shed counted as bad."""
+    """After an overload the signal ends, although all requests that were shed count as bad."""
     plant = Plant(sheds=sheds)
     plant.run(60.0, 1.5)
     assert plant.starts
@@ -122,14 +122,14 @@ def test_few_events_do_not_start_burning():
 
 
 def test_one_bad_event_alone_does_not_start_burning():
-    """At a strict objective one failure of a hundred requests burns at ten, and closes no route for a minute."""
+    """With a strict objective, one failure of a hundred requests burns at a rate of ten, but starts no signal."""
     clock = FakeClock()
     slo = SLO("strict", threshold_s=THRESHOLD_S, objective=0.999, clock=clock)
     burst(slo, 100, 1)
     assert slo.burn_rate(60.0) > 6.0
     assert not slo.burning()
     clock.advance(61.0)
-    burst(slo, 100, 1)  # the earlier one has left the window
+    burst(slo, 100, 1)  # the earlier bad event has left the window
     assert not slo.burning()
     burst(slo, 0, 1)
     assert slo.burning()
@@ -182,7 +182,7 @@ def test_events_after_the_grace_start_burning():
 
 @pytest.mark.parametrize("window_s", [0.3, 6.0, 40.0])
 def test_grace_leaves_later_windows_alone(window_s):
-    """Once the windows hold no event of the grace time, the signal is the same as without it."""
+    """When the windows hold no event of the grace time, the signal is the same as without a grace time."""
     clocks = FakeClock(), FakeClock()
     graced, plain = (
         SLO("x", threshold_s=THRESHOLD_S, clock=clock, signal=BurnSignal(window_s=window_s, grace_s=grace_s))
@@ -205,7 +205,7 @@ def test_grace_leaves_later_windows_alone(window_s):
 
 
 def test_old_bad_events_do_not_start_burning():
-    """The long window still holds the bad events, the short one no longer."""
+    """Bad events that are in the long window, but not in the short one, do not start the signal."""
     clock = FakeClock()
     slo = make(clock)
     burst(slo, 0, 100)
@@ -240,7 +240,7 @@ def test_burning_lasts_a_window_and_to_the_lower_limit():
     burst(slo, 0, 10_000)
     assert slo.burning(), "and is ready again"
     clock.advance(6.2)
-    burst(slo, 1000, 20)  # 2 % bad: below the limit at which it starts, above that at which it ends
+    burst(slo, 1000, 20)  # 2 % bad: below the limit at which the signal starts, above that at which it ends
     assert slo.burning()
     clock.advance(6.2)
     assert not slo.burning(), "without events nothing burns"

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Budget:
-    """An objective whose reading fails once it is told to."""
+    """Objective that raises ``failure``, if it is set, when it is read."""
 
     def __init__(self):
         self.failure = None
@@ -40,7 +40,7 @@ class Budget:
 )
 @pytest.mark.parametrize("reader", ["fallback router", "concurrency limit"])
 def test_an_objective_that_raises_fails_no_request(caplog, reader, failure):
-    """Its first failure is logged, and no request ends with it."""
+    """If an objective raises, only its first failure is logged, and no request fails."""
 
     async def main(loop):
         budget = Budget()
@@ -76,7 +76,7 @@ def test_an_objective_that_raises_does_not_burn():
 
 
 def test_keyboard_interrupt_is_raised():
-    """KeyboardInterrupt is no failure of the objective."""
+    """A KeyboardInterrupt is raised, because it is no failure of the objective."""
     budget = Budget()
     budget.failure = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
@@ -97,7 +97,7 @@ def test_limit_needs_objective_with_threshold():
 @pytest.mark.parametrize("fed", [False, True])
 @pytest.mark.parametrize("reader", ["fallback router", "concurrency limit"])
 def test_an_objective_without_events_is_warned_of_once(caplog, reader, fed):
-    """After a hundred requests without an event the guard logs one warning, and none where telemetry feeds it."""
+    """After a hundred requests without an event the guard logs one warning, and none if telemetry feeds the SLO."""
 
     async def main(loop):
         slo = si.SLO("faces", threshold_s=0.1)

@@ -1,4 +1,4 @@
-"""What users did, joined with how they were served."""
+"""`Outcomes`: reports about users, joined with the route, latency and quality of their requests."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from streaminfer.testing import FakeClock, ScriptedBackend, run
 
 
 def serve(outcomes, request_id, clock, *, source="large", degraded=False, seconds=0.02):
-    """One request through the layer."""
+    """Send one request through the layer."""
 
     class Service:
         async def call(self, request):
@@ -106,14 +106,18 @@ def test_memory_is_bounded(clock):
 
 
 def test_the_oldest_request_is_found_at_once(clock):
-    """It is the first of a linked list: a dict would look through all the places that earlier ones have left."""
+    """Pending requests are in a linked list, with the oldest request first.
+
+    A dict would search through the places of all requests that have been removed.
+    """
     assert isinstance(Outcomes(clock=clock)._pending, OrderedDict)
 
 
 def test_request_after_pause_does_not_count_all(outcomes, clock):
-    """After a pause, no single request counts all those whose time is over.
+    """After a pause, no single request counts all the requests whose time is over.
 
-    A request counts a few of them, and the table all. A request that is over is neither reported nor evicted.
+    A request counts a few of them, and the table counts all. A request whose time is over gets no report and is not
+    evicted.
     """
     for number in range(100):
         serve(outcomes, number, clock, seconds=0.0)
@@ -130,7 +134,7 @@ def test_request_after_pause_does_not_count_all(outcomes, clock):
 
 
 def test_last_request_and_last_report_count(outcomes, clock):
-    """The last request of an id counts, and the last report of an outcome."""
+    """Of several requests with one id the last one counts, and of several reports of one outcome the last one."""
     serve(outcomes, 1, clock, source="small")
     serve(outcomes, 1, clock, source="large")
     outcomes.report(1, "watched_s", 1.0)
@@ -141,7 +145,7 @@ def test_last_request_and_last_report_count(outcomes, clock):
 
 
 def test_replaced_request_is_counted_as_evicted(outcomes, clock):
-    """A request that another one of the same id replaces is counted as evicted."""
+    """A request that is replaced by another one of the same id is counted as evicted."""
     for _ in range(3):
         serve(outcomes, "camera", clock)
     assert (outcomes.table().evicted, outcomes.table().pending) == (2, 1)
@@ -185,7 +189,7 @@ def test_outcome_names_beyond_the_bound_are_other(outcomes, clock):
     for number in range(300):
         serve(outcomes, number, clock)
         outcomes.report(number, f"made up {number}")
-        outcomes.report(number, "made up 0", 1.0)  # known ones stay
+        outcomes.report(number, "made up 0", 1.0)  # known names stay
 
     rows = {row.outcome: row.reported for row in outcomes.table(settle=True).rows}
     assert len(rows) == 257
@@ -202,7 +206,7 @@ def test_confidence_interval_of_large_values(outcomes, clock):
 
 
 def test_confidence_interval_of_few_values():
-    """It covers the true mean as often as it says, which needs Student's distribution."""
+    """The interval of few values covers the true mean in 95 % of cases, which needs Student's distribution."""
     rng, covered = np.random.default_rng(0), {2: 0, 3: 0, 8: 0}
     for values in covered:
         for _ in range(1000):
@@ -291,7 +295,7 @@ def test_bad_arguments(call, error, text):
 
 
 def test_wilson_against_published_figures():
-    """Newcombe's example: 56 of 70 and 48 of 80, difference 0.2 from 0.0524 to 0.3339."""
+    """Newcombe's example has its published interval: 56 of 70 and 48 of 80, difference 0.2 from 0.0524 to 0.3339."""
     clock = FakeClock()
     outcomes = Outcomes(clock=clock)
     for number in range(150):
