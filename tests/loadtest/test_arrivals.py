@@ -62,7 +62,7 @@ class TestSchedule:
 
 
 def test_mean_of_clumps_is_the_rate():
-    """Over many seeds, the mean rate of uneven gaps is the given rate, because a run does not begin with a clump."""
+    """Over many seeds, the mean rate of a process with uneven gaps is the given one: no run begins with a clump."""
     counts = [Gamma(20.0, cv=10.0).schedule(10.0, seed).size for seed in range(400)]
 
     assert np.mean(counts) == pytest.approx(200.0, abs=4 * np.std(counts) / 20)

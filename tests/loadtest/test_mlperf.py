@@ -170,7 +170,7 @@ def test_call_without_response_is_late(error, monkeypatch):
 
 
 class Stop(BaseException):
-    """Exception of an application that is no `Exception`."""
+    """Exception of an application that does not inherit from `Exception`."""
 
 
 async def stop(_x):
@@ -183,7 +183,7 @@ def tell_stop(_request, receive):
 
 @pytest.mark.parametrize("service", [stop, Told(tell_stop)], ids=["awaited", "told"])
 def test_base_exception_ends_the_run(service):
-    """The run raises an exception that is no `Exception`."""
+    """The run raises an exception that does not inherit from `Exception`."""
     with pytest.raises(Stop):
         asyncio.run(run_mlperf(service, slo_s=0.01, **SETTINGS))
 
@@ -209,7 +209,7 @@ def test_cancelled_run_cancels_requests_in_flight():
 
 
 def test_cancelled_run_sends_no_further_requests():
-    """After a cancellation, the service gets no more requests of LoadGen's schedule, also if it has ``begin_call``."""
+    """After a cancellation, the service gets no more requests, and LoadGen completes its schedule without it."""
     sent = []
     service = Told(lambda request, _receive: sent.append(request))
 

@@ -124,7 +124,7 @@ def test_tail(loadtest, times):
 
 
 def test_service_in_place_of_a_function_is_an_error(run_tests):
-    """A stack in place of a function is an error: it would take the clock for a request, in an unawaited coroutine."""
+    """A stack in place of a function is an error: it would take the clock for a request that is never awaited."""
     result = run_tests(
         """
 def test_stack(loadtest):

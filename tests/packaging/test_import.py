@@ -194,7 +194,7 @@ def test_unknown_name_is_an_attribute_error():
 
 @pytest.mark.parametrize("source", sorted((ROOT / "streaminfer").rglob("__init__.py")), ids=str)
 def test_no_module_hides_a_name_of_its_package(source):
-    """No submodule has the name of a lazy name of its package, because its import would replace that object."""
+    """No submodule has a lazy name of its package, because its import would replace that object."""
     homes = next(
         (
             set(itertools.chain(*ast.literal_eval(node.value).values()))

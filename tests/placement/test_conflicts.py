@@ -92,7 +92,7 @@ def test_conflict_is_valid_after_any_number_of_tests(kind):
 
 
 def test_explanation_without_time_has_everything():
-    """Without time, the explanation has all constraints and says so; its message lists the first 20."""
+    """Without time, the explanation has all constraints and is not irreducible; its message lists the first 20."""
     problem = small_problem(0, "plain")
     clusters = [
         attrs.evolve(it, name=f"{it.name} {number}", rates=[1e5]) for number in range(10) for it in problem.clusters
@@ -109,7 +109,7 @@ def test_explanation_without_time_has_everything():
 
 
 def test_plan_passes_its_time_limit_on(monkeypatch):
-    """The explanation has the time limit of the plan."""
+    """The explanation gets the time limit of the plan."""
     problem = small_problem(0, "plain")
     alone = [attrs.evolve(problem.clusters[0], rates=[1e5])]
     seen = []
@@ -128,7 +128,7 @@ def test_plan_passes_its_time_limit_on(monkeypatch):
 
 
 def test_unpromisable_round_trips_are_named():
-    """The conflict names a link with too few measurements, because no longer SLO would help, and no other link."""
+    """The conflict names a link with too few measurements, because a longer SLO does not help, and no other link."""
     problem = small_problem(0, "plain")
     cluster, (near, far) = problem.clusters[0], [it.name for it in problem.sites[:2]]
     few = RttSamples({cluster.name: {near: np.linspace(0.01, 0.02, 20)}}).links()[cluster.name][near]
@@ -181,7 +181,7 @@ def test_budget_that_would_suffice_is_the_least(kind):
 
 @pytest.mark.parametrize("options", [{}, {"budget": 1e3}], ids=["least cost", "budget"])
 def test_migrations_that_would_suffice_are_the_fewest(options):
-    """A limit with one migration less than the error names has no plan."""
+    """With one migration fewer than the error names, there is no plan."""
     problem, _ = plannable("plain")
     nothing = repair(plan(problem), [site.name for site in problem.sites])
 

@@ -43,7 +43,7 @@ def test_most_quality_equals_brute_force():
 
 @pytest.mark.parametrize("gap", [0.001, 0.01, 0.05, 0.1])
 def test_gap_of_a_plan_is_at_most_the_given_gap(gap):
-    """The gap of a plan includes what the search left out because it was within the gap."""
+    """The gap of a plan is at most the given one, although the search leaves out what is within the gap."""
     gaps = []
     for seed in range(ROUNDS):
         solution = solve(Instance(find_candidates(small_problem(seed, "plain"))), gap=gap)
@@ -54,7 +54,7 @@ def test_gap_of_a_plan_is_at_most_the_given_gap(gap):
 
 
 def test_unlimited_sites_keep_their_price():
-    """Ten million slots cost as much as fifty: no site is used without its price within the solver's tolerance."""
+    """Ten million slots cost the same as fifty: the solver's tolerance does not hide the price of a site."""
     for seed in range(ROUNDS):
         costs = []
         for slots in (50, 10_000_000):

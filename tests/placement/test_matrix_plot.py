@@ -53,7 +53,7 @@ def test_names_are_no_formulas():
 
 
 def test_load_is_that_of_one_hour():
-    """The load of a site is that of one hour, and not the sum of hours; a chain at one site has its whole price."""
+    """The load of a site is that of the busiest hour, not of all hours; a chain at one site has its whole price."""
     problem = small_problem(1, "shards")
     near = {"s0": Link(rtt=Distribution.of(0.002))}
     clusters = [

@@ -153,7 +153,7 @@ def test_repair_starts_no_unneeded_replica():
     ("kind", "seed", "lost"), [("plain", 32, 0), ("memory", 30, 1), ("classes", 59, 1), ("site_prices", 13, 1)]
 )
 def test_repair_serves_all_that_can_be(kind, seed, lost):
-    """If not all demand can be served, repair serves the most that any replicas could, by brute force."""
+    """If not all demand can be served, repair serves the most possible, by brute force; the simulation agrees."""
     problem = small_problem(seed, kind)
     candidates = find_candidates(problem)
     brute = BruteForce(candidates, candidates.allowed & ~candidates.uses[lost])
@@ -190,7 +190,7 @@ def test_repair_names_clusters_without_capacity():
 
 @pytest.mark.parametrize("kind", ["plain", "site_prices", "hours", "failures"])
 def test_greedy_is_between_bound_and_limit(kind):
-    """The greedy plan serves all clusters, costs no less than the exact plan, and that no less than the bound."""
+    """The greedy plan serves all clusters at 1 to 1.5 times the cost of the exact plan, which is at least the bound."""
     problem, exact = planned(kind)
     instance = Instance(find_candidates(problem))
 
@@ -227,7 +227,7 @@ def test_migrations_are_limited():
 
 
 def test_running_replicas_are_matched_by_site_name():
-    """Running replicas are found in a problem with another order of sites, and one site more."""
+    """Running replicas are found by the names of sites, even if the order of sites differs and one site is new."""
     problem, running = planned("plain")
     new = attrs.evolve(problem.sites[0], name="new")
     moved = attrs.evolve(problem, sites=[new, *reversed(problem.sites)])
@@ -264,7 +264,7 @@ def test_prices_use_gap_and_time_limit(monkeypatch):
 
 @pytest.mark.parametrize("search", [plan, plan_hours], ids=["plan", "plan_hours"])
 def test_no_plan_in_time(search):
-    """If no plan is found in time, this is an error, and no proof that there is none."""
+    """If no plan is found in time, the error is a `TimeoutError`, because this is no proof that there is none."""
     with pytest.raises(TimeoutError, match="no plan was found within time_limit_s"):
         search(small_problem(1, "plain"), time_limit_s=1e-9)
 
@@ -310,7 +310,7 @@ def test_prices_after_repair_ignore_lost_sites():
 
 
 def test_relaxations_make_a_plan_possible():
-    """Each change that the error names is enough, and one slot less is not."""
+    """Each change that the error names is enough, and one slot fewer is not."""
     problem = small_problem(1, "plain")
     users = attrs.evolve(problem.clusters[0], rates=2000.0)
     link = {"s0": Link(rtt=Distribution.of(0.01))}

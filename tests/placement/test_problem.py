@@ -179,7 +179,7 @@ def test_numbers_of_numpy_are_stored():
     ids=["regions", "failures", "access"],
 )
 def test_wrong_argument_is_named(make, message):
-    """A wrong argument is named in Python too, where JSON has checks of its own."""
+    """A wrong argument of a constructor is named, as is a wrong field of the JSON."""
     with pytest.raises(TypeError, match=message):
         make(small_problem(1, "plain"))
 

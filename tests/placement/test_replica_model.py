@@ -106,7 +106,7 @@ def test_objective_and_rows_survive_narrow():
 
 
 def test_totals_are_bounded_after_a_search_too():
-    """After a search, whose cutoff ends it early, the linear programs still bound totals above the cutoff."""
+    """After a search, totals above the cutoff are still bounded: the cutoff ends a search, and not these programs."""
     instance = many_sites(40.4)
     instance.prices = 0.01 * instance.prices
     instance.site_prices = 0.01 * instance.site_prices

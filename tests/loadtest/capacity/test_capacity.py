@@ -59,7 +59,7 @@ class TestSearch:
         assert sum(each.interval[0] <= truth <= each.interval[1] for each in found) >= 10
 
     def test_few_requests(self):
-        """No interval is too narrow if steps are so short that often no request is late and nothing varies."""
+        """Each interval reaches beyond ±0.1 %, even if steps are so short that often no request is late."""
         truth, found = known_capacity(0.5), []
         for seed in range(30):
             rng = np.random.default_rng(seed)
@@ -79,7 +79,7 @@ class TestSearch:
 
     @pytest.mark.parametrize("objective", [0.2, 0.8])
     def test_low_objective(self, objective):
-        """A low objective is searched too, although no multiple of the late share tells a miss from chance."""
+        """A low objective is searched too, although no multiple of its allowed share tells a miss from chance."""
         found = search_all(CapacitySearch(10.0, 1000.0, objective=objective), lambda rate: np.full(1000, rate > 321.0))
         missed = search_all(CapacitySearch(10.0, 1000.0, objective=objective), lambda _: np.full(1000, True))
 
@@ -87,7 +87,7 @@ class TestSearch:
         assert missed.reason == "the objective is missed at 10/s, the lowest rate"
 
     def test_jump_is_bisected(self):
-        """The search bisects for a device that is always on time up to its capacity and always late above it."""
+        """The search bisects the jump of a device that is always on time up to its capacity and never above it."""
         found = search_all(CapacitySearch(10.0, 1000.0, tolerance=0.005), lambda rate: np.full(1000, rate > 321.0))
 
         assert found.rate == pytest.approx(321.0, rel=0.005)
@@ -108,7 +108,7 @@ class TestSearch:
 
     @pytest.mark.parametrize("degraded", [900.0, 400.0])
     def test_service_that_does_not_recover(self, degraded):
-        """The capacity of a service that does not recover is that after overload, although the ramp went higher."""
+        """The result for a service that does not recover is its capacity after overload, and not that of the ramp."""
         rng = np.random.default_rng(1)
         tried = []
 
@@ -293,12 +293,12 @@ def test_arrivals_that_end_in_the_warm_up(virtually, device):
 
 
 def test_sender_that_is_the_bottleneck(virtually):
-    """If the sender is the bottleneck, the search ends with the steps before, and says how late requests were sent."""
+    """If the sender is the bottleneck, the search ends with the earlier steps and says how late requests were sent."""
     sent = []
 
     async def block(inputs):
         sent.append(inputs)
-        if len(sent) > 600:  # the first step has 600
+        if len(sent) > 600:  # the first step has 600 requests
             asyncio.get_running_loop().now_ns += 20_000_000  # blocks the sender
 
     options = {"inputs": [1], "slo_s": SLO_S, "low": 120.0, "high": 400.0, "step_s": 5.0, "arrivals": Constant}

@@ -60,7 +60,7 @@ class TestFigures:
         assert np.isinf(report.quantile(0.991))
 
     def test_rank_is_that_of_the_histogram(self):
-        """If a share is a whole number of requests, rounding does not select the next one, as in the histogram."""
+        """A quantile has the rank of the histogram: if a share is a whole number of requests, rounding adds none."""
         latencies = np.arange(1, 101) / 1000
         histogram = LatencyHistogram(significant_digits=3)
         histogram.record_many(latencies)
@@ -90,7 +90,7 @@ class TestFigures:
         ],
     )
     def test_share_on_time_is_rounded_down(self, requests, late, objective, said):
-        """The share on time is rounded down: a share just below the objective does not look as if it reached it."""
+        """The share on time is rounded down: just below the objective, or below 100 %, it does not seem to reach it."""
         latency = np.where(np.arange(requests) < late, 1.0, 0.01)
         record = Record(np.arange(requests) / 1000, np.zeros(requests), latency, np.full(requests, "ok"))
         report = Report(record, slo_s=0.03, objective=objective, duration_s=requests / 1000)

@@ -64,7 +64,7 @@ class TestOpenLoop:
     def test_errors_of_long_run_hold_one_request_per_class(self):
         """The errors of a long run hold one request of each class of error.
 
-        The errors of HTTP clients refer to their request.
+        The errors of HTTP clients refer to their requests, which would otherwise all stay in memory.
         """
 
         class Image:
@@ -134,7 +134,7 @@ class TestOpenLoop:
             virtually(answer, [1], on_result=refuse)
 
     def test_stop_iteration_in_on_result_ends_the_run(self):
-        """A `StopIteration` of ``on_result`` ends the run too, although no future accepts it."""
+        """A `StopIteration` of ``on_result`` ends the run too, although no future can hold it."""
 
         def refuse(_number, _result):
             raise StopIteration("no more results")
@@ -206,7 +206,7 @@ class TestOpenLoop:
 
 
 class Begun:
-    """Function for ``begin`` whose requests end at once, later, or never.
+    """Callable for ``begin`` whose requests end at once, later, or never.
 
     Args:
         ends: end of each request, by number: a float is the seconds until a response, an exception fails the request

@@ -68,7 +68,7 @@ def test_processes_share_the_schedule():
     ids=["error", "exit", "lambda", "service"],
 )
 def test_failing_sender_fails_the_run(make, error, message):
-    """The run raises the error of a sender process, or that the process ended."""
+    """The run raises the error of a sender process, or an error that says that the process ended."""
     with pytest.raises(error, match=message):
         asyncio.run(run(make, senders=1, **SETTINGS))
 
@@ -103,7 +103,7 @@ def send_for_long(pipe):
 
 
 def test_senders_end_with_their_parent():
-    """Senders end with a parent that a signal kills, as in a CI job that takes too long, and that cannot end them."""
+    """Senders end if a signal kills their parent, which then cannot end them, as in a CI job that takes too long."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     parent = context.Process(target=send_for_long, args=(theirs,))

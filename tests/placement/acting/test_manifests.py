@@ -121,7 +121,7 @@ def test_missing_image_or_device_is_named(missing):
 
 
 def test_keda_scales_from_the_plan_up():
-    """KEDA keeps at least the planned replicas, and adds one for each multiple of the rate that the plan assumes."""
+    """KEDA keeps at least the planned replicas, and its threshold is the rate per replica that the plan assumes."""
     text = keda_scaled_objects(
         [PARIS], spare=3, prometheus="http://prometheus:9090", query='sum(x{w="{workload}"})', namespace="v",
     )  # fmt: skip
@@ -158,7 +158,7 @@ def test_keda_counts_the_pods_of_one_workload(site):
 @pytest.mark.parametrize("amount", ["500m", float("nan"), -1])
 @pytest.mark.parametrize("write", [manifests, lambda workload, **given: options_of([workload], **given)])
 def test_amount_that_is_no_number_is_named(write, amount):
-    """An amount must be a number: manifests write Kubernetes quantities, but do not read them."""
+    """An amount must be a number: a Kubernetes quantity, such as 500m, is written here and never read."""
     with pytest.raises(
         (TypeError, ValueError), match=r"resources\['cpu'\]\['cpu'\]: expected a finite number ≥ 0, got"
     ):

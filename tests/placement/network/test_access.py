@@ -126,7 +126,7 @@ def test_packaged_5g_tells_city_from_country():
         rural.profile(0.99)
     copied = pickle.loads(pickle.dumps(raised.value))  # as from another process that plans
     assert (str(copied), copied.promise) == (str(raised.value), raised.value.promise)
-    assert rural.outages.share_of_time == pytest.approx(0.25, abs=0.01)  # in this share, its slow messages were sent
+    assert rural.outages.share_of_time == pytest.approx(0.25, abs=0.01)  # its slow messages were sent in this share
 
 
 def test_json_round_trip(car):

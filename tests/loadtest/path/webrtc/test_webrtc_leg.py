@@ -42,7 +42,7 @@ def receive(scene, network, **wanted):
 
 
 def test_a_leg_begins_when_both_ends_are_connected(camera_scene):
-    """A leg enters when both ends are connected; earlier frames would queue during the set-up and arrive together."""
+    """Entering a leg waits for the connection; earlier frames would queue during the set-up and arrive together."""
 
     async def main():
         async with WebRtcLeg(camera_scene(codec="vp8"), NetworkProfile(name="n", delay_s=DELAY_S), seconds=1.0) as leg:
@@ -55,7 +55,7 @@ def test_a_leg_begins_when_both_ends_are_connected(camera_scene):
 def test_a_leg_that_cannot_connect_ends(camera_scene, monkeypatch, state):
     """A leg whose connection is failed or closed raises an error and leaves no task.
 
-    The test sets the state, which aiortc derives from ICE and DTLS: its own transport does not get that far.
+    The test sets the state, which aiortc derives from ICE and DTLS, because the leg's transport does not get that far.
     """
 
     async def main():
