@@ -1,4 +1,4 @@
-"""What all tests share: plain twins of compiled modules, and the check that nothing is left behind."""
+"""Fixtures of all tests: uncompiled twins of compiled modules, virtual time, and the check for threads left behind."""
 
 import gc
 import importlib.util
@@ -18,18 +18,18 @@ from streaminfer.testing import FakeClock, run
 pytest_plugins = ["longest_first", "machine"]
 PACKAGE = Path(__file__).parent.parent / "streaminfer"
 
-compiled_modules.warn_if_unused()  # once, and not in the log of whichever test is the first to serve
-# a shared machine stalls now and then: hypothesis' own deadline would measure that and not the code
+compiled_modules.warn_if_unused()  # warn once here: otherwise the warning is in the log of the first test that serves
+# no deadline: on a shared machine hypothesis would measure the stalls of the machine and not the code
 settings.register_profile("streaminfer", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("streaminfer")
 
 
 def load_plain(name):
-    """The plain Python source of a compiled module, under another name."""
+    """Return the source of a compiled module, imported uncompiled under another name."""
     path = PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
     module_name = f"plain_{name.replace('.', '_')}"
     if module_name not in sys.modules:
-        # the siblings that it builds on, plain as well: compiled classes hide from Python what they share among them
+        # its siblings must be uncompiled too: compiled classes hide from Python the attributes that they share
         siblings = re.findall(
             r"^from streaminfer\.((?:\w+\.)+\w+_cy) import", path.read_text(encoding="utf-8"), re.MULTILINE
         )
@@ -46,12 +46,12 @@ def load_plain(name):
 
 @pytest.fixture(scope="session")
 def plain():
-    """``plain("batching.queue._queue_cy")``: the plain twin of a compiled module."""
+    """Return the function that loads an uncompiled twin, as in ``plain("batching.queue._queue_cy")``."""
     return load_plain
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without compiled modules a module is its own plain twin: tests that compare the two have nothing to say."""
+    """Deselect comparisons with uncompiled twins if no module is compiled: both sides would be the same source."""
     if compiled_modules.are_used():
         return
     left_out = [item for item in items if "plain" in item.fixturenames]
@@ -66,12 +66,12 @@ def clock():
 
 @pytest.fixture
 def loop():
-    """The virtual loop; what stands here is replaced when the test begins."""
+    """Reserve the argument ``loop``, for which `pytest_pyfunc_call` passes the virtual loop."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Async tests run in virtual time, on a loop that they take as ``loop``."""
+    """Run an async test in virtual time, on a loop that it gets as ``loop``."""
     test = pyfuncitem.obj
     if not inspect.iscoroutinefunction(test):
         return None
@@ -82,7 +82,10 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.fixture
 def took_s():
-    """``await took_s(awaitable)``: seconds, less those by which a thread that only sleeps woke late meanwhile."""
+    """Return a function that measures seconds: ``await took_s(awaitable)``.
+
+    It subtracts the seconds by which a thread that only sleeps wakes late meanwhile: the machine causes these.
+    """
 
     async def measure(awaitable):
         late_s = 0.0
@@ -110,9 +113,9 @@ def took_s():
 
 @pytest.fixture(scope="module", autouse=True)
 def _heap_is_frozen():
-    """A collection looks at what a file's tests made, not at all that the run has loaded: a millisecond, not 300.
+    """Freeze the heap, so that a collection visits the objects of one test file only: 1 ms instead of 300 ms.
 
-    A process that froze objects is also left alone by each stack that starts; `test_serving_process.py` thaws its own.
+    A stack that starts leaves a heap with frozen objects alone, so `test_serving_process.py` unfreezes the heap first.
     """
     gc.collect()
     gc.freeze()
@@ -124,7 +127,7 @@ def _no_thread_is_left_behind():
     yield
     left = [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
     for thread in left:
-        if thread.name == "AnyIO worker thread":  # told to end with its loop, which does not wait for it
+        if thread.name == "AnyIO worker thread":  # its loop tells it to end, and does not wait for it
             thread.join(30)
     left = [thread for thread in left if thread.is_alive()]
     assert not left, f"threads left behind: {left}"

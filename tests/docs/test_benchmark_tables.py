@@ -14,7 +14,7 @@ def load(path):
     """Return a script as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
+    sys.modules[path.stem] = module  # dataclasses look up their module here
     try:
         spec.loader.exec_module(module)
     finally:
@@ -46,7 +46,7 @@ def test_no_obsolete_page_exists():
 
 
 def test_declared_figures_are_exactly_those_measured():
-    """A figure that is renamed or deleted must not stay in the tables, nor a new one be without a measurement."""
+    """Every declared figure has a measurement, and no measurement of a renamed or deleted figure is left."""
     measured = {figure for figures in TABLES.stored_results().values() for figure in figures}
 
     assert measured == set(TABLES.declared_figures())

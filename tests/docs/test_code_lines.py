@@ -1,4 +1,4 @@
-"""What counts as a line of code."""
+"""Counting of lines of code."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The picture of the README is cut out of the demo's report, with a palette for light and one for dark screens."""
+"""The picture of the README is a figure of the demo's report, with one palette for light and one for dark screens."""
 
 import runpy
 from pathlib import Path
@@ -17,7 +17,7 @@ REPORT = """<style>
 
 
 def test_picture_is_the_wide_form_with_both_palettes():
-    """The first wide figure is taken, and both palettes go into it."""
+    """The picture is the first wide figure of the report, with both palettes."""
     picture = extract_picture(REPORT)
 
     minidom.parseString(picture)  # noqa: S318 - our own text, which must be well-formed

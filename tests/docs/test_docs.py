@@ -1,7 +1,7 @@
-"""What the README and the documentation show is true: their code runs, prints what they say, and their links lead somewhere.
+"""The code of the README and of the documentation runs and prints the output shown; links lead to existing files.
 
-Info strings: a ``python`` block runs, in the namespace of the page's earlier ones; ``text output`` behind it is what it
-must print; ``python no-run`` must only be valid Python. Anything else is not executed.
+A ``python`` block runs in the namespace of the earlier blocks of its page. A ``text output`` block after it has the
+output that it must print. A ``python no-run`` block must only be valid Python. Other blocks are not executed.
 """
 
 import ast
@@ -59,7 +59,7 @@ class Block(NamedTuple):
     text: str
     line: int
 
-    def compile(self, path, folder="/tmp"):  # noqa: S108 - what the pages say
+    def compile(self, path, folder="/tmp"):  # noqa: S108 - the folder that the pages use
         text = self.text.replace('"/tmp/', f'"{folder}/')
         # empty lines in front, so that a traceback names the line of the page
         return compile("\n" * (self.line - 1) + text, str(path), "exec")
@@ -72,8 +72,8 @@ def _blocks(path):
 
 @pytest.fixture
 def page_namespace(request, monkeypatch, tmp_path):
-    """The namespace of a script that a reader starts in the checkout, or, of the README, in any folder."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # pages do not clear away what they make
+    """Return the namespace of a script that runs in the checkout, or in an empty folder if the page is the README."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # pages do not delete the files that they write
     monkeypatch.chdir(tmp_path if request.getfixturevalue("path").name == "README.md" else ROOT)
     script = types.ModuleType("__main__")
     script.__file__ = __file__
@@ -86,7 +86,7 @@ def test_code_of_the_page_runs_with_the_printed_output(path, page_namespace, cap
     printed = None
     for block in _blocks(path):
         if block.info == "python":
-            exec(block.compile(path, tmp_path), page_namespace)  # noqa: S102 - to run the pages is what this is for
+            exec(block.compile(path, tmp_path), page_namespace)  # noqa: S102 - this test runs the code of the pages
             printed = capsys.readouterr().out
         elif block.info == "text output":
             assert printed is not None, f"{_name(path)}:{block.line}: output without code before it"
@@ -110,7 +110,7 @@ def test_links_lead_to_files_of_the_checkout(path):
     prose = FENCE.sub("", path.read_text(encoding="utf-8"))
     for target in LINK.findall(prose):
         file, _, anchor = target.partition("#")
-        if ":" in file:  # elsewhere
+        if ":" in file:  # another site
             continue
         linked = (path.parent / file).resolve() if file else path
         assert linked.exists(), f"{_name(path)}: {target}"
@@ -138,7 +138,7 @@ def test_index_lists_every_page_under_its_group(group):
 
 
 def test_page_of_examples_lists_every_program():
-    """A file of the folder without a link is not found."""
+    """The page of examples links every file of the folder, because readers do not find a file without a link."""
     page = (ROOT / "docs" / "reference" / "examples.md").read_text(encoding="utf-8")
     linked = {Path(target).name for target in LINK.findall(page) if target.startswith("../../examples/")}
 
@@ -146,7 +146,7 @@ def test_page_of_examples_lists_every_program():
 
 
 def test_each_example_program_says_how_it_is_run():
-    """A module that others import has no command; a program has one in its first lines."""
+    """The docstring of each example program says how to run it; modules that only others import need no command."""
     for path in (ROOT / "examples").glob("*.py"):
         text = path.read_text(encoding="utf-8")
         if re.search(r"^(asyncio\.run\(|if __name__ == |app = )", text, re.MULTILINE):
@@ -155,7 +155,7 @@ def test_each_example_program_says_how_it_is_run():
 
 
 def test_first_tutorial_lists_every_extra():
-    """Who needs one finds its name there."""
+    """The tables of the first tutorial name exactly the extras that the package declares."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     page = (ROOT / "docs" / "tutorials" / "getting-started.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
@@ -191,9 +191,9 @@ def test_examples_in_docstrings():
     finder, runner = doctest.DocTestFinder(recurse=True), doctest.DocTestRunner()
     for info in pkgutil.walk_packages(streaminfer.__path__, "streaminfer."):
         if info.name.endswith("_cy"):
-            continue  # their classes are found where they are published
+            continue  # their classes are found in the modules that publish them
         for test in finder.find(importlib.import_module(info.name)):
-            if test.examples:  # each run looks at all files that were imported
+            if test.examples:  # each run looks at all imported files, which takes time
                 runner.run(test)
     assert runner.failures == 0
     assert runner.tries > 0

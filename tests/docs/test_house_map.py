@@ -1,4 +1,4 @@
-"""The map of the code is what `docs/house_map.py` draws from the code of today; what it shows stays small."""
+"""The map of the code is current, and the folders and modules that it lists are small."""
 
 import runpy
 from pathlib import Path
@@ -10,12 +10,12 @@ FOLDERS = sorted({module.parent for module in DRAWING["PACKAGE"].rglob("*.py")})
 
 
 def test_map_is_up_to_date():
-    """The page equals a fresh drawing; `python docs/house_map.py` writes it."""
+    """The page equals a new drawing; `python docs/house_map.py` writes it."""
     assert DRAWING["PAGE"].read_text(encoding="utf-8") == DRAWING["draw_map"]()
 
 
 def test_map_names_every_folder_and_layer():
-    """Each folder with modules has a row, and each name of the import contract a line."""
+    """The map has a row for the folder `planner`, and the import contract in it names the layer `batching`."""
     page = DRAWING["draw_map"]()
 
     assert "| `streaminfer/batching/planner/` |" in page
@@ -24,7 +24,7 @@ def test_map_names_every_folder_and_layer():
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda it: it.name)
 def test_folders_and_modules_are_small(folder):
-    """At most 15 modules in each, and none of them longer than 450 lines."""
+    """A folder has at most 15 modules, and each of them has at most 450 lines."""
     modules = list(folder.glob("*.py"))
 
     assert len(modules) <= 15

@@ -1,4 +1,4 @@
-"""The table of loggers in the reference has those that the package uses."""
+"""The table of loggers in the reference."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ USED = re.compile(
 
 
 def test_every_logger_is_in_the_table():
-    """And no other one."""
+    """The table of loggers names exactly the loggers that the package uses."""
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "streaminfer").rglob("*.py"))
     section = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8").partition("## Logs")[2]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]

@@ -1,4 +1,4 @@
-"""The page of metrics is that of the code."""
+"""The page of metrics."""
 
 import importlib.util
 import re
@@ -10,7 +10,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_metrics_page_is_current():
-    """`python docs/metrics_page.py` would change nothing."""
+    """The page is current: `python docs/metrics_page.py` would change nothing."""
     spec = importlib.util.spec_from_file_location("metrics_page", DOCS / "metrics_page.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -19,9 +19,9 @@ def test_metrics_page_is_current():
 
 
 def test_metrics_page_names_inner_labels():
-    """The metrics page names every label of the inner statistics.
+    """The introduction of the metrics page names every label of the inner statistics.
 
-    Those of what is inside a part, beside `service` and `layer`, which all series have.
+    Their series have these labels beside `service` and `layer`, which all series have.
     """
     head = (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8").partition("\n| ")[0]
 

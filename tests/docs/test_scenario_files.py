@@ -18,7 +18,7 @@ TABLES = {"service", "arrivals", "inputs", "capacity", "devices", "edge"}
     "settings", [Scenario, ServiceSettings, RandomInput, CapacitySettings, DeviceGroup, EdgeSettings]
 )
 def test_every_field_is_named(settings):
-    """A field is in the page as code, alone or with its default; a table has a section."""
+    """The page names each field as code, alone or with its default; tables are exempt, because they have sections."""
     names = {field.name for field in attrs.fields(settings)} - TABLES
 
     assert not {name for name in names if f"`{name}`" not in PAGE and f"`{name} = " not in PAGE}
@@ -26,7 +26,7 @@ def test_every_field_is_named(settings):
 
 @pytest.mark.parametrize("kind", ARRIVALS)
 def test_row_of_each_arrival_kind_names_its_fields(kind):
-    """With all fields, and with the defaults that they have."""
+    """The row of an arrival kind names all fields of the kind, with their defaults."""
     [row] = [line for line in PAGE.splitlines() if line.startswith("|") and f'`"{kind}"`' in line]
     make = {"replay": Replay.load, "rates": Rates.load}.get(kind, ARRIVALS[kind])
 

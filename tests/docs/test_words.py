@@ -56,7 +56,7 @@ def _name(page):
 
 
 def _markdown(page):
-    """Return the text of a page, or that between the code of a notebook."""
+    """Return the text of a page, or the Markdown cells of a notebook."""
     text = page.read_text(encoding="utf-8")
     if page.suffix != ".ipynb":
         return text
@@ -72,7 +72,7 @@ def _prose(page):
 
 
 def _modules(folder):
-    """Return the modules in a folder that Git may hold."""
+    """Return the modules of a folder, without the files in `__pycache__`."""
     return sorted(path for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts)
 
 
@@ -136,7 +136,7 @@ def test_names_of_tests_are_short():
 
 @pytest.mark.parametrize("page", PROSE, ids=_name)
 def test_page_promises_nothing(page):
-    """A page describes what exists: what is absent today may exist tomorrow, and the page would be wrong."""
+    """A page promises no future feature, because the sentence becomes wrong when the feature exists."""
     found = [f"{_name(page)}:{number}: {line}" for number, line in _prose(page) if ABSENT.search(line)]
     assert not found, "\n".join(found)
 
@@ -154,7 +154,7 @@ def test_sentences_are_short(page):
 
 @pytest.mark.parametrize("page", PROSE, ids=_name)
 def test_sentences_have_lines_of_their_own(page):
-    """One sentence per line: a diff shows what changed."""
+    """A line has one sentence, so that a diff shows what changed."""
     found = [
         f"{_name(page)}:{number}: {line}"
         for number, line in _prose(page)
@@ -166,12 +166,15 @@ def test_sentences_have_lines_of_their_own(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if not page.name.startswith("figures-")], ids=_name)
 def test_page_is_short(page):
-    """A longer page has more than one purpose; tables of figures are as long as their benchmarks are many."""
+    """A page has at most 200 lines, because a longer page has more than one purpose.
+
+    Tables of figures are exempt: their length depends on the number of benchmarks.
+    """
     assert len(page.read_text(encoding="utf-8").splitlines()) <= MAX_PAGE_LINES
 
 
 def test_first_screen_of_readme_has_no_figures():
-    """The README shows what it is and an example before any measurement."""
+    """The first 45 lines of the README, its purpose and an example, have no table and no measurement."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 
     assert not [

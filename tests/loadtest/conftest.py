@@ -9,16 +9,16 @@ from streaminfer.testing import run
 
 @pytest.fixture
 def virtually():
-    """Run ``main()`` on a virtual loop."""
+    """Return a function that runs ``main()`` on a virtual loop."""
     return lambda main: run(lambda _loop: main())
 
 
 class Device:
-    """One request at a time, each of which takes ``duration_s()``; a pause holds all of them up.
+    """Service that runs one request at a time; no request starts during its pause.
 
     Args:
-        duration_s: of a request.
-        pause: begin and end of a pause, loop time.
+        duration_s: seconds of a request, or a function that returns them.
+        pause: begin and end of the pause, in seconds of the loop's time.
     """
 
     def __init__(self, duration_s, pause=(0.0, 0.0)):
@@ -37,5 +37,5 @@ class Device:
 
 @pytest.fixture
 def device():
-    """Make a device."""
+    """Return the class `Device`."""
     return Device

@@ -32,7 +32,7 @@ def kind(process):
 class TestSchedule:
     @pytest.mark.parametrize("process", PROCESSES, ids=kind)
     def test_mean_rate(self, process):
-        """Within a minute the mean rate is that of the process."""
+        """Within a minute, the mean rate is that of the process."""
         assert process.schedule(60.0, 1).size == pytest.approx(12_000, rel=0.15)
 
     @pytest.mark.parametrize("process", PROCESSES, ids=kind)
@@ -46,7 +46,7 @@ class TestSchedule:
 
     @pytest.mark.parametrize("process", PROCESSES, ids=kind)
     def test_same_seed_same_schedule(self, process):
-        """A seed gives one schedule."""
+        """The same seed gives the same schedule."""
         np.testing.assert_array_equal(process.schedule(5.0, 3), process.schedule(5.0, 3))
 
     @pytest.mark.parametrize("process", [Poisson(50.0), Gamma(50.0), OnOff(50.0), Bursts(50.0)], ids=kind)
@@ -62,7 +62,7 @@ class TestSchedule:
 
 
 def test_mean_of_clumps_is_the_rate():
-    """A run does not begin with a clump: over many seeds the mean is the rate, however uneven the gaps."""
+    """Over many seeds, the mean rate of a process with uneven gaps is the given one: no run begins with a clump."""
     counts = [Gamma(20.0, cv=10.0).schedule(10.0, seed).size for seed in range(400)]
 
     assert np.mean(counts) == pytest.approx(200.0, abs=4 * np.std(counts) / 20)
@@ -78,14 +78,14 @@ def test_mean_of_clumps_is_the_rate():
     ids=str,
 )
 def test_mean_of_two_levels_is_the_rate(process):
-    """A run begins at either level: over many seeds its mean is the rate, however short it is."""
+    """Over many seeds, the mean rate of short runs is the given rate, because a run begins at either level."""
     counts = [process.schedule(3.0, seed).size for seed in range(1000)]
 
     assert np.mean(counts) == pytest.approx(60.0, abs=4 * np.std(counts) / np.sqrt(1000))
 
 
 def test_ramp_has_the_rate_of_each_moment():
-    """A ramp to 400/s has an eighth of its requests in the first third and more."""
+    """A ramp from 0 to 400/s has a quarter of its requests in the first half."""
     instants = Ramp(0.0, 400.0).schedule(60.0, 5)
 
     halves = np.histogram(instants, [0, 30, 60])[0]
@@ -93,7 +93,7 @@ def test_ramp_has_the_rate_of_each_moment():
 
 
 def test_diurnal_peaks_in_the_middle():
-    """The quarter around the peak has 1.8 times the mean rate, nearly; the night the rest."""
+    """With a peak of 1.8 times the mean, the eighth around the peak has over 4 times the requests of the first one."""
     instants = Diurnal(200.0, peak=1.8).schedule(80.0, 6)
 
     night, peak = np.histogram(instants, [0, 10, 35, 45])[0][[0, 2]]
@@ -101,7 +101,7 @@ def test_diurnal_peaks_in_the_middle():
 
 
 def test_rates_follow_the_table():
-    """A window with rate 0 is empty."""
+    """Each window has the rate of the table; a window with rate 0 and the time after the table are empty."""
     counts = np.histogram(Rates([100.0, 0.0, 50.0], 10.0).schedule(60.0, 7), [0, 10, 20, 30, 60])[0]
 
     assert counts[1] == 0
@@ -111,7 +111,7 @@ def test_rates_follow_the_table():
 
 class TestRecordedCounts:
     def test_rows_are_summed_and_scaled(self, tmp_path):
-        """Counts of several functions per minute become rates with the mean that was asked for."""
+        """Counts of several functions per minute are summed, and become rates with the given mean."""
         np.savez(tmp_path / "counts.npz", per_minute=np.array([[1, 0, 5], [1, 2, 3]], np.uint32))
 
         rates = Rates.load(tmp_path / "counts.npz", key="per_minute", window_s=0.5, rate=40.0)
@@ -121,7 +121,7 @@ class TestRecordedCounts:
 
     @pytest.mark.parametrize("counts", [[0, 0], [], [np.nan]], ids=str)
     def test_counts_without_any_request(self, tmp_path, counts):
-        """Nothing can be scaled to a rate."""
+        """Counts without any request are rejected, because they cannot be scaled to a rate."""
         np.savez(tmp_path / "counts.npz", per_minute=counts)
 
         with pytest.raises(ValueError, match="counts: expected counts of which some are above 0"):
@@ -136,11 +136,11 @@ class TestReplay:
         np.testing.assert_allclose(Replay(trace, rate=3.0).schedule(10.0, 0), [0.0, 0.2, 0.8, 1.0])
 
     def test_rate_of_one_instant(self):
-        """Requests that are due at once have no rate that could be scaled."""
+        """Requests that are due at the same instant have no rate, so the given rate does not scale them."""
         np.testing.assert_array_equal(Replay([5.0, 5.0], rate=3.0).schedule(1.0, 0), [0.0, 0.0])
 
     def test_rate_of_no_requests(self):
-        """A trace without requests has none at any rate; the run then says that nothing is due."""
+        """A trace without requests has an empty schedule at any rate."""
         assert Replay([], rate=3.0).schedule(1.0, 0).size == 0
 
     def test_load_selects_one_of_several_runs(self, tmp_path):
@@ -162,7 +162,7 @@ class TestReplay:
             Replay.load(path, run=1)
 
     def test_load_unknown_key(self, tmp_path):
-        """The message names the arrays that there are."""
+        """The error for an unknown key names the arrays of the file."""
         path = tmp_path / "trace.npz"
         np.savez(path, t=[0.0])
 
@@ -171,7 +171,7 @@ class TestReplay:
 
     @pytest.mark.parametrize("unit_s", ["ms", 0, -1.0], ids=str)
     def test_load_wrong_unit(self, tmp_path, unit_s):
-        """A unit is a number of seconds."""
+        """The unit is a number of seconds above 0."""
         path = tmp_path / "trace.npz"
         np.savez(path, t=[0.0, 1.0])
 
@@ -180,7 +180,7 @@ class TestReplay:
 
     @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"t,1.0"], ids=["empty", "zip", "text"])
     def test_load_file_of_another_format(self, tmp_path, content):
-        """The message names the file, whatever it holds."""
+        """The error for a file of another format names the file, whatever its content."""
         path = tmp_path / "trace.npz"
         path.write_bytes(content)
 
@@ -188,7 +188,7 @@ class TestReplay:
             Replay.load(path)
 
     def test_load_one_array(self, tmp_path):
-        """A file of NumPy with a single array has no names."""
+        """A NumPy file with a single array, which has no name, is rejected."""
         np.save(tmp_path / "trace.npy", [0.0, 1.0])
 
         with pytest.raises(ValueError, match=r"path: expected an \.npz file, got '.*trace\.npy'"):
@@ -220,12 +220,12 @@ class TestRefused:
 
 
 def test_constant_ends_before_the_duration():
-    """0.07 · 100 is a little more than 7 in floating point."""
+    """A constant rate ends before the duration, although 0.07 · 100 is a little more than 7 in floating point."""
     assert Constant(100).schedule(0.07, 0).size == 7
 
 
 def test_instants_are_kept():
-    """Given instants need not begin at 0."""
+    """Given instants are used unchanged, and need not begin at 0."""
     np.testing.assert_array_equal(as_arrivals([0.5, 0.75, 2.0]).schedule(1.0, 0), [0.5, 0.75])
 
 
@@ -238,11 +238,11 @@ def test_instants_are_kept():
     ids=["trace", "rates"],
 )
 def test_repr_counts_tables(process, said):
-    """A report says which schedule it is of, in one line."""
+    """The repr counts the entries of a table, so that a report names its schedule in one line."""
     assert repr(process) == said
 
 
 def test_processes_compare_by_fields():
-    """Equal fields make equal processes."""
+    """Processes with equal fields are equal."""
     assert Poisson(5.0) == Poisson(5.0)
     assert attrs.asdict(Gamma(5.0)) == {"rate": 5.0, "cv": 4.0}

@@ -21,10 +21,10 @@ async def failing(_x):
 
 
 class Told(Node):
-    """A service that tells the ends of requests, and is never awaited.
+    """Service that reports the ends of requests to a callback, and is never awaited.
 
     Args:
-        tell: called with the request and what takes its response and its error.
+        tell: called with the request and the callback for its response and its error.
     """
 
     def __init__(self, tell):
@@ -55,14 +55,14 @@ def answer(_request, receive):
 
 
 def test_run_of_less_than_a_millisecond():
-    """LoadGen counts milliseconds, and one of 0 ended the process."""
+    """A run of less than a millisecond lasts at least one, because LoadGen ends the process if it gets 0 ms."""
     result = asyncio.run(run_mlperf(echo, slo_s=5.0, **SETTINGS | {"duration_s": 1e-5}))
 
     assert result.p99_s > 0
 
 
 def test_fast_service_is_measured():
-    """Its latency is far below a limit of seconds."""
+    """The p99 of a fast service is below a limit of seconds."""
     result = asyncio.run(run_mlperf(echo, slo_s=5.0, **SETTINGS))
 
     assert 0 < result.p99_s < 5.0
@@ -70,7 +70,7 @@ def test_fast_service_is_measured():
 
 
 def test_stack_creates_no_task_per_query():
-    """Its batcher tells the ends of requests: no task is made for a query."""
+    """The batcher of a stack reports the ends of requests, so no query needs a task."""
 
     async def main():
         made = []
@@ -93,7 +93,7 @@ def test_stack_creates_no_task_per_query():
 
 @pytest.mark.parametrize("service", [failing, Told(fail)], ids=["awaited", "told"])
 def test_failures_are_late(service, caplog):
-    """A service that fails is not valid, and the log says why."""
+    """A run whose requests fail is not valid, and the log has the error."""
     result = asyncio.run(run_mlperf(service, slo_s=0.1, **SETTINGS))
 
     assert not result.valid
@@ -104,7 +104,7 @@ def test_failures_are_late(service, caplog):
 
 
 def test_response_before_begin_returns():
-    """A response that comes before the call returns completes its query, and nothing is cancelled at the end."""
+    """A response before the call returns completes its query, and nothing is cancelled at the end."""
     service = Told(answer)
 
     assert asyncio.run(run_mlperf(service, slo_s=5.0, **SETTINGS)).p99_s < 5.0
@@ -112,7 +112,7 @@ def test_response_before_begin_returns():
 
 
 def test_request_that_never_completes_is_late(monkeypatch):
-    """A request whose end is never told is cancelled, and late."""
+    """A request whose end is never reported is cancelled, and late."""
     monkeypatch.setattr("streaminfer.loadtest.mlperf.DRAIN_S", 0.3)
     service = Told(lambda _request, _receive: None)
 
@@ -121,7 +121,7 @@ def test_request_that_never_completes_is_late(monkeypatch):
 
 
 def test_begin_that_raises(caplog):
-    """A request that cannot be begun is late."""
+    """A request that cannot begin because the service is closed is late, and logs nothing."""
 
     def closed(_request, _receive):
         raise si.Closed("it stops")
@@ -158,7 +158,7 @@ def test_sample_inputs_and_settings_are_sent(way):
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, None], ids=["cancels itself", "hangs"])
 def test_call_without_response_is_late(error, monkeypatch):
-    """A call that is cancelled by its service or never ends is late, and the test ends."""
+    """A call that its service cancels, or that never ends, is late, and the run ends."""
     monkeypatch.setattr("streaminfer.loadtest.mlperf.DRAIN_S", 0.3)
 
     async def silent(_x):
@@ -170,7 +170,7 @@ def test_call_without_response_is_late(error, monkeypatch):
 
 
 class Stop(BaseException):
-    """Of an application."""
+    """Exception of an application that does not inherit from `Exception`."""
 
 
 async def stop(_x):
@@ -183,13 +183,13 @@ def tell_stop(_request, receive):
 
 @pytest.mark.parametrize("service", [stop, Told(tell_stop)], ids=["awaited", "told"])
 def test_base_exception_ends_the_run(service):
-    """What is no `Exception` is raised."""
+    """The run raises an exception that does not inherit from `Exception`."""
     with pytest.raises(Stop):
         asyncio.run(run_mlperf(service, slo_s=0.01, **SETTINGS))
 
 
 def test_cancelled_run_cancels_requests_in_flight():
-    """A cancelled run ends with LoadGen's schedule, and cancels what is in flight."""
+    """A cancelled run cancels the requests in flight, and ends at the end of LoadGen's schedule."""
     sent = []
 
     async def hang(x):
@@ -209,7 +209,7 @@ def test_cancelled_run_cancels_requests_in_flight():
 
 
 def test_cancelled_run_sends_no_further_requests():
-    """The rest of LoadGen's schedule is completed without it, also where it tells the ends of requests."""
+    """After a cancellation, the service gets no more requests, and LoadGen completes its schedule without it."""
     sent = []
     service = Told(lambda request, _receive: sent.append(request))
 

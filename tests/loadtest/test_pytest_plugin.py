@@ -1,4 +1,4 @@
-"""The plugin: its fixtures, its options, and its company with a benchmark fixture."""
+"""The pytest plugin: its fixtures and options, and its use together with pytest-benchmark."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ class Model:
 
 
 class Imports:
-    """A plugin of runs in this process that keeps what they import."""
+    """Plugin that keeps the modules that pytest runs in this process import."""
 
     def __init__(self):
         self.modules = {}
@@ -36,9 +36,9 @@ class Imports:
 
 @pytest.fixture
 def imports():
-    """Give back at the end what the runs of a test imported.
+    """Restore, at the end of a test, the modules that its runs imported.
 
-    pytester forgets that, so a later test would import a second copy, whose classes are not the first one's.
+    pytester removes them, so a later test would import a second copy, whose classes differ from those of the first.
     """
     kept = Imports()
     yield kept
@@ -49,7 +49,7 @@ def imports():
 
 @pytest.fixture
 def run_tests(imports, pytester, monkeypatch):  # `imports` first, so that it ends last
-    """Run a test file in a pytest of its own."""
+    """Return a function that runs a test file in a separate run of pytest."""
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):  # under xdist pytest-benchmark would measure nothing
         monkeypatch.delenv(name, raising=False)
 
@@ -71,7 +71,7 @@ def test_tail(loadtest):
 
 
 def test_saved_run_is_compared(run_tests, pytester):
-    """The tail of a slower version regresses, and its test fails."""
+    """A slower version fails its test, because its tail regressed."""
     run_tests(TAIL.format(seconds=0.001), "--loadtest-save=saved").assert_outcomes(passed=1)
     saved = {path.suffix: path.read_text(encoding="utf-8") for path in (pytester.path / "saved").iterdir()}
     assert set(saved) == {".json", ".html"}
@@ -87,7 +87,7 @@ def test_saved_run_is_compared(run_tests, pytester):
 
 
 def test_run_without_saved_baseline_passes(run_tests):
-    """A run that was not saved is named, and passes."""
+    """A run without a saved baseline passes, and the summary says that the baseline is missing."""
     result = run_tests(TAIL.format(seconds=0.001), "--loadtest-compare=nowhere")
 
     result.assert_outcomes(passed=1)
@@ -96,7 +96,10 @@ def test_run_without_saved_baseline_passes(run_tests):
 
 @pytest.mark.parametrize("option", ["--loadtest-save", "--loadtest-compare"])
 def test_folder_without_an_equals_sign_is_rejected(run_tests, pytester, option):
-    """Pytest would take it for a folder of tests, name the tests from another root, and find nothing to compare."""
+    """An option without an equals sign is an error, because pytest would take the folder for a folder of tests.
+
+    Pytest would then name the tests from another root, and find nothing to compare.
+    """
     pytester.mkdir("saved")
 
     result = run_tests(TAIL.format(seconds=0.001), option, "saved")
@@ -106,7 +109,7 @@ def test_folder_without_an_equals_sign_is_rejected(run_tests, pytester, option):
 
 
 def test_parameters_that_look_alike(run_tests, pytester):
-    """Runs of two tests are saved apart, also where a file's name cannot tell their parameters."""
+    """Runs of two tests are saved apart, even if their parameters are equal in a file name."""
     result = run_tests(
         """
 @pytest.mark.parametrize("times", [1, 2], ids=["p99 < 1", "p99 > 1"])
@@ -121,7 +124,7 @@ def test_tail(loadtest, times):
 
 
 def test_service_in_place_of_a_function_is_an_error(run_tests):
-    """A stack would take the clock for a request, and leave a coroutine that nothing awaits."""
+    """A stack in place of a function is an error: it would take the clock for a request that is never awaited."""
     result = run_tests(
         """
 def test_stack(loadtest):
@@ -152,7 +155,7 @@ def test_twice(loadtest):
 
 
 def test_async_test_gets_an_error_with_advice(run_tests):
-    """It has an event loop already; nothing is left that was never awaited."""
+    """A call in a running event loop is an error with advice, and leaves no coroutine that is never awaited."""
     result = run_tests(
         """
 def test_it(loadtest):
@@ -169,7 +172,7 @@ def test_it(loadtest):
 
 
 def test_benchmark_extra_info_has_the_tails(run_tests, pytester):
-    """Where a test uses the fixture of pytest-benchmark, the tails are in its extra_info, and in its JSON."""
+    """If a test uses the fixture of pytest-benchmark, the tails are in its ``extra_info`` and in its JSON."""
     result = run_tests(
         """
 def test_both(benchmark, loadtest):
@@ -185,7 +188,7 @@ def test_both(benchmark, loadtest):
 
 
 def test_benchmark_of_a_service_without_responses(run_tests, pytester):
-    """A tail that is infinite is none: JSON has no infinity."""
+    """An infinite tail is null in the JSON of pytest-benchmark."""
     result = run_tests(
         """
 async def broken(_inputs):
@@ -205,7 +208,7 @@ def test_both(benchmark, loadtest):
 
 @pytest.mark.parametrize("option", ["--benchmark-disable", "--benchmark-skip"])
 def test_benchmark_is_off(run_tests, option):
-    """A test that pytest-benchmark does not time runs, and one that it skips does not."""
+    """The load test runs with ``--benchmark-disable``, and is skipped with ``--benchmark-skip``."""
     result = run_tests(
         """
 def test_both(benchmark, loadtest):
@@ -218,7 +221,7 @@ def test_both(benchmark, loadtest):
 
 
 def test_xdist_workers_report_to_the_main_process(run_tests):
-    """Lines of load tests in worker processes are printed by the main one."""
+    """The main process prints the lines of load tests in worker processes."""
     result = run_tests(TAIL.format(seconds=0.001), "-n1", xdist=True)
 
     result.assert_outcomes(passed=1)
@@ -226,7 +229,7 @@ def test_xdist_workers_report_to_the_main_process(run_tests):
 
 
 def test_plugin_loads_in_an_older_pytest():
-    """It is part of every run where the package is installed; pytest 8.3 has no `TerminalReporter`."""
+    """Pytest loads the plugin wherever the package is installed, so it loads in 8.3, without `TerminalReporter`."""
     code = "import pytest; del pytest.TerminalReporter; import streaminfer.loadtest.pytest_plugin"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -243,7 +246,7 @@ def test_plugin_imports_no_further_modules():
 
 
 def test_virtual_loop(run_tests):
-    """An hour passes at once, and tasks that are left are cancelled."""
+    """An hour passes at once, and the tasks left at the end are cancelled."""
     result = run_tests(
         """
 ended = []

@@ -19,7 +19,7 @@ async def echo(inputs):
 
 class TestLatency:
     def test_counts_from_the_intended_send_time(self, virtually, device):
-        """Requests that are due while a service pauses wait for the end of the pause."""
+        """The latency of requests that are due during a pause of the service includes the rest of the pause."""
         service = device(0.001, pause=(1.0, 2.0))
 
         report = virtually(lambda: run(service, arrivals=Constant(10.0), inputs=[1.0], duration_s=3.0, slo_s=0.1))
@@ -28,7 +28,7 @@ class TestLatency:
         np.testing.assert_allclose(late[:3], [0.981, 0.882, 0.783], atol=2e-3)
 
     def test_stall_is_in_the_tail(self, virtually, device):
-        """The p99.9 with a pause of a second is the true one; a closed loop does not see it."""
+        """The p99.9 of a run with a pause of 1 s is within 5 % of the truth; a closed loop does not see the pause."""
 
         async def main():
             rate, seconds = 200.0, 60.0
@@ -39,7 +39,7 @@ class TestLatency:
             return report, await closed_loop(lambda _number: stalled(1.0), 1, 55.0)
 
         report, closed = virtually(main)
-        # of 12,000 arrivals in a minute, 200 came in the pause and waited from 1 s down to what its backlog needed
+        # of 12,000 arrivals in a minute, 200 come in the pause; they wait from 1 s down to what the backlog needs
         free_s, waits = 0.0, []
         for due in np.arange(12_000) / 200.0:
             start = max(due, free_s)
@@ -51,7 +51,7 @@ class TestLatency:
         assert np.quantile(closed, 0.999) < 0.01 * truth
 
     def test_failed_requests_count_as_infinite(self, virtually):
-        """A percentile is over all requests, so that failing fast does not improve it."""
+        """Percentiles are over all requests, so that fast failures do not improve them."""
 
         async def failing(number):
             if number % 4 == 0:
@@ -94,7 +94,7 @@ class TestLatency:
 
 class TestEnds:
     def test_unanswered_requests_are_cancelled(self, virtually):
-        """What is in flight after the drain is cancelled, and counts as unanswered."""
+        """Requests in flight after the drain are cancelled, and count as unanswered."""
         cancelled = []
 
         async def hanging(number):
@@ -113,7 +113,7 @@ class TestEnds:
         assert sorted(cancelled) == [5, 6, 7, 8, 9]
 
     def test_cancelled_run_cancels_its_requests(self, virtually):
-        """No task is left when a run is cancelled."""
+        """A cancelled run leaves no task and no request in flight."""
         in_flight = 0
 
         async def hanging(_inputs):
@@ -137,7 +137,7 @@ class TestEnds:
         assert virtually(main) == (25, 0, 1)
 
     def test_progress_every_second(self, virtually):
-        """Progress says how many were sent and are in flight."""
+        """Progress is reported every second, with the number of sent requests."""
         told = []
 
         virtually(
@@ -149,7 +149,7 @@ class TestEnds:
         assert told[0].requests == 350
 
     def test_error_in_progress_is_raised(self, virtually):
-        """An error of the callback is not lost."""
+        """The run raises an error of ``progress``."""
 
         def fail(_progress):
             raise LookupError("no terminal")
@@ -181,7 +181,7 @@ class TestInputs:
         assert got == seen
 
     def test_sample_and_measured_fields_are_reported(self, virtually):
-        """Labels, stages and values reach the report."""
+        """Labels, stages and values of `Sample` and `Measured` are in the report."""
         inputs = [
             Sample(1.0, labels={"device": "phone"}, stages_s={"encode": 0.03}),
             Sample(2.0, labels={"device": "studio"}, settings={"scale": 2.0}),
@@ -206,7 +206,7 @@ class TestInputs:
         assert [tail.name for tail in report.by_label("codec")] == ["vp8"]
 
     def test_requests_are_sent_unchanged(self, virtually):
-        """A service gets requests that are inputs as they are."""
+        """A `Request` is sent unchanged, and a `Sample` with its settings."""
         got = []
 
         class Service:
@@ -226,7 +226,7 @@ class Unprintable(Exception):
 
 
 def test_report_of_odd_texts_and_numbers(virtually, tmp_path):
-    """Whatever requests bring and raise, the run was not in vain: its report can be written."""
+    """A report can be written, whatever labels, numbers and errors the requests have."""
     label = os.fsdecode(b"caf\xe9.png")
 
     async def service(_given):
@@ -272,7 +272,7 @@ class TestRefused:
 
 
 def test_same_seed_same_report(virtually, device):
-    """In virtual time a seed gives one report."""
+    """In virtual time, the same seed gives the same latencies."""
 
     def once():
         return virtually(
@@ -283,7 +283,7 @@ def test_same_seed_same_report(virtually, device):
 
 
 def test_real_time():
-    """On an ordinary event loop all requests are sent and answered."""
+    """On an ordinary event loop, all requests are sent and get a response."""
     report = asyncio.run(run(echo, arrivals=Poisson(300.0), inputs=[1], duration_s=0.3, slo_s=1.0))
 
     assert report.outcomes == {"ok": report.requests}
@@ -300,7 +300,7 @@ class OwnArrivals:
 
 
 def test_custom_arrivals_class(virtually):
-    """A list will do, and what is due behind the end is not sent."""
+    """The schedule of a custom class may be a list; requests that are due after the end are not sent."""
     report = virtually(lambda: run(echo, arrivals=OwnArrivals([0.1, 5.0]), inputs=[1], duration_s=1.0, slo_s=0.1))
 
     np.testing.assert_array_equal(report.record.due_s, [0.1])
@@ -308,6 +308,6 @@ def test_custom_arrivals_class(virtually):
 
 @pytest.mark.parametrize("due_s", [[0.2, 0.1], [0.0, math.nan], [-1.0, 0.5]], ids=str)
 def test_arrivals_out_of_order(virtually, due_s):
-    """A schedule that no sender can follow is rejected, and not reported as a busy sender."""
+    """A schedule that no sender can follow is rejected; otherwise the sender would seem too busy."""
     with pytest.raises(ValueError, match="arrivals"):
         virtually(lambda: run(echo, arrivals=OwnArrivals(due_s), inputs=[1], duration_s=1.0, slo_s=0.1))

@@ -1,4 +1,4 @@
-"""`Sample` and `Measured`: what they hold is given by position, the rest by name."""
+"""`Sample` and `Measured` take their first field by position, and the others by name."""
 
 import inspect
 
@@ -9,7 +9,7 @@ from streaminfer.loadtest import Measured, Sample
 
 @pytest.mark.parametrize("kind", [Sample, Measured])
 def test_first_field_is_positional_with_every_attrs(kind):
-    """Before attrs 25.4, a field cannot undo the ``kw_only`` of its class."""
+    """The first field is positional with every attrs; before 25.4, a field cannot undo the ``kw_only`` of its class."""
     kinds = [parameter.kind.name for parameter in inspect.signature(kind).parameters.values()]
 
     assert kinds == ["POSITIONAL_OR_KEYWORD", *["KEYWORD_ONLY"] * 3]

@@ -51,7 +51,7 @@ def frames():
 
 @pytest.fixture
 def scenario(tmp_path, monkeypatch):
-    """Write a scenario."""
+    """Return a function that writes a scenario file."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "services_of_a_test.py").write_text(SERVICES)
 
@@ -65,7 +65,7 @@ def scenario(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", sorted((EXAMPLES / "scenarios").glob("*.toml")), ids=lambda path: path.stem)
 def test_examples_load(path, monkeypatch, tmp_path):
-    """Every scenario of the library is valid, and its functions exist."""
+    """Every scenario of the examples is valid, and its functions exist."""
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("STREAMINFER_TRACES", str(tmp_path))
     monkeypatch.setenv("STREAMINFER_RTT", str(tmp_path))
@@ -85,7 +85,7 @@ def test_examples_load(path, monkeypatch, tmp_path):
 
 
 def test_tables_become_objects(scenario):
-    """Tables become objects."""
+    """Tables of the file become objects with the values of the file."""
     text = SMALL.replace('kind = "constant"', 'kind = "poisson"') + "[capacity]\nlow = 20\nhigh = 40\n"
 
     loaded = Scenario.load(scenario(text))
@@ -96,7 +96,7 @@ def test_tables_become_objects(scenario):
 
 
 def test_random_inputs_depend_on_the_seed(scenario):
-    """The same seed draws the same inputs, of the shape and type that were given."""
+    """Random inputs have the given shape and type, and the same seed draws the same inputs."""
     text = SMALL.replace('make = "services_of_a_test:frames"', "").replace(
         "[inputs]", '[inputs.random.x]\nshape = [2, 3]\n[inputs.random.n]\nshape = [1]\ndtype = "int64"'
     )
@@ -169,7 +169,7 @@ def test_random_inputs_depend_on_the_seed(scenario):
     ],
 )
 def test_wrong_scenario(scenario, capsys, old, new, message):
-    """The command names file and field, and exits with 2."""
+    """The command names the file and the field, and exits with 2."""
     status = main(["loadtest", str(scenario(SMALL.replace(old, new, 1)))])
 
     assert status == 2
@@ -177,7 +177,7 @@ def test_wrong_scenario(scenario, capsys, old, new, message):
 
 
 def test_file_that_is_no_text(scenario, capsys):
-    """The message names it."""
+    """The error for a file that is no text names the file."""
     path = scenario()
     path.write_bytes(b"\xff")
 
@@ -187,7 +187,7 @@ def test_file_that_is_no_text(scenario, capsys):
 
 @pytest.fixture
 def services(scenario, monkeypatch):
-    """The module that the scenario names, to be changed."""
+    """Return the module that the scenario names, so that a test can change it."""
     module = types.ModuleType("services_of_a_test")
     monkeypatch.setitem(sys.modules, "services_of_a_test", module)
     exec(SERVICES, vars(module))  # noqa: S102 - the service of this test
@@ -197,11 +197,11 @@ def services(scenario, monkeypatch):
 class TestCommand:
     @pytest.fixture(autouse=True)
     def _keep_schedule(self, monkeypatch):
-        """Each run keeps its schedule, however busy this machine is."""
+        """Let each run keep its schedule, however busy this machine is."""
         monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
 
     def test_writes_reports(self, scenario, tmp_path, capsys):
-        """A run that keeps its schedule and its objective passes, and its files are there."""
+        """A run that keeps its schedule and its objective passes, and writes its reports."""
         out = {name: tmp_path / f"run.{name}" for name in ("html", "json", "junit")}
 
         status = main(["loadtest", str(scenario()), *(f"--{name}={path}" for name, path in out.items())])
@@ -219,7 +219,7 @@ class TestCommand:
         assert "Missed" in capsys.readouterr().out
 
     def test_comparison_without_a_verdict(self, scenario, tmp_path, capsys):
-        """Too few requests allow no comparison, which exits with 3."""
+        """A comparison of too few requests has no verdict, and exits with 3."""
         main(["loadtest", str(scenario()), f"--json={tmp_path / 'before.json'}"])
 
         assert main(["loadtest", str(scenario()), f"--compare={tmp_path / 'before.json'}"]) == UNDECIDED
@@ -227,7 +227,7 @@ class TestCommand:
 
     @pytest.mark.parametrize(("times", "status"), [(1.5, FAILED), (1.0, PASSED)], ids=["regressed", "unchanged"])
     def test_status_of_a_comparison(self, scenario, tmp_path, capsys, monkeypatch, times, status):
-        """A tail that regressed exits with 1, though the objective was reached."""
+        """A comparison exits with 1 if a tail regressed, even with the objective met, and with 0 if it is unchanged."""
         latencies = np.random.default_rng(1).lognormal(0, 0.4, 20_000)
         verdict = compare(latencies, times * np.random.default_rng(2).lognormal(0, 0.4, 20_000))
         monkeypatch.setattr("streaminfer.loadtest.cli.compare", lambda _before, _after: verdict)
@@ -255,7 +255,7 @@ class TestCommand:
         assert report.means("device")["slow"]["encode_cpu_s"] > 0
 
     def test_devices_with_score_and_edge(self, scenario, tmp_path, capsys):
-        """Frames come through nginx, and the report has what the function of the scenario says of the responses."""
+        """Frames pass through nginx, and the report has the scores of the scenario's function."""
         source = EXAMPLES / "assets" / "librivox_0870.wav"
         device = f'source = "{source}"\ndevice = "telephone"\nnetwork = "wired"\nseconds = 1.0\n'
         asked = 'score = "services_of_a_test:score"\n'
@@ -294,7 +294,7 @@ class TestCommand:
         assert "10/s: 99.50% on time" in said.err
 
     def test_folder_that_does_not_exist(self, scenario, tmp_path, capsys):
-        """A path that no report can be written to is rejected before the run."""
+        """A report path that cannot be written is rejected before the run."""
         assert main(["loadtest", str(scenario()), f"--html={tmp_path / 'no' / 'x.html'}"]) == 2
         assert main(["loadtest", str(scenario()), f"--junit={tmp_path}"]) == 2
         said = capsys.readouterr().err
@@ -302,7 +302,7 @@ class TestCommand:
         assert "--junit: expected a file in a folder that exists" in said
 
     def test_report_cannot_be_written(self, scenario, tmp_path, capsys, monkeypatch):
-        """A disk that is full is no missed objective."""
+        """A full disk exits with 2, and not as a missed objective; the result is printed."""
 
         def save(_report, path):
             raise OSError(28, "No space left on device", str(path))
@@ -315,7 +315,7 @@ class TestCommand:
         assert "of 15 requests within 2 s" in said.out
 
     def test_report_cannot_be_drawn(self, scenario, tmp_path, capsys, monkeypatch):
-        """A matplotlib whose files cannot be read is no missed objective either."""
+        """If matplotlib cannot be loaded, the command exits with 2, and not as a missed objective."""
         plain_import = importlib.import_module
 
         def import_module(name, *package):
@@ -329,7 +329,7 @@ class TestCommand:
         assert "which could not be loaded: [Errno 24] Too many open files" in capsys.readouterr().err
 
     def test_terminal_with_ascii_only(self, scenario, tmp_path, monkeypatch):
-        """One of ASCII shows "µs" and the arrow of a verdict as escapes; the exit status is that of the verdict."""
+        """A terminal with ASCII only shows "µs" and the arrow as escapes; the exit status is that of the verdict."""
         scenario, saved = str(scenario()), str(tmp_path / "run.json")
         assert main(["loadtest", scenario, f"--json={saved}"]) == 0
         verdict = Verdict("regressed", 1.0, (0.9, 1.1), 0.99, 0.01, 0.02, 0.02, 0.1)
@@ -345,13 +345,13 @@ class TestCommand:
         assert "p99 regressed: 10 ms \\u2192 20 ms" in said
 
     def test_closed_standard_output(self, scenario, monkeypatch):
-        """Without a place to print the result, the exit status is that of the run."""
+        """If standard output is closed, the exit status is that of the run."""
         monkeypatch.setattr(sys, "stdout", None)
 
         assert main(["loadtest", str(scenario())]) == 0
 
     def test_service_that_does_not_start(self, scenario, capsys):
-        """A server that is not there is named, without a traceback."""
+        """If the service does not start, the command exits with 2 and says so."""
         url = SMALL.replace('make = "services_of_a_test:make_echo"', 'url = "localhost:9"\nmodel = "none"')
 
         assert main(["loadtest", str(scenario(url))]) == 2
@@ -359,7 +359,7 @@ class TestCommand:
 
     @pytest.mark.parametrize("failing", ["make_echo", "frames"])
     def test_function_that_raises(self, scenario, services, capsys, monkeypatch, failing):
-        """A crash is no missed objective; its author sees where it was."""
+        """An error of the scenario's function exits with 2, not as a missed objective; a traceback shows its place."""
         monkeypatch.setattr(services, failing, {}.popitem)
 
         assert main(["loadtest", str(scenario())]) == 2
@@ -369,14 +369,14 @@ class TestCommand:
 
     @pytest.mark.parametrize("status", [0, 1])
     def test_function_that_exits(self, scenario, services, capsys, monkeypatch, status):
-        """Its status is not taken for a verdict."""
+        """An exit of the scenario's function exits with 2; its status is not taken for a verdict."""
         monkeypatch.setattr(services, "make_echo", lambda: sys.exit(status))
 
         assert main(["loadtest", str(scenario())]) == 2
         assert f"service or inputs of the scenario failed: SystemExit({status})" in capsys.readouterr().err
 
     def test_no_request_within_the_duration(self, scenario, capsys):
-        """What `run` says of its arguments is said without a traceback."""
+        """If `run` rejects its arguments, the command exits with 2, and the message names the file."""
         text = SMALL.replace("rate = 50", "rate = 0.001").replace('kind = "constant"', 'kind = "poisson"')
 
         assert main(["loadtest", str(scenario(text))]) == 2
@@ -395,7 +395,7 @@ class TestCommand:
 
 
 def test_replay_path_is_relative_to_the_file(scenario, tmp_path):
-    """A trace lies beside its scenario."""
+    """A relative path of a trace starts at the folder of its scenario."""
     np.savez(tmp_path / "trace.npz", t=[0.0, 0.1, 0.2])
     text = SMALL.replace('kind = "constant"\nrate = 50', 'kind = "replay"\npath = "trace.npz"')
 
@@ -406,7 +406,7 @@ def test_replay_path_is_relative_to_the_file(scenario, tmp_path):
 
 
 def test_input_that_is_named_shape(scenario):
-    """A table is an input of that name, a list the shape of the only input."""
+    """A table with the name ``shape`` is an input of that name; a list would be the shape of the only input."""
     text = SMALL.replace(INPUTS, "random = {shape = {shape = [2]}}")
 
     assert Scenario.load(scenario(text)).make_inputs()[0]["shape"].shape == (2,)

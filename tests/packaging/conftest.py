@@ -1,4 +1,4 @@
-"""Wheels built from a copy of the checkout, and interpreters that know nothing of the checkout."""
+"""Wheels built from a copy of the checkout, and interpreters that run outside the checkout."""
 
 import importlib.machinery
 import os
@@ -15,7 +15,7 @@ MODULES = f"*{importlib.machinery.EXTENSION_SUFFIXES[0]}"
 
 
 def _clean_environment(**variables):
-    """The variables of this process without those that choose how streaminfer is built or where Python looks."""
+    """Return the environment, without the variables that change the build of streaminfer or Python's search path."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMINFER_", "PYTHON"))}
     return {**kept, **variables}
 
@@ -27,7 +27,7 @@ def clean_environment():
 
 @pytest.fixture(scope="session")
 def compiled_names():
-    """The dotted names of the modules that a build compiles."""
+    """Return the dotted names of the modules that a build compiles."""
     sources = sorted((ROOT / "streaminfer").rglob("*_cy.py"))
     assert sources
     return [".".join(source.relative_to(ROOT).with_suffix("").parts) for source in sources]
@@ -35,7 +35,7 @@ def compiled_names():
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory):
-    """Makes a copy of the checkout without what was built there, but for C where it is ``translated``."""
+    """Return a function that copies the checkout without build products; ``translated`` includes the C sources."""
 
     def copy(*, translated=False):
         tree = tmp_path_factory.mktemp("source")
@@ -51,9 +51,10 @@ def clone(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def build_wheel(clone):
-    """Builds a wheel from a copy; returns the finished process and the wheel, ``None`` where there is none.
+    """Return a function that builds a wheel from a copy of the checkout.
 
-    What Cython translated for the checkout is not translated again; nor are modules ``compiled`` again.
+    It returns the finished process and the wheel, or ``None`` if no wheel was built. The build uses the C sources of
+    the checkout and, with ``compiled``, its extension modules, instead of making both again.
     """
 
     def build(*, compiled=False, **variables):
@@ -63,7 +64,7 @@ def build_wheel(clone):
             for module in (ROOT / "streaminfer").rglob(MODULES):
                 target = built / module.relative_to(ROOT)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(module, target)  # with its time: it is compiled again where its source is newer
+                shutil.copy2(module, target)  # with its time: a module that is older than its source is compiled again
         done = subprocess.run(
             [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tree / "dist", tree],
             cwd=tree,
@@ -79,7 +80,7 @@ def build_wheel(clone):
 
 @pytest.fixture(scope="session")
 def run_python(tmp_path_factory):
-    """Runs an interpreter outside the checkout, warnings as errors; returns what it wrote to stdout."""
+    """Return a function that runs an interpreter outside the checkout, warnings as errors, and returns its stdout."""
 
     def run(interpreter, *arguments, **variables):
         done = subprocess.run(

@@ -1,6 +1,6 @@
-"""Uses an installed streaminfer in an interpreter of its own and writes what came of it as JSON.
+"""Use an installed streaminfer in a separate interpreter, and write the results as JSON.
 
-Arguments: the dotted names of modules whose files are to be told.
+Arguments: the dotted names of modules; the output has the paths of their files.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from streaminfer import _compiled_kernels
 
 
 class _Warnings(logging.Handler):
-    """Keeps what is logged as a warning or worse."""
+    """Log handler that collects the messages of warnings and errors."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -38,7 +38,7 @@ logging.getLogger("streaminfer").addHandler(warnings)
 asyncio.run(_answer_eight_at_once())
 answers, statistics = asyncio.run(_answer_eight_at_once())
 histogram = si.LatencyHistogram()
-histogram.record_many(np.full(5000, 0.001))  # enough for the kernel
+histogram.record_many(np.full(5000, 0.001))  # enough values for the kernel
 kernels = _compiled_kernels.load()
 json.dump(
     {

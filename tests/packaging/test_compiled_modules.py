@@ -1,4 +1,4 @@
-"""Compiled modules are used all or none; a process that serves without them says so once."""
+"""A process uses all compiled modules or none, and warns once if it serves uncompiled."""
 
 import importlib.machinery
 import logging
@@ -29,7 +29,7 @@ print(si.compiled)
 
 @pytest.fixture(scope="module")
 def plain_tree(tmp_path_factory):
-    """A checkout's root in which nothing was built."""
+    """Return the root of a checkout without build products."""
     root = tmp_path_factory.mktemp("checkout")
     ignored = shutil.ignore_patterns("*.so", "*.pyd", "*.c", "__pycache__")
     shutil.copytree(ROOT / "streaminfer", root / "streaminfer", ignore=ignored)
@@ -76,7 +76,7 @@ def test_failing_log_handler_stops_no_uncompiled_start(monkeypatch, capsys):
 
 
 def test_partly_compiled_package_is_not_imported(plain_tree, tmp_path, run_python):
-    """A package of which only some modules are compiled is an import error, unless compiling is disabled."""
+    """Importing a package that is compiled in part is an error, unless compiling is disabled."""
     shutil.copytree(plain_tree, tmp_path, dirs_exist_ok=True)
     extension = tmp_path / "streaminfer" / "telemetry" / "histograms" / f"_histogram_cy{SUFFIX}"
     extension.touch()

@@ -1,4 +1,4 @@
-"""Building without a C compiler: plain Python that works, or an error where compiled modules are required."""
+"""A build without a C compiler gives uncompiled modules that work, or fails if compiled modules are required."""
 
 import importlib.machinery
 import json
@@ -11,7 +11,7 @@ import pytest
 
 SMOKE = Path(__file__).with_name("smoke.py")
 NO_COMPILER = {"CC": "/nonexistent/cc"}
-# writes an empty object for each module but one; its log has a line for each
+# a compiler that writes an empty object file for each module but one, and logs each call
 FAILS_ONCE = """#!/bin/sh
 echo "$@" >> "$0.log"
 for argument in "$@"; do
@@ -33,7 +33,7 @@ def compiler_that_fails_once(tmp_path_factory):
 
 
 def contents(wheel):
-    """The bytes of each file of the package."""
+    """Return the content of each file of the package, by name."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
 
@@ -68,17 +68,17 @@ def test_build_with_compiling_disabled_is_plain(plain_wheel, build_wheel):
 def test_build_is_plain_if_one_module_fails(
     plain_wheel, build_wheel, compiled_names, compiler_that_fails_once, tmp_path
 ):
-    """If one module fails to compile, the wheel equals the plain Python wheel."""
+    """If one module fails to compile, the wheel equals the uncompiled wheel."""
     done, wheel = build_wheel(**compiler_that_fails_once, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     called = Path(f"{compiler_that_fails_once['CC']}.log").read_text()
     assert sum(f"/{name.rpartition('.')[2]}.c" in called for name in compiled_names) < len(compiled_names) / 2
     assert contents(wheel) == contents(plain_wheel)
-    assert list(tmp_path.iterdir()) == []  # nor is anything left of the kernels, whose compilation was ended
+    assert list(tmp_path.iterdir()) == []  # the build of the kernels, which was stopped, leaves no files either
 
 
 def test_build_in_place_falls_back_too(clone, clean_environment):
-    """What an earlier build left beside the sources is removed: a checkout is compiled as a whole or not at all."""
+    """A build in place without a compiler removes earlier extension modules: a checkout is never compiled in part."""
     tree = clone()
     left = tree / "streaminfer" / f"_request_cy{importlib.machinery.EXTENSION_SUFFIXES[0]}"
     left.touch()
@@ -98,7 +98,7 @@ def test_build_in_place_falls_back_too(clone, clean_environment):
 
 
 def test_build_fails_without_required_compiler(build_wheel):
-    """A build without a compiler fails where compiled modules are required."""
+    """A build without a compiler fails if compiled modules are required."""
     done, wheel = build_wheel(**NO_COMPILER, STREAMINFER_REQUIRE_COMPILED="1")
     assert done.returncode != 0
     assert wheel is None

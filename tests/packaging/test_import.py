@@ -1,4 +1,4 @@
-"""`import streaminfer` costs little, and its lazy names are the objects at their homes."""
+"""`import streaminfer` loads little, and each lazy name is the object of the module that defines it."""
 
 import ast
 import importlib
@@ -62,7 +62,7 @@ except streaminfer.MissingExtra as error:
 
 
 def _names_for_type_checkers():
-    """Of each name that ``__init__.py`` imports for type checkers: the module that defines it, ``None`` for a module."""
+    """Return the module of each name that ``__init__.py`` imports for type checkers; ``None`` for a module."""
     tree = ast.parse((ROOT / "streaminfer" / "__init__.py").read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     return {
@@ -79,12 +79,12 @@ def test_touching_every_name_loads_nothing_heavy(run_python):
 
 
 def test_exporters_report_the_import_time(run_python):
-    """The exporters are loaded at the first scrape, and state when the package was imported."""
+    """The `_created` time is that of the import, although the first scrape loads the exporters."""
     assert run_python(sys.executable, "-c", SCRAPE, PYTHONPATH=str(ROOT)) == "{True}\n"
 
 
 def test_saved_files_load_no_modules_for_random_names(run_python):
-    """Every server loads their module when it starts: ``secrets`` with ``hmac`` would add some 4 ms."""
+    """Names of temporary files need neither ``secrets`` nor ``hmac``, which would delay server start by some 4 ms."""
     code = "import sys, streaminfer._internal.files.whole_file; print({'secrets', 'hmac'} & set(sys.modules))"
     assert run_python(sys.executable, "-c", code, PYTHONPATH=str(ROOT)) == "set()\n"
 
@@ -117,7 +117,7 @@ def test_dir_lists_public_names_only():
 
 
 def _lazy_modules():
-    """The modules that load names at first use."""
+    """Return the modules that load names at first use."""
     sources = sorted((ROOT / "streaminfer").rglob("*.py"))
     return [
         source
@@ -132,7 +132,7 @@ def test_the_package_is_among_the_lazy_modules():
 
 @pytest.mark.parametrize("source", _lazy_modules(), ids=str)
 def test_type_checkers_reject_unknown_names(source):
-    """A module's ``__getattr__`` would have them take any name for an ``Any``."""
+    """A module hides its ``__getattr__`` from type checkers, which would otherwise accept any name as ``Any``."""
     for statement in ast.parse(source.read_text(encoding="utf-8")).body:
         parts = [] if isinstance(statement, ast.ClassDef) else ast.walk(statement)
         names = {getattr(part, "id", getattr(part, "name", None)) for part in parts}
@@ -152,7 +152,7 @@ print(imported is found, si.what_if, si.DecisionLog)
 
 
 def test_readme_components_exist(run_python):
-    """A name of the table is one of the package, as ``si.NAME``; one with ``streaminfer.`` is a module."""
+    """Each name in the README's table is an attribute of the package; a name with ``streaminfer.`` is a module."""
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Components")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     names = [name for cell in cells for name in re.findall(r"`([\w.]+)`", cell)]
@@ -172,12 +172,15 @@ def test_readme_components_exist(run_python):
 
 def test_star_import_gives_the_public_names():
     namespace = {}
-    exec("from streaminfer import *", namespace)  # noqa: S102 - not allowed inside a function
+    exec("from streaminfer import *", namespace)  # noqa: S102 - a function cannot contain a star import
     assert set(streaminfer.__all__) <= set(namespace)
 
 
 def test_help_of_every_module_needs_no_extra(run_python):
-    """`help` reads each name that ``dir`` lists, which leaves out what cannot be loaded; using that names its extra."""
+    """`help` of each module works without extras: ``dir`` omits names that cannot be loaded.
+
+    The use of such a name raises an error that names its extra.
+    """
     listed, error = run_python(sys.executable, "-c", HELP_WITHOUT_EXTRAS, PYTHONPATH=str(ROOT)).splitlines()
 
     assert listed == "False True"
@@ -191,7 +194,7 @@ def test_unknown_name_is_an_attribute_error():
 
 @pytest.mark.parametrize("source", sorted((ROOT / "streaminfer").rglob("__init__.py")), ids=str)
 def test_no_module_hides_a_name_of_its_package(source):
-    """The import of a submodule would put the module in the place of a function that the package loads lazily."""
+    """No submodule has a lazy name of its package, because its import would replace that object."""
     homes = next(
         (
             set(itertools.chain(*ast.literal_eval(node.value).values()))

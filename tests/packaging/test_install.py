@@ -1,4 +1,4 @@
-"""Environments are installed with uv, from where pip would take the packages; with pip where uv cannot do it."""
+"""Packages are installed by uv, from the indexes of pip, or by pip if uv is missing or fails."""
 
 import importlib.util
 import subprocess
@@ -11,7 +11,7 @@ from servers import install
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run the script with arguments; return what it ran and with which variables, and its exit status."""
+    """Return a function that runs the script and returns its commands, their variables and the exit status."""
     run_really = subprocess.run
 
     def made(*arguments, codes):
@@ -36,7 +36,7 @@ def run(monkeypatch):
 
 
 def test_uv_uses_the_indexes_of_pip(run, monkeypatch):
-    """The packages of the same indexes; what is said of uv itself is stronger."""
+    """uv uses the indexes of pip, unless a variable of uv names others."""
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.test/simple")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://other.test/simple")
     monkeypatch.delenv("UV_DEFAULT_INDEX", raising=False)
@@ -71,7 +71,7 @@ global.disable-pip-version-check='1'
 
 @pytest.mark.parametrize("codes", [{"pip": 0}, {"uv": 2, "pip": 0}, {"uv": 2, "pip": 1}])
 def test_pip_installs_where_uv_does_not(run, capsys, codes):
-    """As where it is not there, or has no folder for its cache."""
+    """pip installs the packages if uv is missing or fails, such as without a folder for its cache."""
     ran, code = run("--group", "lint", "--group", "test", codes=codes)
     command, _ = ran[-1]
     assert code == codes["pip"]
@@ -82,7 +82,7 @@ def test_pip_installs_where_uv_does_not(run, capsys, codes):
 
 
 def test_script_reports_the_failed_install(tmp_path):
-    """And ends with an error."""
+    """The script prints the error of a failed install, and its exit status is not 0."""
     missing = tmp_path / "missing.txt"
     done = subprocess.run(
         [sys.executable, install.__file__, "--requirement", missing], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Tests that need more than Python are left out where a machine lacks it, and never silently."""
+"""Tests that need a program are deselected if the machine lacks it, and the report says so."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ NEEDY = "tests/examples/test_webrtc_page.py"
 
 @pytest.fixture
 def collect(clean_environment, tmp_path):
-    """Collects a test file on a machine without any program."""
+    """Return a function that collects a test file on a machine without programs."""
 
     def run(**environment):
         command = [sys.executable, "-m", "pytest", "--collect-only", "-q", NEEDY]
@@ -23,7 +23,7 @@ def collect(clean_environment, tmp_path):
 
 
 def test_missing_browser_is_named(collect):
-    """The report says which tests are left out, and what would bring them back."""
+    """The report counts the deselected tests, and names the missing program and the command that installs it."""
     done = collect(STREAMINFER_TEST_EVERYTHING="0")
     assert "2 deselected" in done.stdout
     assert "left out: tests that need chromium, which this machine lacks: apt-get install chromium" in done.stdout, (
@@ -32,7 +32,7 @@ def test_missing_browser_is_named(collect):
 
 
 def test_ci_leaves_nothing_out(collect):
-    """There, what a machine lacks is an error."""
+    """A missing program is an error in CI."""
     done = collect(STREAMINFER_TEST_EVERYTHING="1")
     assert done.returncode != 0
     assert "chromium: apt-get install chromium; " in done.stdout + done.stderr

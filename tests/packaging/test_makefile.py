@@ -1,4 +1,4 @@
-"""`make test-all` runs the suite, compiled and not, on each interpreter that is here, and says which are not."""
+"""`make test-all` runs the suite, compiled and uncompiled, on each interpreter that exists, and lists the others."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PYTHON = os.path.relpath(sys.executable, ROOT)
-"""Without the checkout's own path, which may have spaces: those part the interpreters of PYTHONS."""
+"""Relative, because the path of the checkout may have spaces, and spaces separate the interpreters of PYTHONS."""
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -42,7 +42,10 @@ def test_a_name_may_be_an_interpreter_of_pyenv(clean_environment, tmp_path, monk
 
 
 def test_other_interpreters_run_if_one_fails(clean_environment, tmp_path):
-    """Everything is made already, and the suite is a line of Python; the broken interpreter only says its version."""
+    """The suite runs on the other interpreters if it fails on one.
+
+    All stamps exist, and a line of Python replaces the suite; the broken interpreter can only print its version.
+    """
     broken = interpreter(tmp_path / "broken" / "python", 'case "$2" in *print*) echo 9.9;; *) exit 1;; esac')
     stamps = tmp_path / "stamps"
     stamps.mkdir()

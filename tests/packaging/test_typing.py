@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_typed_program():
-    """mypy accepts what is right in the sample and names, on each marked line, what is wrong there."""
+    """mypy reports the expected error on each marked line of the sample, and no other error."""
     api = pytest.importorskip("mypy.api")
     arguments = ["--strict", "--show-error-codes", "--no-error-summary", "--hide-error-context", "--no-pretty"]
     # options and cache are those of `make check`, which has just read the package

@@ -1,4 +1,4 @@
-"""The wheel of what the checkout compiled, installed without extras into an empty environment."""
+"""The wheel with the compiled modules of the checkout, installed without extras into an empty environment."""
 
 import email
 import importlib.machinery
@@ -29,7 +29,7 @@ def wheel(build_wheel):
 
 @pytest.fixture(scope="module")
 def interpreter(wheel, tmp_path_factory):
-    """The Python of an environment that holds the wheel and its core dependencies."""
+    """Return the Python of an environment with the wheel and its core dependencies."""
     environment = tmp_path_factory.mktemp("environment")
     venv.create(environment, with_pip=False, symlinks=True)
     python = environment / "bin" / "python"

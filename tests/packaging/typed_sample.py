@@ -1,4 +1,4 @@
-"""What type checkers must know of the package: `test_typing.py` runs mypy over it. Not run."""
+"""Calls whose types a type checker must know: `test_typing.py` runs mypy on this module, which never runs."""
 
 import math
 from typing import assert_type

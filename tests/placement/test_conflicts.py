@@ -1,4 +1,4 @@
-"""Why there is no plan: conflicts that brute force confirms, and changes that help."""
+"""Explanations why there is no plan: conflicts that brute force confirms, and changes that help."""
 
 import pickle
 
@@ -18,7 +18,7 @@ ROUNDS = 20
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_conflict_is_irreducible(kind):
-    """Brute force finds no counts for the conflict, and finds some without any one of its members."""
+    """Brute force finds no placement for a conflict, and finds one for the conflict without any one of its members."""
     for seed in range(ROUNDS):
         candidates = find_candidates(small_problem(seed, kind))
         everything = list(constraints(candidates, Settings()))
@@ -37,7 +37,7 @@ def test_conflict_is_irreducible(kind):
 def test_budget_or_migration_conflict_is_irreducible(kind, options):
     """A conflict that has a budget or a limit on migrations is irreducible.
 
-    Brute force confirms it; the budget is a part of the least cost, and one replica of each form runs at the first site.
+    Brute force confirms it. The budget is a multiple of the least cost; each pool of the first site runs one replica.
     """
     explained = 0
     for seed in range(ROUNDS // 2, ROUNDS):
@@ -63,7 +63,7 @@ def test_budget_or_migration_conflict_is_irreducible(kind, options):
 
 @pytest.mark.parametrize("kind", ["failures", "classes"])
 def test_conflict_is_valid_after_any_number_of_tests(kind):
-    """After any number of tests brute force finds no counts for it, and it gets no larger with more time."""
+    """After any number of tests, brute force finds no placement for the conflict; more tests make it no larger."""
     problem = small_problem(11, kind)
     crowded = attrs.evolve(
         problem, clusters=[attrs.evolve(it, rates=[9 * rate for rate in it.rates]) for it in problem.clusters]
@@ -92,7 +92,7 @@ def test_conflict_is_valid_after_any_number_of_tests(kind):
 
 
 def test_explanation_without_time_has_everything():
-    """It is said that the conflict has more than it needs, and the message has the first of it."""
+    """Without time, the explanation has all constraints and is not irreducible; its message lists the first 20."""
     problem = small_problem(0, "plain")
     clusters = [
         attrs.evolve(it, name=f"{it.name} {number}", rates=[1e5]) for number in range(10) for it in problem.clusters
@@ -109,7 +109,7 @@ def test_explanation_without_time_has_everything():
 
 
 def test_plan_passes_its_time_limit_on(monkeypatch):
-    """The explanation takes no longer than the plan may."""
+    """The explanation gets the time limit of the plan."""
     problem = small_problem(0, "plain")
     alone = [attrs.evolve(problem.clusters[0], rates=[1e5])]
     seen = []
@@ -128,7 +128,7 @@ def test_plan_passes_its_time_limit_on(monkeypatch):
 
 
 def test_unpromisable_round_trips_are_named():
-    """A link of too few measurements says so, as no longer SLO and no slots would help; others are not named."""
+    """The conflict names a link with too few measurements, because a longer SLO does not help, and no other link."""
     problem = small_problem(0, "plain")
     cluster, (near, far) = problem.clusters[0], [it.name for it in problem.sites[:2]]
     few = RttSamples({cluster.name: {near: np.linspace(0.01, 0.02, 20)}}).links()[cluster.name][near]
@@ -147,7 +147,7 @@ def test_unpromisable_round_trips_are_named():
 
 
 def plannable(kind):
-    """The first problem of a kind that has a plan, and its least cost."""
+    """Return the first problem of a kind that has a plan, and its least cost."""
     for seed in range(ROUNDS):
         problem = small_problem(seed, kind)
         least = BruteForce(find_candidates(problem)).least_cost()
@@ -169,7 +169,7 @@ def helpful(error, kind):
 
 @pytest.mark.parametrize("kind", ["plain", "site_prices", "failures"])
 def test_budget_that_would_suffice_is_the_least(kind):
-    """It is what a plan costs, within its gap, and the number that is read suffices as well."""
+    """The budget that would suffice is the least cost, within the gap; the printed number suffices as well."""
     problem, least = plannable(kind)
 
     found = helpful(raised(problem, budget=least / 2), "budget")
@@ -181,7 +181,7 @@ def test_budget_that_would_suffice_is_the_least(kind):
 
 @pytest.mark.parametrize("options", [{}, {"budget": 1e3}], ids=["least cost", "budget"])
 def test_migrations_that_would_suffice_are_the_fewest(options):
-    """One less has no plan."""
+    """With one migration fewer than the error names, there is no plan."""
     problem, _ = plannable("plain")
     nothing = repair(plan(problem), [site.name for site in problem.sites])
 
@@ -198,7 +198,7 @@ def test_migrations_that_would_suffice_are_the_fewest(options):
 
 @pytest.mark.parametrize("rate", [601.0, 777.0, 1003.0, 1234.0])
 def test_demand_that_would_suffice_is_the_most(rate):
-    """The share that is read suffices as well, and a fifth of a percent more does not."""
+    """The printed share of the demand can be served, and a share that is 0.2 percentage points larger cannot."""
     problem = small_problem(0, "plain")
     (cluster,) = clusters = problem.clusters[:1]
     alone = attrs.evolve(problem, clusters=clusters, links={"c0": problem.links["c0"]})
@@ -215,7 +215,7 @@ def test_demand_that_would_suffice_is_the_most(rate):
 
 
 def test_quality_that_would_suffice_is_the_best():
-    """Of the variants that are fast enough, it is that of the best."""
+    """The quality that would suffice is that of the best variant that is fast enough."""
     problem = small_problem(0, "plain")
     (model,) = problem.models
     (shard,) = model.variants[0].shards
@@ -241,7 +241,7 @@ def test_quality_that_would_suffice_is_the_best():
 def test_failure_listed_twice_is_not_relaxed_once():
     """Removing one of two equal failures is not a relaxation that suffices.
 
-    The other group, of the same sites in another order, would still have to be survived.
+    The plan would still have to survive the other group, which has the same sites in another order.
     """
     problem, _ = plannable("plain")
     names = [site.name for site in problem.sites]
@@ -253,7 +253,7 @@ def test_failure_listed_twice_is_not_relaxed_once():
 
 
 def test_error_comes_back_from_a_process():
-    """A pool of processes that plan returns what each raised."""
+    """An error can be pickled, so that a pool of processes that plan returns the error of each."""
     candidates = find_candidates(small_problem(0, "memory"))
     error = infeasible_placement(candidates, Settings(budget=0.0))
 

@@ -16,7 +16,7 @@ ROUNDS = 20
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_least_cost_equals_brute_force(kind):
-    """The plan costs what the best of all plans costs, and there is none where no counts serve everybody."""
+    """The plan has the least cost of all plans, and there is no plan if no placement serves all clusters."""
     for seed in range(ROUNDS):
         candidates = find_candidates(small_problem(seed, kind))
         least = BruteForce(candidates).least_cost()
@@ -27,7 +27,7 @@ def test_least_cost_equals_brute_force(kind):
 
 
 def test_most_quality_equals_brute_force():
-    """Within a budget the mean quality is the largest of all plans."""
+    """Within a budget, the plan has the largest mean quality of all plans."""
     for seed in range(ROUNDS):
         candidates = find_candidates(small_problem(seed, "quality"))
         brute = BruteForce(candidates)
@@ -43,7 +43,7 @@ def test_most_quality_equals_brute_force():
 
 @pytest.mark.parametrize("gap", [0.001, 0.01, 0.05, 0.1])
 def test_gap_of_a_plan_is_at_most_the_given_gap(gap):
-    """What was left out for being within the gap of the plan does not put its bound beyond it."""
+    """The gap of a plan is at most the given one, although the search leaves out what is within the gap."""
     gaps = []
     for seed in range(ROUNDS):
         solution = solve(Instance(find_candidates(small_problem(seed, "plain"))), gap=gap)
@@ -54,7 +54,7 @@ def test_gap_of_a_plan_is_at_most_the_given_gap(gap):
 
 
 def test_unlimited_sites_keep_their_price():
-    """Ten million slots are as good as fifty, and no site is used for nothing within the solver's tolerance."""
+    """Ten million slots cost the same as fifty: the solver's tolerance does not hide the price of a site."""
     for seed in range(ROUNDS):
         costs = []
         for slots in (50, 10_000_000):
@@ -70,7 +70,7 @@ def test_unlimited_sites_keep_their_price():
 
 
 def test_solver_prints_nothing(capfd):
-    """The banner of the solver stays away from the caller's output."""
+    """The solver's banner is not in the caller's output."""
     solve(Instance(find_candidates(small_problem(0, "plain"))))
 
     assert capfd.readouterr() == ("", "")
@@ -79,7 +79,7 @@ def test_solver_prints_nothing(capfd):
 def test_search_that_runs_out_of_time_is_repeated(monkeypatch):
     """A search that its time limit ends is followed by a longer one.
 
-    Neither what it has not found nor its bound is taken for the answer.
+    Neither its missing solution nor its bound is taken for a result.
     """
     candidates = find_candidates(small_problem(1, "memory"))
     optimize, limits = ReplicaModel.optimize, []
@@ -101,7 +101,7 @@ def test_search_that_runs_out_of_time_is_repeated(monkeypatch):
 
 
 def test_each_search_has_its_own_time():
-    """HiGHS counts the time of earlier runs for a linear program, and not for a search."""
+    """The time limit of a linear program includes earlier runs, whose time HiGHS counts; that of a search does not."""
     model = ReplicaModel(Instance(find_candidates(small_problem(0, "plain"))), gap=0.0)
     for whole in (False, True, False, True):
         model.declare(is_integer=whole)
@@ -111,9 +111,9 @@ def test_each_search_has_its_own_time():
 
 
 def test_rows_are_scaled_to_the_solver_tolerances():
-    """The rows of the program have the order of magnitude of the solver's tolerances.
+    """The largest coefficient of the program is between 1e-4 and 1, because the solver's tolerances are absolute.
 
-    Gigabytes are no numbers for absolute tolerances: HiGHS 1.16 did not end with them.
+    With rows in bytes, HiGHS 1.16 does not end.
     """
     model = ReplicaModel(Instance(find_candidates(small_problem(1, "memory"))), gap=0.0)
 

@@ -1,4 +1,4 @@
-"""Kernels of placement against plain twins."""
+"""Kernels of placement, compiled and uncompiled."""
 
 import itertools
 
@@ -16,7 +16,7 @@ FORMS = [kernels._compiled, lambda name: kernels.EXPORTS[name][0]]
 
 @pytest.mark.parametrize("form", FORMS, ids=["compiled", "plain"])
 def test_delays_are_those_of_the_simulator(form):
-    """One greedy worker, the same delays request by request."""
+    """The kernel gives each request the same delay as the simulator with one greedy worker."""
     arrivals_s = np.cumsum(np.random.default_rng(1).exponential(0.004, 3000))
     time = ServiceTime.affine(0.006, 0.002)
 
@@ -30,7 +30,7 @@ def test_delays_are_those_of_the_simulator(form):
 @pytest.mark.parametrize("form", FORMS, ids=["compiled", "plain"])
 @given(seed=st.integers(0, 10**6))
 def test_flow_equals_the_least_cut(form, seed):
-    """The flow fits its limits, and is as large as the least of all cuts."""
+    """The flow is within its limits, and as large as the smallest of all cuts."""
     rng = np.random.default_rng(seed)
     clusters, pools = rng.integers(1, 5, 2)
     limits = rng.integers(0, 10, (clusters, pools)) * rng.integers(0, 2, (clusters, pools))
@@ -54,7 +54,7 @@ def test_flow_equals_the_least_cut(form, seed):
 
 
 def test_flow_extends_an_existing_flow():
-    """A second call continues from the first flow and moves parts of it where that makes room."""
+    """A call continues from the given flow, and moves parts of it if that makes room."""
     limits = np.array([[5, 5], [5, 0]])
     flow = np.array([[5, 0], [0, 0]])
 

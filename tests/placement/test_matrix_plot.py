@@ -31,7 +31,7 @@ def test_picture_is_printable(clusters, sites):
 
 
 def test_tightest_clusters_come_first():
-    """Unserved clusters lead, then those whose round trip takes most of the SLO; the others are counted."""
+    """Unserved clusters come first, then those whose round trip takes most of the SLO; the others are counted."""
     parts, shares, labels = matrix(40, 5)
     shares["cluster 7"] = {}
     axes = plot_matrix(None, parts, shares, labels)
@@ -44,7 +44,7 @@ def test_tightest_clusters_come_first():
 
 
 def test_names_are_no_formulas():
-    """Between two dollars matplotlib would read one, and fail where it is wrong."""
+    """Names with dollars are drawn as text; matplotlib would read a formula, and fail if that is wrong."""
     parts = {r"gold $\frac$": {"$5 or $6": 0.5}}
 
     axes = plot_matrix(None, parts, {r"gold $\frac$": {"$5 or $6": 1.0}}, {"$5 or $6": "1 repl."})
@@ -53,7 +53,7 @@ def test_names_are_no_formulas():
 
 
 def test_load_is_that_of_one_hour():
-    """Clusters that are busy in turn use one replica in turn, and a chain at one site has its whole price."""
+    """The load of a site is that of the busiest hour, not of all hours; a chain at one site has its whole price."""
     problem = small_problem(1, "shards")
     near = {"s0": Link(rtt=Distribution.of(0.002))}
     clusters = [

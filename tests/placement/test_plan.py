@@ -23,7 +23,7 @@ from streaminfer.placement.solver.program import solve
 
 
 def planned(kind, **options):
-    """The first problem of a kind that has a plan, and the plan."""
+    """Return the first problem of a kind that has a plan, and the plan."""
     for seed in range(40):
         problem = small_problem(seed, kind)
         try:
@@ -35,7 +35,7 @@ def planned(kind, **options):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_plan_serves_all_clusters_as_promised(kind):
-    """Shares of each cluster add to 1, groups stay below their rate, and predictions within the SLO."""
+    """The shares of a cluster add up to 1, groups stay below their rate, and predictions are within the SLO."""
     problem, found = planned(kind)
 
     factors = {it.name: it.rate_factor for it in problem.scenarios}
@@ -54,7 +54,7 @@ def test_plan_serves_all_clusters_as_promised(kind):
 
 @pytest.mark.parametrize("method", ["exact", "greedy"])
 def test_of_equally_fast_variants_the_best_runs(method):
-    """Variants that differ in their quality alone do not exclude each other."""
+    """Of variants that differ only in their quality, the best one runs, and the cost stays about the same."""
     problem, expected = planned("plain")
     (model,) = problem.models
     variants = [attrs.evolve(model.variants[0], name=f"q{quality}", quality=quality) for quality in (1.0, 3.0, 2.0)]
@@ -67,7 +67,7 @@ def test_of_equally_fast_variants_the_best_runs(method):
 
 @pytest.mark.parametrize("kind", ["plain", "shards", "classes", "scenarios"])
 def test_simulation_agrees_with_prediction(kind):
-    """Simulated latencies are within 10 % of the predicted ones, and promises are kept."""
+    """Predictions are above 90 % of the simulated latencies, three of four are within 10 %, and promises are kept."""
     _, found = planned(kind)
 
     check = replay(found)
@@ -78,7 +78,7 @@ def test_simulation_agrees_with_prediction(kind):
 
 
 def test_simulation_counts_unserved_clusters():
-    """The promise to a cluster without capacity is not kept."""
+    """Clusters without capacity are unserved, and count as broken promises."""
     problem, found = planned("plain")
 
     check = replay(repair(found, [it.name for it in problem.sites]), requests=100)
@@ -108,7 +108,7 @@ def test_hour_of_another_plan_is_named():
 
 
 def test_round_trip_beyond_all_slos_is_late():
-    """A time that means "never" may have any size."""
+    """A round trip that means "never" may have any size."""
     problem, expected = planned("plain")
     lost = Distribution.of([0.0, 1e300], [0.999, 0.001])
     access = [attrs.evolve(it, rtt=lost) for it in problem.access]
@@ -120,7 +120,7 @@ def test_round_trip_beyond_all_slos_is_late():
 
 
 def test_repair_serves_all_clusters_without_lost_sites():
-    """A plan that survives a loss is repaired at once, and nothing runs at the lost site."""
+    """The repair of a plan that survives failures serves all clusters, and runs nothing at the lost site."""
     _, found = planned("failures")
     lost = found.sites[0]
 
@@ -131,7 +131,7 @@ def test_repair_serves_all_clusters_without_lost_sites():
 
 
 def test_repair_starts_no_unneeded_replica():
-    """A replica for those who are cheap to serve is not started where one for all others has room for them."""
+    """Repair starts no replica for a cluster that is cheap to serve if a replica for all others has room for it."""
     (problem, _), near = planned("plain"), Link(rtt=Distribution.of(0.002))
     few, many = (
         attrs.evolve(problem.clusters[0], name=name, rates=rate) for name, rate in (("few", 10), ("many", 200))
@@ -153,7 +153,7 @@ def test_repair_starts_no_unneeded_replica():
     ("kind", "seed", "lost"), [("plain", 32, 0), ("memory", 30, 1), ("classes", 59, 1), ("site_prices", 13, 1)]
 )
 def test_repair_serves_all_that_can_be(kind, seed, lost):
-    """Where not all can be served, as much is as any replicas could, by brute force; the simulation knows the rest."""
+    """If not all demand can be served, repair serves the most possible, by brute force; the simulation agrees."""
     problem = small_problem(seed, kind)
     candidates = find_candidates(problem)
     brute = BruteForce(candidates, candidates.allowed & ~candidates.uses[lost])
@@ -168,7 +168,7 @@ def test_repair_serves_all_that_can_be(kind, seed, lost):
 
 
 def test_repair_in_too_little_time_is_greedy(monkeypatch):
-    """What the greedy choice can serve is served in any case."""
+    """If its time is too short, repair still serves what the greedy choice can serve."""
     problem = small_problem(32, "plain")
     monkeypatch.setattr("streaminfer.placement.planning._SERVED_S", 1e-9)
 
@@ -178,7 +178,7 @@ def test_repair_in_too_little_time_is_greedy(monkeypatch):
 
 
 def test_repair_names_clusters_without_capacity():
-    """What cannot be served any more is named with its rate."""
+    """A repaired plan names each cluster without capacity, with its rate."""
     problem, found = planned("plain")
 
     repaired = repair(found, [site.name for site in problem.sites])
@@ -190,7 +190,7 @@ def test_repair_names_clusters_without_capacity():
 
 @pytest.mark.parametrize("kind", ["plain", "site_prices", "hours", "failures"])
 def test_greedy_is_between_bound_and_limit(kind):
-    """The greedy plan serves everybody, costs no less than the exact one, which costs no less than the bound."""
+    """The greedy plan serves all clusters at 1 to 1.5 times the cost of the exact plan, which is at least the bound."""
     problem, exact = planned(kind)
     instance = Instance(find_candidates(problem))
 
@@ -203,7 +203,7 @@ def test_greedy_is_between_bound_and_limit(kind):
 
 
 def test_completion_keeps_running_replicas():
-    """Completing adds replicas and takes none."""
+    """Completing a complete plan changes no count."""
     _, found = planned("plain")
 
     completed = complete(found.instance, found.counts)
@@ -212,7 +212,7 @@ def test_completion_keeps_running_replicas():
 
 
 def test_migrations_are_limited():
-    """No more replicas are started than allowed, and keeping the running plan costs nothing extra."""
+    """With 0 migrations, the plan is the running one, or there is no plan."""
     problem, running = planned("plain")
 
     same = plan(problem, running=running, migrations=0)
@@ -227,7 +227,7 @@ def test_migrations_are_limited():
 
 
 def test_running_replicas_are_matched_by_site_name():
-    """A problem with its sites in another order, and one more of them, knows what runs."""
+    """Running replicas are found by the names of sites, even if the order of sites differs and one site is new."""
     problem, running = planned("plain")
     new = attrs.evolve(problem.sites[0], name="new")
     moved = attrs.evolve(problem, sites=[new, *reversed(problem.sites)])
@@ -246,7 +246,7 @@ def test_plan_hours_follows_the_demand():
 
 
 def test_prices_use_gap_and_time_limit(monkeypatch):
-    """Each solution of a table has the same limits."""
+    """Each solution of a price table has the given gap and time limit."""
     _, found = planned("plain")
     seen = []
 
@@ -264,7 +264,7 @@ def test_prices_use_gap_and_time_limit(monkeypatch):
 
 @pytest.mark.parametrize("search", [plan, plan_hours], ids=["plan", "plan_hours"])
 def test_no_plan_in_time(search):
-    """A time in which no plan is found is no proof that there is none."""
+    """If no plan is found in time, the error is a `TimeoutError`, because this is no proof that there is none."""
     with pytest.raises(TimeoutError, match="no plan was found within time_limit_s"):
         search(small_problem(1, "plain"), time_limit_s=1e-9)
 
@@ -279,13 +279,13 @@ def test_no_plan_in_time(search):
     ids=["gap", "migrations", "time"],
 )
 def test_plan_hours_names_wrong_arguments(options, message):
-    """Also where there is one hour."""
+    """A wrong argument is named, even if the problem has one hour."""
     with pytest.raises((TypeError, ValueError), match=message):
         plan_hours(small_problem(1, "plain"), **options)
 
 
 def test_prices_are_savings():
-    """Survival costs something; without it the plan is the cheaper one."""
+    """The price of failures is the saving of a plan that survives none."""
     problem, found = planned("failures")
 
     table = prices(found)
@@ -297,7 +297,7 @@ def test_prices_are_savings():
 
 
 def test_prices_after_repair_ignore_lost_sites():
-    """They are those of the problem without the site, which no longer has to survive its loss."""
+    """Prices after a repair are those of the problem without the lost site, and without failures to survive."""
     problem, found = planned("failures")
     lost = found.sites[0]
     links = {start: {site: link for site, link in row.items() if site != lost} for start, row in problem.links.items()}
@@ -310,7 +310,7 @@ def test_prices_after_repair_ignore_lost_sites():
 
 
 def test_relaxations_make_a_plan_possible():
-    """Each change that the error names is enough, and a slot less is not."""
+    """Each change that the error names is enough, and one slot fewer is not."""
     problem = small_problem(1, "plain")
     users = attrs.evolve(problem.clusters[0], rates=2000.0)
     link = {"s0": Link(rtt=Distribution.of(0.01))}
@@ -341,7 +341,7 @@ def with_slots(problem, name, more):
 
 
 def test_plan_is_shown():
-    """Text and tables name replicas and clusters."""
+    """The text of a plan names replicas, and its table names clusters."""
     _, found = planned("site_prices")
 
     assert "replicas at" in repr(found)
@@ -363,14 +363,14 @@ def test_plan_is_shown():
     ],
 )
 def test_wrong_arguments_are_named(options, message):
-    """The message names the argument and what was expected."""
+    """The message names the argument and the expectation."""
     with pytest.raises((TypeError, ValueError), match=message):
         plan(small_problem(1, "plain"), **options)
 
 
 @pytest.mark.parametrize("rate", [1e-9, 1e-3])
 def test_rare_requests_are_served(rate):
-    """A cluster gets a replica however few requests it sends, and a simulation has as many as any other."""
+    """A cluster gets a replica however few requests it sends, and its simulation has as many requests as any other."""
     problem = small_problem(0, "plain")
     rare = [attrs.evolve(problem.clusters[0], rates=[rate])]
 
@@ -382,7 +382,7 @@ def test_rare_requests_are_served(rate):
 
 @pytest.mark.parametrize("options", [{}, {"budget": 1.0}, {"method": "greedy"}], ids=str)
 def test_without_requests_and_links_nothing_runs(options):
-    """An hour without requests needs no replica, and no site in reach."""
+    """A problem without requests needs no replica and no links."""
     problem = small_problem(0, "plain")
     silent = [attrs.evolve(it, rates=[0.0]) for it in problem.clusters]
 
@@ -392,7 +392,7 @@ def test_without_requests_and_links_nothing_runs(options):
 
 
 def test_demand_of_the_planned_hours_is_named():
-    """The reason has the rates of these hours and scenarios, not others."""
+    """The error has the rates of the planned hours and scenarios, and not those of others."""
     problem = small_problem(0, "plain")
     busy = [attrs.evolve(problem.clusters[0], rates=[9e9, 1e9])]
     doubled = [Scenario(name="doubled", rate_factor=2.0)]
@@ -402,7 +402,7 @@ def test_demand_of_the_planned_hours_is_named():
 
 
 def test_enormous_demand_is_explained():
-    """The reason why there is no plan takes no time in proportion to the demand."""
+    """The time to explain why there is no plan does not grow with the demand."""
     problem = small_problem(0, "plain")
     busy = [attrs.evolve(problem.clusters[0], rates=[1e12])]
 
@@ -411,7 +411,7 @@ def test_enormous_demand_is_explained():
 
 
 def test_sites_without_slots_are_explained():
-    """A problem without any place for a replica has no plan, and slots would help."""
+    """A problem without slots has no plan, and the error says that slots would help."""
     problem = small_problem(0, "plain")
     full = [attrs.evolve(it, devices=[attrs.evolve(group, slots=0) for group in it.devices]) for it in problem.sites]
     alone = attrs.evolve(problem, sites=full, clusters=problem.clusters[:1], links={"c0": problem.links["c0"]})
@@ -421,7 +421,7 @@ def test_sites_without_slots_are_explained():
 
 
 def test_a_slot_at_a_site_without_any_has_its_price():
-    """It saves what it would be cheaper, and the bound of a greedy plan does not count on it."""
+    """A slot at a site without slots has a price if it saves cost, and the bound of a greedy plan ignores the site."""
     problem, found = planned("plain")
     name = found.sites[0]
     without = attrs.evolve(
@@ -442,7 +442,7 @@ def test_a_slot_at_a_site_without_any_has_its_price():
 
 
 def test_repair_rejects_a_text_as_names():
-    """A text is no list of names."""
+    """A text is not a list of names."""
     _, found = planned("plain")
 
     with pytest.raises(TypeError, match="lost: expected"):

@@ -1,4 +1,4 @@
-"""What changes are worth, beside plans of the changed problem."""
+"""Prices of changes, compared with plans of the changed problem."""
 
 import math
 
@@ -14,7 +14,7 @@ def savings(found):
 
 
 def problem_with_least_quality():
-    """A problem with a plan whose clusters ask for the better variant."""
+    """Return a problem that has a plan and a service class with a least quality."""
     for seed in range(40):
         problem = small_problem(seed, "quality")
         if any(it.min_quality > 1.0 for it in problem.service_classes):
@@ -27,7 +27,7 @@ def problem_with_least_quality():
 
 
 def test_least_quality_has_its_price():
-    """It is what a plan saves that may use any variant; classes that ask for none have no row."""
+    """The price of a least quality is the saving of a plan with any variant; classes that require none have no row."""
     problem = problem_with_least_quality()
     classes = [attrs.evolve(it, min_quality=-math.inf) for it in problem.service_classes]
     found, free = plan(problem, gap=0.0), plan(attrs.evolve(problem, service_classes=classes), gap=0.0)
@@ -38,7 +38,7 @@ def test_least_quality_has_its_price():
 
 
 def test_budget_has_its_price():
-    """It is the quality that a plan with 5 % more gains."""
+    """The price of a budget is the quality that a plan with 5 % more budget gains."""
     problem = problem_with_least_quality()
     classes = [attrs.evolve(it, min_quality=-math.inf) for it in problem.service_classes]
     problem = attrs.evolve(problem, service_classes=classes)
@@ -51,7 +51,7 @@ def test_budget_has_its_price():
 
 
 def test_prices_where_nothing_runs():
-    """Without requests nothing saves anything."""
+    """Without requests, no change saves anything."""
     problem = small_problem(0, "plain")
     silent = attrs.evolve(problem, clusters=[attrs.evolve(it, rates=[0.0]) for it in problem.clusters])
 

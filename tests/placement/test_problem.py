@@ -1,4 +1,4 @@
-"""Problems as data: JSON and back, and messages that lead to what is wrong."""
+"""Problems as data: their JSON, and errors that name the wrong field."""
 
 import json
 
@@ -15,7 +15,7 @@ from streaminfer.placement import DeviceGroup, Distribution, Link, Problem, Scen
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_json_round_trip(kind, tmp_path):
-    """A problem is read back equal, from a text, a file or what json.loads made."""
+    """A problem is read back equal, from a text, a file or the result of ``json.loads``."""
     problem = small_problem(3, kind)
     text = problem.to_json()
     (tmp_path / "problem.json").write_text(text)
@@ -58,7 +58,7 @@ def test_json_round_trip(kind, tmp_path):
     ],
 )
 def test_errors_name_the_path(path, value, message):
-    """The message has the path, what was expected and what came."""
+    """The message has the path, the expectation and the value."""
     stored = json.loads(small_problem(1, "plain").to_json())
     at = stored
     for key in path[:-1]:
@@ -70,7 +70,7 @@ def test_errors_name_the_path(path, value, message):
 
 
 def test_rates_are_of_the_same_hours():
-    """Each cluster has one rate, or as many as the others."""
+    """A cluster has one rate, or as many rates as the others."""
     first, second, *rest = small_problem(1, "plain").clusters
     clusters = [attrs.evolve(first, rates=[1.0, 2.0]), attrs.evolve(second, rates=[1.0, 2.0, 3.0]), *rest]
 
@@ -89,14 +89,14 @@ def test_input_that_is_not_a_json_object_is_named(tmp_path):
 
 
 def test_a_missing_key_is_named():
-    """What has no default must be there."""
+    """A key without a default is required."""
     with pytest.raises(ValueError, match="problem: expected the key 'clusters'"):
         Problem.from_json("{}")
 
 
 @pytest.mark.parametrize("time", [ServiceTime.affine(0.01, 0.002), ServiceTime.table({1: 0.01, 8: 0.03})])
 def test_service_times_are_stored(time):
-    """Lines and tables come back from JSON."""
+    """Affine and tabulated service times are equal after a round trip through JSON."""
     problem = small_problem(1, "plain")
     variant = attrs.evolve(problem.models[0].variants[0], shards=[Shard(service_time={"cpu": time})])
     changed = attrs.evolve(problem, models=[attrs.evolve(problem.models[0], variants=[variant])])
@@ -105,7 +105,7 @@ def test_service_times_are_stored(time):
 
 
 def test_service_time_by_size_is_read():
-    """A mapping of sizes to seconds is a table."""
+    """A mapping of sizes to seconds becomes a table."""
     stored = json.loads(small_problem(1, "plain").to_json())
     stored["models"][0]["variants"][0]["shards"][0]["service_time"]["cpu"] = {"1": 0.01, "4": 0.02}
 
@@ -116,7 +116,7 @@ def test_service_time_by_size_is_read():
 
 @given(st.lists(st.floats(0, 1e3), min_size=1, max_size=400), st.integers(2, 60))
 def test_distribution_is_never_below_its_samples(samples, points):
-    """Quantiles of fewer points are at least those of the samples, and the largest is kept."""
+    """Quantiles of a distribution with fewer points are at least those of the samples; the largest sample stays."""
     made = Distribution.from_samples(samples, points=points)
 
     assert len(made.values_s) <= max(points, 2) + 1
@@ -127,7 +127,7 @@ def test_distribution_is_never_below_its_samples(samples, points):
 
 
 def test_distribution_describes_itself():
-    """Text, equality and hash follow the values."""
+    """Text, equality and hash of a distribution follow its values."""
     one, many = Distribution.of(0.01), Distribution.of([0.01, 0.02], [0.9, 0.1])
 
     assert repr(one) == "<Distribution 10 ms>"
@@ -148,7 +148,7 @@ def test_distribution_describes_itself():
     ],
 )
 def test_wrong_distributions_are_rejected(values, shares, error, message):
-    """Values are seconds, shares add to 1."""
+    """Values must be seconds, and shares must add up to 1."""
     with pytest.raises(error, match=message):
         Distribution.of(values, shares)
 
@@ -160,7 +160,7 @@ def test_quantile_rejects_a_wrong_share(share):
 
 
 def test_numbers_of_numpy_are_stored():
-    """Rates that were measured come back as they are."""
+    """Rates that are NumPy numbers are equal after a round trip through JSON."""
     problem = small_problem(1, "plain")
     measured = [attrs.evolve(it, rates=np.array([3, 4])) for it in problem.clusters]
     one = attrs.evolve(measured[0], rates=np.float32(0.5))
@@ -179,7 +179,7 @@ def test_numbers_of_numpy_are_stored():
     ids=["regions", "failures", "access"],
 )
 def test_wrong_argument_is_named(make, message):
-    """Where JSON would have had an error of its own."""
+    """A wrong argument of a constructor is named, as is a wrong field of the JSON."""
     with pytest.raises(TypeError, match=message):
         make(small_problem(1, "plain"))
 

@@ -46,7 +46,7 @@ def bounds_of_totals(model):
 def test_bounds_hold_for_all_plans_within_the_cutoff(kind):
     """The bounds hold for every plan that is as good as the cutoff.
 
-    By brute force: no plan at most a tenth above the least cost has totals outside.
+    Brute force finds no plan with at most 1.1 times the least cost whose totals are outside the bounds.
     """
     widths = []
     for seed in range(ROUNDS):
@@ -76,7 +76,7 @@ def test_bounds_hold_for_all_plans_within_the_cutoff(kind):
 
 
 def test_bounds_hold_for_all_plans_of_a_quality():
-    """The bounds hold for every plan that is as good as a given quality."""
+    """The bounds hold for the plan of the best quality, and a quality above the optimum has no plan."""
     for seed in range(ROUNDS):
         candidates = find_candidates(small_problem(seed, "quality"))
         if not np.isfinite(least := BruteForce(candidates).least_cost()):
@@ -106,7 +106,7 @@ def test_objective_and_rows_survive_narrow():
 
 
 def test_totals_are_bounded_after_a_search_too():
-    """Totals above the cutoff, which ends a search, are no reason to end the linear programs that bound them."""
+    """After a search, totals above the cutoff are still bounded: the cutoff ends a search, and not these programs."""
     instance = many_sites(40.4)
     instance.prices = 0.01 * instance.prices
     instance.site_prices = 0.01 * instance.site_prices
@@ -131,7 +131,7 @@ def test_no_totals_are_bounded_without_time():
 
 
 def many_sites(load):
-    """One cluster that needs so many replicas, and sites with four slots at prices that are close."""
+    """Return an instance of one cluster that needs ``load`` replicas, and sites with four slots at similar prices."""
     sites = [
         Site(name=f"s{s}", price=0.2, devices=[DeviceGroup(kind="gpu", slots=4, price=1 + 0.003 * (s * 7 % 12))])
         for s in range(12)
@@ -161,7 +161,7 @@ def many_sites(load):
 
 
 def test_plan_is_proven_best_by_its_number_of_replicas(monkeypatch):
-    """40.4 replicas are 41; where they are is no reason to search."""
+    """A load of 40.4 replicas needs 41, so a plan with 41 is proven best without a search for their sites."""
     searches = []
     monkeypatch.setattr(program._Search, "_optimize_integer", lambda *args: searches.append(args))
 

@@ -1,4 +1,4 @@
-"""Arrival processes: the random streams behind stated figures, the shape of each, and rejected arguments."""
+"""Arrival processes: the random streams of published figures, the shape of each, and rejected arguments."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ PROCESSES = [arrivals.poisson, arrivals.gamma, arrivals.on_off, arrivals.bursts]
 
 
 def reference_switching(rng, n, quiet, quiet_s, loud, loud_s):
-    """As published with the figures: time runs in exponential periods, arrivals within them."""
+    """Return arrivals as published with the figures: exponential periods, and arrivals within them."""
     out, t, burst = [], 0.0, False
     while len(out) < n:
         end = t + rng.exponential(loud_s if burst else quiet_s)
@@ -95,7 +95,7 @@ def test_cameras_without_jitter_are_periodic():
     frames = arrivals.cameras(25.0, 3, 2.0, 7, jitter_s=0.0)
     assert frames.shape == (150,)
     np.testing.assert_allclose(frames[3:] - frames[:-3], 0.04, atol=1e-12)
-    assert len(set(np.round(frames[:3], 9))) == 3  # phases of their own
+    assert len(set(np.round(frames[:3], 9))) == 3  # each camera has its own phase
 
 
 def test_jitter_delays_frames_up_to_given_bound():

@@ -1,4 +1,4 @@
-"""The decision log: what it copies, says, draws and hands on."""
+"""The decision log: its copy of the events, its text and pictures, and its trace."""
 
 import asyncio
 import re
@@ -23,7 +23,10 @@ MS = 1_000_000
 
 @pytest.fixture
 def events():
-    """Two workers, three batches of which one failed and one runs, three drops; on a clock that has run for a year."""
+    """Return events of two workers: three batches, of which one failed and one runs, and three drops.
+
+    The clock has run for a year.
+    """
     start = 10**9 * 86400 * 365
     events = EventRing()
     for at_ms, limit_ms, priority in [(0, 50, 0), (1, 0, 1), (4, 20, 0), (30, 50, 2)]:
@@ -49,7 +52,7 @@ def axes():
 
 
 def test_only_full_queue_counts_as_drop():
-    """A request that finds the queue full arrived and was dropped; a failed or cancelled one was not."""
+    """A request that finds the queue full counts as an arrival and a drop; a failed or cancelled request is no drop."""
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1)
@@ -147,7 +150,7 @@ def test_html_of_a_reason_that_the_ring_has_forgotten():
 
 
 def bars(axes):
-    """Of each collection: the label, and left, right and row of its bars."""
+    """Return the bars of each collection, by its label: left, right and row."""
     return {
         group.get_label(): [
             (path.vertices[:, 0].min(), path.vertices[:, 0].max(), path.vertices[:, 1].mean().round())
@@ -254,7 +257,7 @@ def test_a_trace_orders_arrivals_of_an_uneven_clock():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_busy_batcher_has_a_row_for_each_worker(workers):
-    """A batch that begins at the instant at which another one ends has its row, as in a simulation."""
+    """A batch that begins when another one ends has the row of that one's worker, as in a simulation."""
     arrivals_s = np.arange(40) * 0.0011
     device = ServiceTime.affine(0.004 * workers, 0.0005)
 

@@ -1,4 +1,4 @@
-"""The clairvoyant optimum: against every schedule of small instances, against a plain twin, and above any policy."""
+"""The clairvoyant optimum: against all schedules of small instances, a program without pruning, and any policy."""
 
 import numpy as np
 import pytest
@@ -27,9 +27,9 @@ def in_nanoseconds(durations_ns):
 
 
 def best_of_all_schedules(arrivals_ms, slo_ms, durations_ms, max_batch_size):
-    """By exhaustion: every set of requests as batches of any members, contiguous or not, in any order.
+    """Return the most requests on time, by exhaustion: any sets of requests, in any batches and order.
 
-    Of two ways to have served the same set only the one that finishes first can be needed; nothing else is assumed.
+    Of two schedules for the same set, only the one that finishes first matters; nothing else is assumed.
     """
     n = len(arrivals_ms)
     finish = {0: 0}
@@ -72,7 +72,7 @@ def test_optimum_equals_brute_force(instance):
 
 
 def test_optimum_is_best_schedule_under_pressure():
-    """The optimum is the best of all schedules where some requests must be dropped."""
+    """The optimum is the best of all schedules if some requests must be dropped."""
     # seven requests of which some must be dropped, often from between those that are served
     rng = np.random.default_rng(11)
     partial = 0
@@ -83,7 +83,7 @@ def test_optimum_is_best_schedule_under_pressure():
         best = best_of_all_schedules(*instance)
         assert optimum_ms(*instance) == best, instance
         partial += 0 < best < 7
-    assert partial > 120  # the instances tell something
+    assert partial > 120  # most instances have drops
 
 
 def test_an_answer_at_the_very_deadline_counts():
@@ -131,7 +131,7 @@ def traces(draw):
 
 
 def most_on_time_plain(arrivals_ns, deadlines_ns, durations_ns, max_batch_size):
-    """The same program without pruning: entry k is the earliest finish having served k of the prefix."""
+    """Return the optimum by the program without pruning: entry k is the earliest finish with k of the prefix served."""
     n = arrivals_ns.size
     fronts = np.full((n + 1, n + 1), NEVER, np.int64)
     fronts[0, 0] = 0
@@ -147,7 +147,7 @@ def most_on_time_plain(arrivals_ns, deadlines_ns, durations_ns, max_batch_size):
 
 @given(traces())
 def test_optimum_equals_its_plain_twin(trace):
-    """Pruning loses nothing."""
+    """Pruning does not change the optimum."""
     arrivals_ns, slo_ns, durations_ns, cap = trace
     best = clairvoyant_optimum(
         arrivals_ns / 1e9, slo_s=slo_ns / 1e9, service_time=in_nanoseconds(durations_ns), max_batch_size=cap
@@ -157,7 +157,7 @@ def test_optimum_equals_its_plain_twin(trace):
 
 @pytest.mark.parametrize(
     ("process", "rate", "most"),
-    [  # by the plain program over the number of drops (Baptiste's), affine 5 + 1·b ms, 32 a batch, SLO 50 ms, seed 1
+    [  # by Baptiste's program over the number of drops, without pruning: 5 + 1·b ms, b ≤ 32, SLO 50 ms, seed 1
         (arrivals.poisson, 746.0, 2485),
         (arrivals.poisson, 1297.0, 1611),
         (arrivals.gamma, 291.0, 2472),
@@ -177,7 +177,7 @@ def test_optimum_of_the_published_traces(process, rate, most):
 
 
 class Largest:
-    """The largest batch that is on time for its head; heads that cut it short are dropped where told to."""
+    """Policy that releases the largest batch on time for its head, and may drop heads that make the batch smaller."""
 
     def __init__(self, durations_ns, *, drop_heads):
         self.durations_ns = durations_ns

@@ -20,7 +20,7 @@ EVENT = protos.TrackEvent
 
 
 class Read:
-    """A trace with its names resolved."""
+    """Perfetto trace with its names resolved."""
 
     def __init__(self, path):
         trace = protos.Trace.FromString(path.read_bytes())
@@ -48,7 +48,7 @@ class Read:
 
 @pytest.fixture
 def log():
-    """Two workers; four requests in three batches, of which one failed and one runs; drops of two reasons."""
+    """Return the log of two workers: four requests, three batches (one failed, one runs), and drops of two reasons."""
     events = EventRing()
     for at_ms in (0, 1, 4, 30):
         events.arrived(START + at_ms * MS, 0, 0)
@@ -160,7 +160,7 @@ def test_counters_and_drops(log, tmp_path):
 
 
 def test_without_an_objective_deadlines_burn(tmp_path):
-    """A request in time is good; one that was dropped, failed, or ran past its deadline is bad, and counted once."""
+    """A request on time is good; a request that is dropped, fails or is late is bad, and counts once."""
     events = EventRing()
     for at_ms, size, ok in ((0, 4, True), (100, 2, False), (200, 2, True)):
         for _ in range(size):

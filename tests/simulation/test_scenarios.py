@@ -1,4 +1,4 @@
-"""What if: each row is what `simulate` says, every combination once, and how the table is shown."""
+"""`what_if`: each row equals `simulate`, every combination has one row, and tables have text, HTML and plots."""
 
 import io
 import math
@@ -257,7 +257,7 @@ def test_plot_of_many_combinations_has_best_as_bars(axes):
 
 
 def test_plot_of_many_settings_leaves_room_for_bars(axes):
-    """Settings of long names are named once, and a device without a name by its number; drawing warns of nothing."""
+    """The axis has names of settings once, a device without a name has its number, and drawing raises no warning."""
     measured = ServiceTime.table({size: 0.001 + 0.000123456 * size for size in range(1, 17)})
     table = asked(
         service_time=[DEVICE, measured],
@@ -276,7 +276,7 @@ def test_plot_of_many_settings_leaves_room_for_bars(axes):
 
 
 def test_plot_of_lines_shortens_long_names(axes):
-    """A legend fits, and a name is no formula."""
+    """The legend shortens a long name, and does not read a formula in a name."""
     asked(service_time={"a" * 200: DEVICE, "$b$": FAST}, workers=[1, 2, 3]).plot(axes)
     long, formula = (text.get_text() for text in axes.get_legend().get_texts())
     assert len(long) == 88
@@ -306,13 +306,13 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Each look at the clock finds it 0.4 s later."""
+    """Replace the clock by one that is 0.4 s later at each reading."""
     looks = iter(range(1000))
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(looks) * 0.4)
 
 
 def test_terminal_is_told_after_one_second(monkeypatch, clock):
-    """A terminal shows the progress of what takes longer than a second."""
+    """A terminal shows the progress of a run that takes longer than a second."""
     monkeypatch.setattr(sys, "stderr", Terminal())
     asked(workers=[1, 2, 3, 4])
     assert sys.stderr.getvalue() == "\rwhat_if: 2 of 4\rwhat_if: 3 of 4\rwhat_if: 4 of 4\n"

@@ -1,4 +1,4 @@
-"""The simulator: worked examples, what holds for every run, policies that break the protocol, and the live batcher."""
+"""The simulator: examples, invariants of every run, policies that break the protocol, and the live batcher."""
 
 import asyncio
 import subprocess
@@ -81,7 +81,7 @@ def test_an_answer_at_the_very_deadline_is_on_time(slo_ms, expected):
 def test_request_is_dropped_at_its_deadline():
     """A request that is still queued at its deadline is dropped at that instant."""
     result = simulate_ms([0, 1, 2], slo_ms=9, setup_ms=10, per_item_ms=0.5)
-    # the first is answered at 10.5, late; the second expires at 10, the third would at 11 and so still goes, in vain
+    # the first response is late, at 10.5; the second is dropped at 10; the third, due at 11, still runs, and is late
     assert in_ms(result.drops_s) == pytest.approx([10])
     assert result.batch_sizes.tolist() == [1, 1]
     assert counts(result) == (0, 1, 2)
@@ -89,7 +89,7 @@ def test_request_is_dropped_at_its_deadline():
 
 
 def test_late_requests_do_not_delay_drops():
-    """Late requests do not hold up the drops of queued ones."""
+    """Late requests do not delay the drops of queued requests."""
     result = simulate_ms([0, 0, 1], slo_ms=8, setup_ms=100, max_batch_size=2)
     assert counts(result) == (0, 1, 2)
     assert in_ms(result.drops_s) == pytest.approx([9])
@@ -116,11 +116,11 @@ def test_more_urgent_requests_are_served_first():
 
 
 def test_per_request_deadlines_replace_the_slo():
-    """A request with a deadline of its own is on time by that deadline, not by the objective."""
+    """A request with its own deadline is on time by that deadline, and not by the objective."""
     result = simulate_ms([0, 1, 2, 3], slo_ms=1, max_batch_size=1, deadlines_ms=[6, 5, np.inf, 3])
     assert result.is_on_time.tolist() == [True, False, True, False]
     assert counts(result) == (2, 2, 0)
-    assert in_ms(result.drops_s) == pytest.approx([3, 5])  # the last was dead on arrival
+    assert in_ms(result.drops_s) == pytest.approx([3, 5])  # the deadline of the last is its arrival
     np.testing.assert_allclose(result.latencies_s, [0.006, np.nan, 0.010, np.nan])
 
 
@@ -132,7 +132,7 @@ def test_simulation_without_arrivals():
     assert repr(result) == "SimulationResult(on_time=0, dropped=0, late=0, share_on_time=1.0000, batches=0)"
 
 
-# -- what holds for every run ---------------------------------------------------------------------------------------
+# -- invariants of every run ----------------------------------------------------------------------------------------
 
 
 @given(
@@ -173,7 +173,7 @@ def test_all_requests_and_batches_are_accounted_for(seed, rate, workers, delay_s
     for worker in range(workers):
         mine = result.batch_workers == worker
         assert (result.batch_ends_s[mine][:-1] <= result.batch_starts_s[mine][1:] + 1e-12).all()
-    np.testing.assert_allclose(  # each batch answers all its requests at its end
+    np.testing.assert_allclose(  # each batch completes all its requests at its end
         np.sort(done), np.sort(np.repeat(result.batch_ends_s, result.batch_sizes)), rtol=0, atol=2e-9
     )
     again = simulate(made, **call, noise=noise, seed=seed, **keywords)
@@ -208,7 +208,7 @@ def test_result_repr_is_one_line():
 
 
 class Scripted:
-    """Answers as told; remembers what it was asked and told."""
+    """Policy that decides as scripted, and records its calls."""
 
     def __init__(self, decide):
         self._decide = decide
@@ -227,7 +227,7 @@ class Scripted:
 
 
 def test_policy_is_told_batch_duration_at_its_end():
-    """The policy is told the duration of each batch when the batch ends."""
+    """The policy observes the duration of each batch when the batch ends."""
     policy = Scripted(Greedy(4).decide)
     simulate_ms([0, 1, 2], slo_ms=50, policy=policy)
     assert policy.finishes == [(1, 6 * MS, 6 * MS), (2, 7 * MS, 13 * MS)]
@@ -299,7 +299,7 @@ def test_lookahead_is_default_policy():
 
 def test_planner_has_kernels_from_first_decision():
     """A planner has its compiled kernels from the first decision on."""
-    # in a process of its own, where nothing has compiled them yet
+    # in a separate process, which has not compiled the kernels
     code = (
         "from streaminfer.batching import arrivals\n"
         "from streaminfer.batching.service_time.service_time import ServiceTime\n"
@@ -360,7 +360,7 @@ def test_live_batcher_behaves_like_the_simulator(delay_s, process, load):
     assert dict(statistics.released) == {reason: simulated.reasons.count(reason) for reason in set(simulated.reasons)}
     assert statistics.succeeded == simulated.on_time
     assert statistics.deadline_exceeded == simulated.dropped + simulated.late
-    # a late answer is none there; timers of the virtual loop are a nanosecond or two off
+    # the live batcher returns no late response; timers of the virtual loop are a nanosecond or two off
     expected = np.where(simulated.is_on_time, simulated.latencies_s, np.nan)
     np.testing.assert_allclose(latencies, expected, rtol=0, atol=5e-9)
 

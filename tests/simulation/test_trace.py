@@ -1,4 +1,4 @@
-"""Traces: what they accept, how they are kept in a file, and where they come from."""
+"""Traces: their arguments, their files, and their text."""
 
 import copy
 import pickle
@@ -156,7 +156,7 @@ def test_damaged_file_is_an_error_or_loads_unchanged(tmp_path):
         damaged[position] ^= 0xFF
         path.write_bytes(damaged)
         try:
-            assert same(Trace.load(path), trace)  # a byte of the archive that is never read, as of a time
+            assert same(Trace.load(path), trace)  # a byte of the archive that is never read, such as of a time
         except ValueError as error:
             assert "damaged.npz: not a saved Trace" in str(error)
             refused += 1

@@ -1,4 +1,4 @@
-"""Fault injection: what strikes, when, how often, in front of what; the same seed gives the same faults."""
+"""Fault injection: kinds of faults, their times and rates, and their targets; a seed always gives the same faults."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ def batch(*rows):
 
 
 async def outcome(faulty, *rows):
-    """What a batch ends with, and the seconds it took."""
+    """Return the result or the error of one batch, and the seconds that it took."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     try:
@@ -48,7 +48,7 @@ async def outcome(faulty, *rows):
 
 
 def outcomes(plan, count, *, duration_s=0.0, pause_s=0.0):
-    """How so many batches in turn end, and what each took."""
+    """Return the outcome of each of ``count`` sequential batches, and the seconds that it took."""
 
     async def main(loop):
         faulty = Faulty(ScriptedBackend(duration_s=duration_s), plan)
@@ -66,7 +66,7 @@ def times(plan, count, **options):
     return np.array([took for _, took in outcomes(plan, count, **options)])
 
 
-# -- what strikes -----------------------------------------------------------------------------------------------
+# -- kinds of faults --------------------------------------------------------------------------------------------
 
 
 def test_empty_plan_injects_nothing():
@@ -77,7 +77,7 @@ def test_empty_plan_injects_nothing():
 
 
 def test_a_distribution_has_no_negative_delays():
-    """One would take from the other delays."""
+    """A negative delay from a distribution is an error, because it would shorten the other delays."""
     (failure, _), *_ = outcomes(FaultPlan(delay(0.010), delay(lambda share: -share)), 1)
     assert isinstance(failure, ValueError)
     assert str(failure).startswith("delay(seconds): expected a finite number of seconds ≥ 0, got -0.")
@@ -115,12 +115,12 @@ def test_errors_at_a_rate():
     failed = [end for end in ends if isinstance(end, OSError)]
     assert 520 < len(failed) < 680
     assert plan.injected["error"] == len(failed)
-    assert len({id(each) for each in failed}) == len(failed)  # each caller's own
+    assert len({id(each) for each in failed}) == len(failed)  # each caller gets its own copy
     assert {str(each) for each in failed} == {"gone"}
 
 
 class Unlike(Exception):
-    """An error that cannot be copied: it is made of more than its message."""
+    """Error that cannot be copied, because its constructor takes more than a message."""
 
     def __init__(self, code, text):
         super().__init__(text)
@@ -258,7 +258,7 @@ def test_garbage_has_shape_and_dtype(dtype):
         assert rows[0].tobytes() != rows[1].tobytes()
 
 
-# -- when -------------------------------------------------------------------------------------------------------
+# -- times of faults --------------------------------------------------------------------------------------------
 
 
 def test_windows_are_of_the_plan_s_time():
@@ -273,7 +273,7 @@ def test_windows_are_of_the_plan_s_time():
 
     expected = [list, list, OSError, OSError, list, list]
     assert run(main) == expected
-    assert run(main, now_ns=77_000_000_000) == expected  # it begins with the first call
+    assert run(main, now_ns=77_000_000_000) == expected  # the time of the plan begins with the first call
 
 
 def test_stack_start_begins_the_time_of_the_plan():
@@ -322,7 +322,7 @@ def test_additional_fault_changes_no_other():
 
 @given(seed=st.integers(0, 2**70), order=st.permutations(range(8)))
 def test_the_order_in_which_calls_end_changes_nothing(seed, order):
-    """Eight calls at once: which of them fail depends on their numbers alone."""
+    """The number of a call alone decides whether it fails, even if eight calls run at once and end in any order."""
 
     async def main(loop):
         plan = FaultPlan(error(OSError, rate=0.5), seed=seed)
@@ -343,7 +343,7 @@ def test_two_backends_share_a_plan():
     assert run(main) == [list, OSError, list]
 
 
-# -- in front of what -------------------------------------------------------------------------------------------
+# -- targets: services, backends and functions ------------------------------------------------------------------
 
 
 def test_faults_of_a_service():
@@ -447,7 +447,7 @@ def test_an_array_of_rows_stays_an_array():
 
 
 def slow_double(inputs):
-    time.sleep(float(inputs[0]))  # in the worker process: to be killed it must be busy
+    time.sleep(float(inputs[0]))  # in the worker process, which can be killed only while it is busy
     return [2 * value for value in inputs]
 
 
@@ -473,7 +473,7 @@ def test_killed_process_fails_only_its_batch():
 def test_kill_workers_kills_the_processes():
     async def main():
         backend = si.CpuBackend(slow_double, executor="process", workers=2)
-        assert kill_workers(backend) == 0  # none has been started
+        assert kill_workers(backend) == 0  # no worker has started
         await backend.start()
         try:
             before = {worker._process.pid for worker in backend._threads._workers}

@@ -34,7 +34,7 @@ def test_virtual_time_jumps_to_the_next_timer_exactly():
     seen = run(main)
     assert [seconds for seconds, _ in seen] == [1e-9, 0.001, 0.05, 3600.0, 86400 * 365.0]
     for seconds, now_ns in seen:
-        assert abs(now_ns - seconds * 1e9) <= 1 + seconds  # a float second has no finer grain
+        assert abs(now_ns - seconds * 1e9) <= 1 + seconds  # the resolution of seconds as a float
 
 
 def test_a_lost_wakeup_is_an_error_and_not_a_hang():
@@ -46,7 +46,7 @@ def test_a_lost_wakeup_is_an_error_and_not_a_hang():
 
 
 def test_an_endless_sleep_is_no_timer():
-    """A loop cuts each wait at a day, so virtual time would go from day to day for ever."""
+    """An endless sleep sets no timer: asyncio cuts each wait at a day, so virtual time would advance for ever."""
 
     async def main(loop):
         with pytest.raises(TimeoutError):  # an endless timer beside another one

@@ -1,4 +1,4 @@
-"""Capacity at an SLO: of simulated devices whose capacity is known."""
+"""Capacity at an SLO, of simulated devices with a known capacity."""
 
 import asyncio
 
@@ -12,19 +12,19 @@ SLO_S = 0.05
 
 
 def delays(gaps, work):
-    """Of a single server, from the times between arrivals and those of service, by Lindley's recursion."""
+    """Return the latencies of a single server, from inter-arrival times and service times, by Lindley's recursion."""
     steps = np.concatenate([[0], np.cumsum(work[:-1] - gaps[1:])])
     return steps - np.minimum.accumulate(steps) + work
 
 
 def latencies(rate, n, rng, *, sigma, mean_s=0.005):
-    """Of a single server and Poisson arrivals."""
+    """Return the latencies of a single server with Poisson arrivals and lognormal service times."""
     gaps, work = rng.exponential(1 / rate, n), mean_s * rng.lognormal(-(sigma**2) / 2, sigma, n)
     return delays(gaps, work)
 
 
 def known_capacity(sigma):
-    """The rate at which 1 % is late, by bisection over millions of requests."""
+    """Return the rate at which 1 % of the requests are late, by bisection over millions of requests."""
     low, high = 100.0, 200.0
     for _ in range(10):
         rate = (low + high) / 2
@@ -45,7 +45,7 @@ def search_all(search, measure):
 
 class TestSearch:
     def test_noisy_device(self):
-        """The capacity is within 3 %, and the interval covers it in most runs."""
+        """The median error of the capacity is below 1.5 %, and at least 10 of 12 intervals cover the capacity."""
         truth = known_capacity(0.2)
         found = []
         for seed in range(12):
@@ -59,7 +59,7 @@ class TestSearch:
         assert sum(each.interval[0] <= truth <= each.interval[1] for each in found) >= 10
 
     def test_few_requests(self):
-        """Steps of so few that often none is late: no interval is narrow because nothing varied."""
+        """Each interval reaches beyond ±0.1 %, even if steps are so short that often no request is late."""
         truth, found = known_capacity(0.5), []
         for seed in range(30):
             rng = np.random.default_rng(seed)
@@ -70,7 +70,7 @@ class TestSearch:
         assert np.median([abs(each.rate / truth - 1) for each in found]) < 0.05
 
     def test_late_by_chance_at_a_low_rate(self):
-        """What was late at the lowest rate is no crossing, since all was on time above it."""
+        """Late requests at the lowest rate are no crossing if all requests at the rates above are on time."""
         found = search_all(
             CapacitySearch(10.0, 1000.0), lambda rate: np.arange(1000) < (5 if rate == 10.0 else 1000 * (rate > 321.0))
         )
@@ -79,7 +79,7 @@ class TestSearch:
 
     @pytest.mark.parametrize("objective", [0.2, 0.8])
     def test_low_objective(self, objective):
-        """Where half of the requests may be late, no multiple of that says which step is no accident."""
+        """A low objective is searched too, although no multiple of its allowed share tells a miss from chance."""
         found = search_all(CapacitySearch(10.0, 1000.0, objective=objective), lambda rate: np.full(1000, rate > 321.0))
         missed = search_all(CapacitySearch(10.0, 1000.0, objective=objective), lambda _: np.full(1000, True))
 
@@ -87,7 +87,7 @@ class TestSearch:
         assert missed.reason == "the objective is missed at 10/s, the lowest rate"
 
     def test_jump_is_bisected(self):
-        """A device that keeps everything up to its capacity and nothing above is found by halving."""
+        """The search bisects the jump of a device that is always on time up to its capacity and never above it."""
         found = search_all(CapacitySearch(10.0, 1000.0, tolerance=0.005), lambda rate: np.full(1000, rate > 321.0))
 
         assert found.rate == pytest.approx(321.0, rel=0.005)
@@ -96,7 +96,7 @@ class TestSearch:
 
     @pytest.mark.parametrize("scale", [0.003, 0.01, 0.1])
     def test_steepness(self, scale):
-        """The late share of a fast service rises within a percent of the rate, that of a slow one within tens."""
+        """The search finds the capacity whether the late share rises within a percent of the rate or within tens."""
         truth, found = 1000 * (0.01 / 0.99) ** scale, []
         for seed in range(20):
             rng = np.random.default_rng(seed)
@@ -108,7 +108,7 @@ class TestSearch:
 
     @pytest.mark.parametrize("degraded", [900.0, 400.0])
     def test_service_that_does_not_recover(self, degraded):
-        """Its capacity is that after overload, although the ramp kept the objective at higher rates."""
+        """The result for a service that does not recover is its capacity after overload, and not that of the ramp."""
         rng = np.random.default_rng(1)
         tried = []
 
@@ -124,7 +124,7 @@ class TestSearch:
         assert "931.3/s kept the objective before overload" in found.reason
 
     def test_late_in_few_incidents(self):
-        """A queue of fast requests misses rates by chance that it kept before, and is not said to be slower since."""
+        """A queue that misses by chance some rates that it kept before is not reported as slower after overload."""
         said = []
         for seed in range(12):
             rng = np.random.default_rng(seed)
@@ -140,7 +140,10 @@ class TestSearch:
         assert not any(said)
 
     def test_interval_where_steps_differ(self):
-        """Of a fast queue, half of the steps at its capacity have no late request and one in a hundred a tenth."""
+        """At least 17 of 20 intervals cover the capacity, although steps at the same rate differ.
+
+        Half of the steps at the capacity have no late request, and one in a hundred has a tenth of its requests late.
+        """
         truth, covered = 1000 - np.log(100) / SLO_S, 0  # M/M/1
         for seed in range(20):
             rng = np.random.default_rng(seed + 1)
@@ -155,7 +158,10 @@ class TestSearch:
         assert covered >= 17
 
     def test_interval_of_short_steps(self):
-        """Most steps at the capacity have no late request, and the others an incident of a few percent."""
+        """At least 27 of 30 intervals cover the capacity, although most steps at the capacity have no late request.
+
+        The other steps have an incident with a few percent of their requests.
+        """
         truth, covered = known_capacity(0.2), 0
         for seed in range(30):
             rng = np.random.default_rng(seed + 1000)
@@ -167,7 +173,7 @@ class TestSearch:
 
     @pytest.mark.parametrize("tolerance", [0.005, 0.02, 0.2])
     def test_jump_is_measured_on_both_sides(self, tolerance):
-        """One step without a late request, and one with many, can be chance: there are four of each."""
+        """A jump has at least four steps on each side, because one step on time, or one late, can be chance."""
         found = search_all(CapacitySearch(10.0, 1000.0, tolerance=tolerance), lambda rate: np.full(1000, rate > 321.0))
 
         assert sum(0.88 * 321.0 < step.rate <= 321.0 for step in found.steps) >= 4
@@ -176,7 +182,7 @@ class TestSearch:
     def test_interval_of_service_slower_after_overload(self):
         """The interval covers the capacity of a service that is a little slower after an overload.
 
-        What was measured before is too good for it, and no other step is known to be wrong.
+        The steps from before the overload overestimate the capacity, and no other step shows this.
         """
         truth, covered = 980.0 * (0.01 / 0.99) ** 0.01, 0
         for seed in range(30):
@@ -192,7 +198,7 @@ class TestSearch:
         assert covered >= 28
 
     def test_lowest_rate_is_missed_after_overload(self):
-        """A service that never serves again has no capacity."""
+        """The capacity of a service that misses all rates after an overload is between 0 and the lowest rate."""
         tried = []
 
         def measure(rate):
@@ -207,7 +213,7 @@ class TestSearch:
     @pytest.mark.parametrize("scale", [0.003, 0.01, 0.1])
     @pytest.mark.parametrize(("low", "high"), [(0.1, 1.02), (0.1, 1.05), (0.98, 1.02), (0.995, 3.0)])
     def test_limits_are_near_the_capacity(self, scale, low, high):
-        """No rate above the highest is tried, and neither limit is taken for the capacity."""
+        """The search tries no rate above the highest, and its interval covers a capacity that is near either limit."""
         truth, covered, most = 1000 * (0.01 / 0.99) ** scale, 0, 0.0
         for seed in range(10):
             rng = np.random.default_rng(seed)
@@ -220,28 +226,28 @@ class TestSearch:
         assert covered >= 9
 
     def test_nothing_was_measured(self):
-        """A search that is stopped at once knows nothing."""
+        """The interval of a search that is stopped before its first step is from 0 to infinity."""
         search = CapacitySearch(10.0, 30.0)
         search.stop("the sender was the bottleneck")
 
         assert search.result().interval == (0.0, np.inf)
 
     def test_never_missed(self):
-        """A service that keeps the objective at the highest rate has no upper bound."""
+        """If the objective is kept at the highest rate, the interval has no upper end."""
         found = search_all(CapacitySearch(10.0, 30.0), lambda _rate: np.zeros(1000, bool))
 
         assert found.interval == (30.0, np.inf)
         assert "the objective is kept at 30/s, the highest rate" in found.reason
 
     def test_always_missed(self):
-        """A service that misses at the lowest rate has no lower bound."""
+        """If the objective is missed at the lowest rate, the interval begins at 0."""
         found = search_all(CapacitySearch(10.0, 30.0), lambda _rate: np.ones(1000, bool))
 
         assert found.interval == (0.0, 10.0)
         assert "missed at 10/s, the lowest rate" in found.reason
 
     def test_search_ends_when_its_steps_are_used_up(self):
-        """A search that ends before its tolerance says so."""
+        """A search that ends before it reaches its tolerance reports that it used up its steps."""
         rng = np.random.default_rng(1)
         search = CapacitySearch(50.0, 400.0, tolerance=1e-4, most_steps=5)
 
@@ -251,7 +257,7 @@ class TestSearch:
 
 
 def test_live_device(virtually, device):
-    """Around a device of 5 ms in virtual time, constant arrivals find its 200/s."""
+    """With constant arrivals in virtual time, the capacity of a device that takes 5 ms per request is 200/s."""
     steps = []
     found = virtually(
         lambda: find_capacity(
@@ -271,13 +277,13 @@ def test_live_device(virtually, device):
 
 
 def test_step_is_long_enough(virtually, device):
-    """A step must have some requests."""
+    """`step_s` must be long enough for 200 requests at the lowest rate."""
     with pytest.raises(ValueError, match="step_s: expected enough seconds for 200 requests at the lowest rate"):
         virtually(lambda: find_capacity(device(0.1), inputs=[1], slo_s=1.0, low=5.0, high=10.0))
 
 
 def test_arrivals_that_end_in_the_warm_up(virtually, device):
-    """A recorded trace may be too short for a step at a high rate; what was measured before is kept."""
+    """If a recorded trace is too short for a step at a high rate, the result is that of the steps before."""
     options = {"inputs": [1], "slo_s": SLO_S, "low": 200.0, "high": 1e5, "step_s": 5.0}
 
     found = virtually(lambda: find_capacity(device(1e-6), arrivals=lambda rate: np.arange(110) / rate, **options))
@@ -287,13 +293,13 @@ def test_arrivals_that_end_in_the_warm_up(virtually, device):
 
 
 def test_sender_that_is_the_bottleneck(virtually):
-    """The search ends with what was measured before, and says by how much requests were late."""
+    """If the sender is the bottleneck, the search ends with the earlier steps and says how late requests were sent."""
     sent = []
 
     async def block(inputs):
         sent.append(inputs)
-        if len(sent) > 600:  # the first step has as many
-            asyncio.get_running_loop().now_ns += 20_000_000  # holds it up
+        if len(sent) > 600:  # the first step has 600 requests
+            asyncio.get_running_loop().now_ns += 20_000_000  # blocks the sender
 
     options = {"inputs": [1], "slo_s": SLO_S, "low": 120.0, "high": 400.0, "step_s": 5.0, "arrivals": Constant}
 
@@ -305,7 +311,7 @@ def test_sender_that_is_the_bottleneck(virtually):
 
 
 def test_live_options(virtually, device):
-    """A search of one step after its ramp is wide, and its interval has the confidence that was asked for."""
+    """A search may have a single step after its ramp, and its interval has the given confidence."""
     options = {"inputs": [1], "slo_s": SLO_S, "low": 120.0, "high": 400.0, "step_s": 2.0, "arrivals": Constant}
 
     found = virtually(lambda: find_capacity(device(0.005), most_steps=1, confidence=0.8, tolerance=1e-3, **options))
@@ -313,7 +319,7 @@ def test_live_options(virtually, device):
     assert found.confidence == 0.8
     assert "80% interval" in str(found)
     assert found.reason == "the steps were used up"
-    assert len(found.steps) == 5  # 120, 150, 187.5 and 234, which is too much, and the one between
+    assert len(found.steps) == 5  # 120, 150, 187.5 and 234, which is too high, and one between
 
 
 @pytest.mark.parametrize(

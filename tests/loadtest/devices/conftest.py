@@ -22,7 +22,7 @@ def speech():
 
 @pytest.fixture(scope="session")
 def bursts(tmp_path_factory):
-    """Tones of -12 dBFS (RMS) for each other second, then silence."""
+    """Return a file with a tone of -12 dBFS (RMS) in every other second, and silence between."""
     seconds = np.arange(6 * RATE) / RATE
     tone = np.sin(2 * np.pi * 440 * seconds) * np.sqrt(2) * 10 ** (-12 / 20) * (seconds % 2 < 1)
     path = tmp_path_factory.mktemp("sound") / "bursts.wav"

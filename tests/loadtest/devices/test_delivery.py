@@ -51,7 +51,7 @@ def test_wrong_argument_is_named(wrong):
 
 
 def test_jitter_is_independent_of_the_networks():
-    """Device and network of one seed draw different delays, or their sum would vary by twice as much."""
+    """A device and a network of one seed have independent delays; equal delays would double the variance of the sum."""
     link = Link(NetworkProfile(name="n", jitter_s=0.005), 3)
     network_ns = [link.send(100, number * 10**9) - number * 10**9 for number in range(2_000)]
     device_ns = [it.delivered_ns - it.captured_ns for it in take(Delivery(jitter_s=0.005), 2_000, period_s=1.0)]

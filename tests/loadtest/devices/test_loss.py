@@ -1,4 +1,4 @@
-"""Bursty loss keeps the share and the mean run that it is given."""
+"""Bursty loss has the given share of lost frames and the given mean run."""
 
 import itertools
 import random

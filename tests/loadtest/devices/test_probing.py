@@ -1,4 +1,4 @@
-"""`probe` on recordings made with known faults: within 10 %, or ordered by their strength."""
+"""`probe` on recordings with known faults: its measures are within 10 %, or increase with the fault."""
 
 from fractions import Fraction
 
@@ -18,7 +18,7 @@ MICROPHONE = MicrophoneProfile(name="m", sample_rate=16_000, codec="pcm")
 
 @pytest.fixture
 def recorded(tmp_path, clip, bursts):
-    """Records a device and probes the recording."""
+    """Return a function that records a device and probes the recording."""
 
     def measure(profile, *, seconds=None, seed=2):
         camera = isinstance(profile, CameraProfile)
@@ -36,7 +36,7 @@ def delays(profile, frames, seed=2):
 
 
 def test_a_recording_without_frames_is_an_error(recorded):
-    """Where a device loses every frame, an earlier file in the same place is none of its recordings."""
+    """Recording a device that loses every frame is an error, even if the path has an earlier recording."""
     recorded(CAMERA, seconds=0.1)
     with pytest.raises(InvalidInput, match="device 'c' loses not all"):
         recorded(attrs.evolve(CAMERA, delivery=Delivery(loss=0.999)), seconds=0.1)
@@ -98,7 +98,7 @@ def test_picture_measures_increase_with_the_fault(recorded, fault, strengths, ou
 
 @pytest.mark.parametrize("noise_dbfs", [-50.0, -40.0, -30.0])
 def test_noise_and_snr_of_sound_are_within_ten_percent(recorded, noise_dbfs):
-    """Levels are amplitudes: 10 % are 0.8 dB."""
+    """Noise and SNR of sound are within 10 %; levels are amplitudes, so this is 0.8 dB."""
     measured = recorded(attrs.evolve(MICROPHONE, noise_dbfs=noise_dbfs))
 
     assert measured.profile.noise_dbfs == pytest.approx(noise_dbfs, abs=0.8)
@@ -106,7 +106,7 @@ def test_noise_and_snr_of_sound_are_within_ten_percent(recorded, noise_dbfs):
 
 
 def test_loudness_follows_the_gain(recorded):
-    """EBU R 128 tells the level of the whole recording, in the same decibels."""
+    """A gain that is 10 dB lower lowers the loudness (EBU R 128) and the RMS peak by 10 dB."""
     loud, quiet = (recorded(attrs.evolve(MICROPHONE, gain_db=gain)).measures for gain in (0.0, -10.0))
 
     assert loud["loudness_lufs"] - quiet["loudness_lufs"] == pytest.approx(10.0, abs=0.5)
@@ -129,7 +129,7 @@ def test_sound_without_clipping_has_none(recorded):
 
 @pytest.mark.parametrize("jitter_s", [0.004, 0.008])
 def test_packet_jitter_and_loss_are_within_ten_percent(recorded, jitter_s):
-    """Also where the jitter hides the period."""
+    """Jitter and loss of packets are within 10 %, even if the jitter hides the period."""
     profile = attrs.evolve(MICROPHONE, delivery=Delivery(jitter_s=jitter_s, loss=0.05, loss_run=2.0))
     measured = recorded(profile)
     truth = delays(profile, 300)
@@ -188,7 +188,7 @@ def test_missing_media_kind_is_named(speech):
 
 
 def test_pictures_in_the_order_of_decoding(tmp_path):
-    """A file whose encoder looks ahead has a steady rate all the same."""
+    """A file whose encoder reorders pictures has a steady rate."""
     path = tmp_path / "ahead.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
@@ -203,13 +203,13 @@ def test_pictures_in_the_order_of_decoding(tmp_path):
 
 
 def test_pictures_held_back_by_decoder_are_measured(clip):
-    """However few are read: the first of a file in the order of decoding come behind later packets."""
+    """Pictures are measured even if few are read, although the decoder returns the first ones after later packets."""
     assert probe(clip, seconds=0.01).timing.frames == 1
     assert probe(clip, seconds=0.1).measures["luma"] == pytest.approx(probe(clip, seconds=0.3).measures["luma"], 0.01)
 
 
 def test_pictures_of_each_size_are_measured_separately(tmp_path):
-    """Filters read as much of each picture as of the first, beyond the end of a smaller one."""
+    """Pictures of a smaller size do not change the measures: a filter of the larger size would read beyond them."""
 
     def measure(*sizes):
         paths = [tmp_path / f"{side}.mjpeg" for side in sizes]
@@ -233,7 +233,7 @@ def test_pictures_of_each_size_are_measured_separately(tmp_path):
 
 
 def test_sound_that_changes_is_named(tmp_path):
-    """As that of a stream whose sender went on with another rate."""
+    """A change of the sample rate, as by the sender of a stream, is an error that names both kinds of sound."""
     path = tmp_path / "both.aac"
     for rate in (48_000, 44_100):
         with av.open(str(tmp_path / "one.aac"), "w", format="adts") as container:
@@ -249,7 +249,7 @@ def test_sound_that_changes_is_named(tmp_path):
 
 
 def test_packets_that_a_decoder_rejects_are_counted(tmp_path):
-    """Decoders have several errors for data that they cannot read."""
+    """`probe` counts a packet as corrupt whichever error its decoder raises."""
     path = tmp_path / "sound.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=48_000, layout="mono")
@@ -269,7 +269,7 @@ def test_packets_that_a_decoder_rejects_are_counted(tmp_path):
 
 
 def test_silence_does_not_clip(tmp_path):
-    """Its highest level is its lowest as well: a share is at most 1."""
+    """Silence has no clipping, although its highest level is also its lowest; the clipped share is at most 1."""
     path = tmp_path / "silence.wav"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
@@ -284,7 +284,7 @@ def test_silence_does_not_clip(tmp_path):
 
 
 def test_blur_of_a_slope_is_within_a_profile():
-    """A picture without edges has the largest blur that a profile can have, and no more."""
+    """A picture without edges has the largest blur that a profile can have, and not more."""
     slopes = [np.tile(np.arange(0, width, dtype=np.uint8), (20, 1)) for width in range(20, 256)]
 
     assert max(measure_blur(slope) for slope in slopes) == 1_024.0

@@ -1,4 +1,4 @@
-"""What filters make of a scene: by seed, at the rate and size of the device, and within its levels."""
+"""Scenes through the filters of a device: repeatable by seed, at its rate and size, and within its levels."""
 
 import attrs
 import av
@@ -72,7 +72,7 @@ def test_noise_has_its_level(bursts):
 
 @pytest.mark.parametrize("band", [{"low_hz": 4_000.0}, {"high_hz": 150.0}], ids=["low end", "high end"])
 def test_band_removes_a_tone_outside_it(bursts, band):
-    """The bursts are a tone between these ends."""
+    """The tone of the bursts, which is outside the band, becomes quieter."""
     whole, cut = (samples(bursts, attrs.evolve(MICROPHONE, **limits))[1_600:14_400] for limits in ({}, band))
 
     assert np.sqrt(np.mean(cut**2)) < 0.3 * np.sqrt(np.mean(whole**2))

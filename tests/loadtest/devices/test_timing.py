@@ -1,4 +1,4 @@
-"""Timing from timestamps: what was put in comes out."""
+"""Timing from timestamps: the measures are those of the device that made the timestamps."""
 
 from itertools import islice
 
@@ -10,7 +10,7 @@ from streaminfer.loadtest.devices.timing import measure_timing
 
 
 def received(delivery, *, count=5_000, rate=30.0, seed=7):
-    """Return the delays and the timestamps of the frames that came."""
+    """Return the delays and the timestamps of the frames that arrived."""
     frames = [it for it in islice(captures(delivery, 1 / rate, seed), count) if it.delivered_ns is not None]
     delays = [(it.delivered_ns - it.captured_ns) / 1e9 for it in frames]
     return delays, [it.delivered_ns / 1e9 for it in frames]
@@ -33,7 +33,7 @@ def test_timing_is_within_ten_percent(rate, jitter_s, loss, run):
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("loss", [0.02, 0.1])
 def test_strong_jitter_moves_no_numbers(loss, seed):
-    """A frame that comes a little early is not taken for the one before, and all behind a loss with it."""
+    """A frame that comes a little early does not get the number of the one before, which would shift later numbers."""
     delays, stamps = received(Delivery(jitter_s=0.01, loss=loss), count=8_000, seed=seed)
     timing = measure_timing(stamps)
 
@@ -51,7 +51,7 @@ def test_strong_jitter_is_ordered_by_strength():
 def test_strong_jitter_of_known_period_is_measured(jitter_s, loss):
     """With a known period, strong jitter and loss are measured within 10 %.
 
-    The packets of sound tell their period, which such jitter hides.
+    The packets of sound have a known length; jitter this strong hides the period in their timestamps.
     """
     off = []
     for seed in range(9):
@@ -66,7 +66,7 @@ def test_strong_jitter_of_known_period_is_measured(jitter_s, loss):
 @pytest.mark.parametrize("count", [40, 60, 300, 900])
 @pytest.mark.parametrize("periods", [0.6, 1.0, 2.0])
 def test_jitter_that_hides_the_period_makes_no_losses(count, periods):
-    """Neither where few frames agree by chance, nor where strong jitter delivers them in bunches."""
+    """No frame counts as lost if few frames agree by chance, or if strong jitter delivers frames in bunches."""
     lost = [
         measure_timing(received(Delivery(jitter_s=periods / 30.0), count=count, seed=seed)[1]).loss for seed in range(9)
     ]
@@ -75,7 +75,7 @@ def test_jitter_that_hides_the_period_makes_no_losses(count, periods):
 
 
 def test_packets_of_several_lengths():
-    """Where most are shorter than the longest, whose period it would be, none is missing."""
+    """No packet counts as lost if most packets are shorter than the longest, whose length is taken for the period."""
     stamps = np.cumsum(np.random.default_rng(1).choice([0.003, 0.007, 0.02], 500))
 
     assert measure_timing(stamps, nominal_period_s=0.02).loss == measure_timing(stamps).loss == 0.0

@@ -12,7 +12,7 @@ ASSETS = Path(__file__).parents[3] / "examples" / "assets"
 
 @pytest.fixture(scope="session")
 def camera_scene():
-    """Makes a scene of a small camera: ``camera_scene(codec="h264", …)``."""
+    """Return a function that makes the scene of a small camera: ``camera_scene(codec="h264", …)``."""
     scenes = {}
 
     def make(**options):
@@ -27,7 +27,7 @@ def camera_scene():
 
 @pytest.fixture(scope="session")
 def microphone_scene():
-    """Makes a scene of a microphone: ``microphone_scene(codec="opus", …)``."""
+    """Return a function that makes the scene of a microphone: ``microphone_scene(codec="opus", …)``."""
 
     def make(**options):
         return Scene(ASSETS / "librivox_0870.wav", MicrophoneProfile(name="microphone", **options), seconds=2.0)

@@ -18,7 +18,7 @@ from streaminfer.streams.sources.formats import VideoFormat
 
 
 def test_later_consumers_are_served_from_the_cache():
-    """Consumers after the first one are served from the cache."""
+    """Only the first consumer of a unit is a cache miss; later consumers are cache hits."""
     units = [os.urandom(size) for size in (1, 1_000, 100_000)]
 
     async def main():
@@ -30,9 +30,9 @@ def test_later_consumers_are_served_from_the_cache():
 
 
 def test_nginx_start_error_may_have_any_bytes(tmp_path):
-    """An nginx that does not start says why, whatever bytes its message has.
+    """The error of an nginx that does not start has nginx's message, whatever bytes that has.
 
-    Its log repeats the bytes of a configuration or of a folder, whatever the locale.
+    The message repeats bytes of the configuration or of the folder's name, whatever the locale.
     """
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
@@ -44,7 +44,7 @@ def test_nginx_start_error_may_have_any_bytes(tmp_path):
 
 
 def test_unit_of_an_earlier_number_is_carried_as_given():
-    """A number that comes again, as in a second run over one edge, gets its own bytes, and so do two at once."""
+    """A repeated number, as in a second run over one edge, gets the bytes of its own call, even in concurrent calls."""
 
     async def main():
         async with CdnEdge(consumers=2) as edge:
@@ -56,7 +56,7 @@ def test_unit_of_an_earlier_number_is_carried_as_given():
 
 
 def test_unit_is_carried_after_a_cancelled_call():
-    """The origin's 404 for a unit that left it before nginx asked answers no later call."""
+    """After a cancelled call, nginx may get a 404 for its unit; this 404 is not the response to a later call."""
 
     class Units(dict):
         def get(self, address):
@@ -89,9 +89,9 @@ def test_edge_carries_more_devices_than_nginx_default():
 
 
 def test_connections_closed_by_nginx_are_not_reused(monkeypatch):
-    """Idle connections that nginx has closed in the meantime are not used again.
+    """Idle connections that nginx has closed are not used again.
 
-    It does so after 75 s without a request, as between two runs.
+    nginx closes a connection after 75 s without a request, as between two runs.
     """
     short = cdn_edge.CONFIGURATION.replace("keepalive_requests", "keepalive_timeout 50ms; keepalive_requests")
     monkeypatch.setattr(cdn_edge, "CONFIGURATION", short)
@@ -162,12 +162,12 @@ def test_cancelled_start_stops_nginx_in_its_folder(monkeypatch):
 def test_edge_end_fails_units_and_closes_connections():
     """An edge that ends during a call fails its units and closes their connections.
 
-    The first consumer's response comes after the end has begun; the second one asks after it.
+    The first consumer's response arrives after the end has begun; the second consumer's request follows it.
     """
 
     class Units(dict):
         def get(self, address):
-            self.edge._nginx = None  # as at the end, before nginx stops
+            self.edge._nginx = None  # as at the end of an edge, before nginx stops
             return super().get(address)
 
     async def main():

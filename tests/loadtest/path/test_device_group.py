@@ -66,7 +66,7 @@ def test_report_has_devices_and_networks():
 
 
 def test_no_verdict_where_the_encoders_are_behind():
-    """The machine of the test was the bottleneck, not the service."""
+    """A report has no verdict if the encoders are behind: the test's machine was the bottleneck, not the service."""
     released = threading.Event()
 
     def prepare(picture):
@@ -87,7 +87,7 @@ def test_no_verdict_where_the_encoders_are_behind():
 
 @pytest.mark.parametrize("groups", [[], [3], "phone", 3], ids=repr)
 def test_groups_of_another_type_are_rejected(groups):
-    """Anything else is named before something starts."""
+    """Groups of another type are an error before anything starts."""
     with pytest.raises(TypeError, match="groups: expected a sequence of DeviceGroup, at least one, got"):
         run(lambda _loop: run_devices(Size(), groups, duration_s=1.0, slo_s=0.5))
 
@@ -111,7 +111,7 @@ def test_real_packets_need_real_time(transport):
 
 
 def test_scenario_has_devices_networks_and_transports(tmp_path):
-    """A scenario names the device, the network and the transport of each group."""
+    """A scenario has the device, the network and the transport of each group."""
     (tmp_path / "mine.toml").write_text('kind = "microphone"\nname = "mine"\n')
     (tmp_path / "scenario.toml").write_text(SCENARIO + 'transport = "webrtc"\n')
 
@@ -161,7 +161,7 @@ def test_wrong_scenario_is_explained(tmp_path, before, after, named):
 
 
 def test_devices_of_all_groups_have_seeds_of_their_own(monkeypatch):
-    """Two groups do not meet the same delays of the network at the same time."""
+    """Seeds continue across groups, so that two groups do not have the same delays of the network at the same time."""
     group = DeviceGroup(source=ASSETS / "librivox_0870.wav", device="telephone", network="lte", count=2, seconds=1.0)
     seeds, make_path = [], DeviceGroup._make_path
 

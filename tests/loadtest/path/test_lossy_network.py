@@ -1,4 +1,4 @@
-"""Real packets between two network namespaces, delayed and lost as the profile of a network says."""
+"""Real packets between two network namespaces, with the delay and the loss of a network profile."""
 
 import json
 import subprocess
@@ -45,7 +45,7 @@ def start(*command):
 
 @pytest.mark.needs("network namespaces")
 def test_packets_are_lost_and_delayed_by_the_profile(tmp_path):
-    """Exactly those that a link of the same seed loses are missing; the others come in order, none early."""
+    """Exactly the packets that a link of the same seed loses are missing; the others arrive in order, none early."""
     file = tmp_path / "bursts.json"
     file.write_text(json.dumps(PROFILE))
     lost = Link(network_profile(file), 3)

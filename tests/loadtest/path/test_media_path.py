@@ -83,7 +83,7 @@ def test_runs_repeat_by_seed(camera_scene):
 
 @pytest.mark.parametrize("codec", ["h264", "vp8", "vp9", "mjpeg"])
 def test_encoder_output_does_not_depend_on_load(codec):
-    """An encoder that chooses its effort by the clock would give other pictures, and other accuracies, each time."""
+    """An encoder makes the same units twice: if its effort followed the clock, pictures and accuracies would vary."""
     camera = CameraProfile(name="c", width=640, height=480, rate=24.0, codec=codec, bitrate=500_000)
     scene = Scene(ASSETS / "astronaut_pan.mp4", camera, seconds=1.0)
 
@@ -95,14 +95,14 @@ def test_encoder_output_does_not_depend_on_load(codec):
 
 
 def test_lost_unit_is_followed_by_a_key_frame(camera_scene):
-    """What needs the lost unit is ignored until the key frame that was asked for."""
+    """The receiver ignores the units after a lost one until the key frame that it requested."""
     network = NetworkProfile(name="bad", delay_s=0.05, loss=0.1, retransmits=0)
     transfers = play(camera_scene(key_interval_s=60.0), network, frames=200, seed=4)
     lost = [it.lost for it in transfers]
 
     assert {"network", "undecodable", None} == set(lost)
     for before, after in itertools.pairwise(transfers):
-        if before.lost == "network" and after.lost is None:  # a key frame that had been asked for
+        if before.lost == "network" and after.lost is None:  # the requested key frame
             assert after.size > 2 * np.median([it.size for it in transfers])
         if before.lost is not None and after.lost is None:
             assert after.frames[0].discontinuity
@@ -110,7 +110,7 @@ def test_lost_unit_is_followed_by_a_key_frame(camera_scene):
 
 
 def test_key_frame_request_takes_the_delay_of_a_trace(camera_scene):
-    """A trace of one delay loses what a network of that delay does."""
+    """A trace with one constant delay loses the same frames as a network with that delay."""
     steady = DelayTrace([0.0, 1.0], [0.05, 0.05])
 
     def lost(**delay):
@@ -121,7 +121,7 @@ def test_key_frame_request_takes_the_delay_of_a_trace(camera_scene):
 
 
 def test_loss_behind_a_queue_is_noticed_behind_it(camera_scene):
-    """The receiver requests no key frame before the first one has left the queue: the lost unit waits behind it."""
+    """The receiver requests a key frame only after the first frame left the queue: the lost unit waits behind it."""
     network = NetworkProfile(name="bad", rate=100_000, delay_s=0.05, loss=0.1, queue_s=60.0, retransmits=0)
     scene = camera_scene(key_interval_s=60.0)
 
@@ -153,7 +153,7 @@ def test_lost_sound_becomes_silence(microphone_scene):
 
 
 class Held:
-    """A codec thread that runs its jobs when told."""
+    """Codec thread that runs a job only when the test calls ``run_next``."""
 
     def __init__(self):
         self.jobs = []
@@ -167,7 +167,7 @@ class Held:
 
 
 def test_encoder_that_is_behind_drops_frames(camera_scene):
-    """One frame is in the encoder, and four wait."""
+    """If one frame is in the encoder and four wait, the encoder drops the next frame."""
 
     async def main(loop):
         held = Held()
@@ -183,7 +183,7 @@ def test_encoder_that_is_behind_drops_frames(camera_scene):
 
 
 def test_frames_in_slow_device_do_not_wait_for_encoder(camera_scene):
-    """Frames that a slow device delays do not wait for the encoder."""
+    """Frames that a slow device delays do not count as waiting for the encoder."""
 
     async def main(loop):
         async with MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock) as path:
@@ -193,7 +193,7 @@ def test_frames_in_slow_device_do_not_wait_for_encoder(camera_scene):
 
 
 def test_close_waits_for_the_jobs_of_the_thread(camera_scene):
-    """A frame on its way gets `Closed` at once; the codecs are not used any more when the path is closed."""
+    """Closing a path fails the frames in flight with `Closed` at once, and waits until no job uses the codecs."""
     used = []
 
     async def main(loop):
@@ -213,7 +213,7 @@ def test_close_waits_for_the_jobs_of_the_thread(camera_scene):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="timers have files on Linux only")
 def test_a_close_that_is_cancelled_leaves_no_timer(camera_scene):
-    """It is closed behind the jobs of the thread, though the close does not wait for them any more."""
+    """A cancelled close does not wait for the jobs of the thread, but the timer is closed after them."""
 
     async def main():
         held = Held()
@@ -233,7 +233,7 @@ def test_a_close_that_is_cancelled_leaves_no_timer(camera_scene):
 
 
 def test_cancelled_close_does_not_end_the_thread(camera_scene):
-    """Its loop may be closed by the time that the jobs are done."""
+    """After a cancelled close, the remaining jobs raise no error in the thread, although their loop may be closed."""
     held = Held()
 
     async def main():
@@ -252,7 +252,7 @@ def test_cancelled_close_does_not_end_the_thread(camera_scene):
 def test_arrivals_during_close_do_not_reach_the_edge(camera_scene):
     """A frame that arrives while the path closes is not carried by the edge.
 
-    Its caller has had `Closed`, and the close would wait for the edge.
+    The frame's caller already has `Closed`, and the close would wait for the edge.
     """
     carried = []
 
@@ -278,7 +278,7 @@ def test_arrivals_during_close_do_not_reach_the_edge(camera_scene):
 
 
 def test_edge_that_was_cancelled_fails_the_frame(camera_scene):
-    """Something in it was: the frame would have no end."""
+    """A cancellation inside the edge fails the frame, which would otherwise never complete."""
 
     class Edge:
         async def carry(self, _path, number, data):
@@ -353,7 +353,7 @@ def test_close_fails_frames_on_their_way(camera_scene):
 
 
 def test_codecs_run_in_a_thread(camera_scene):
-    """A caller that is cancelled leaves no gap in the stream."""
+    """Codecs run in the given thread, and a cancelled caller leaves no gap in the stream."""
     names = set()
 
     def prepare(picture):
@@ -373,7 +373,7 @@ def test_codecs_run_in_a_thread(camera_scene):
 
 
 def test_frame_from_a_thread_takes_its_time(camera_scene):
-    """The timer that the job sets delivers no frame before the network does, and jitter of the device comes first."""
+    """A frame is delivered after its device's jitter and the delay of the network, although a job sets the timer."""
     network = NetworkProfile(name="far", delay_s=0.03)
 
     async def main():

@@ -60,7 +60,7 @@ def test_link_repeats_by_seed():
 
 
 def test_trace_replays_an_outage():
-    """Messages of an outage arrive together at its end, as they did."""
+    """Messages of an outage arrive together at its end, as they did in the recording."""
     trace = DelayTrace.from_round_trips([100, 200, 300, 400, 500], [20, np.nan, 600, 400, 20])
     link = Link(NetworkProfile(name="car", trace=trace))
 
@@ -74,7 +74,7 @@ def test_round_trips_have_an_instant_each(sent_ms, rtt_ms):
 
 
 def test_trace_repeats_behind_its_end():
-    """The last message counts as long as the others do in the mean."""
+    """A trace repeats after its end; its last delay lasts as long as the mean of the others."""
     trace = DelayTrace([0.0, 1.0, 2.0], [0.01, 0.02, 0.03])
 
     assert [trace.delay_ns(at * 500 * MS) // MS for at in (0, 2, 3, 4, 6, 9)] == [10, 20, 20, 30, 10, 20]
@@ -89,7 +89,7 @@ def test_wrong_trace_is_rejected(sent_s, delay_s):
 
 
 def test_trace_of_a_file_is_one_of_its_runs(tmp_path):
-    """The second drive, with its outage; each way takes half of a round trip."""
+    """A link replays the chosen run, here the second drive with its outage; each way takes half of a round trip."""
     drives = {"send_ms": [0, 50, 0, 50, 100], "rtt_ms": [20, 20, 20, 900, 850], "offsets": [0, 2, 5]}
     np.savez(tmp_path / "drives.npz", **{name: np.array(values) for name, values in drives.items()})
     (tmp_path / "car.toml").write_text('name = "car"\n[trace]\npath = "drives.npz"\nrun = 1\n')
@@ -134,5 +134,5 @@ def test_wrong_file_is_explained(tmp_path, text, argument):
 
 
 def test_empty_packet_of_a_limited_link():
-    """It takes no time, like the smallest."""
+    """An empty packet takes as long as the smallest packet, of one byte."""
     assert Link(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01)).send(0, 0) == 10_008_000

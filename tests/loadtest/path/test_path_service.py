@@ -19,7 +19,7 @@ NEAR, FAR = NetworkProfile(name="near", delay_s=0.01), NetworkProfile(name="far"
 
 
 class Brightness:
-    """A service that answers a picture at once."""
+    """Service that responds to a picture at once."""
 
     def __init__(self):
         self.streams = set()
@@ -55,7 +55,7 @@ def test_latency_is_the_age_at_the_viewer(camera_scene):
 
 
 def test_devices_take_turns(camera_scene):
-    """Two cameras of 24 pictures per second are due 48 times, evenly."""
+    """Two cameras with 24 pictures per second send 48 evenly spaced requests per second."""
     report = report_of(camera_scene(), (NEAR, NEAR))
 
     assert report.requests == 3 * 48
@@ -76,7 +76,7 @@ def test_jitter_of_a_device_is_a_stage(camera_scene):
 
 
 def test_report_has_accuracy_of_direct_evaluation(camera_scene):
-    """The report has the accuracy that a direct evaluation of the same outputs has."""
+    """The report has the same accuracy as a direct evaluation of the same outputs."""
     scene = camera_scene(codec="mjpeg")
     direct = {}
 
@@ -90,7 +90,7 @@ def test_report_has_accuracy_of_direct_evaluation(camera_scene):
 
 
 def test_measurements_of_a_service_are_in_the_report(camera_scene):
-    """Its stages, values and labels stand beside those of the path; the score gets the outputs alone."""
+    """Stages, values and labels of the service are beside those of the path; the score gets the outputs only."""
 
     async def service(picture):
         brightness = float(picture.mean())
@@ -115,7 +115,7 @@ def test_streams_have_their_path_as_id(camera_scene):
 
 
 def test_stack_responds_within_the_path(camera_scene):
-    """A stack batches frames of several devices."""
+    """A stack that serves the frames of several devices responds to each frame."""
 
     async def main(loop):
         backend = ScriptedBackend()
@@ -130,7 +130,7 @@ def test_stack_responds_within_the_path(camera_scene):
 
 
 def test_frame_needs_no_task(camera_scene):
-    """Neither the path nor a stack behind it has one for it; a service that is awaited has one for each frame."""
+    """Neither the path nor its stack creates a task for a frame; a service that is awaited has one task per frame."""
 
     async def main(loop, service):
         made = []
@@ -162,14 +162,14 @@ def path(loop, scene):
 
 
 async def frame_call(loop, scene, service, **settings):
-    """A path service, and a task that sends its first frame."""
+    """Return a path service, and a task that sends its first frame."""
     over = PathService(service, [path(loop, scene)], clock=loop.clock, **settings)
     over.schedule(0.1)
     return over, asyncio.create_task(over.call(si.Request(over.samples[0].inputs)))
 
 
 def test_awaited_call_returns_one_frame(camera_scene):
-    """One frame, with its outputs, stages and values."""
+    """An awaited call returns the outputs, stages and values of one frame."""
 
     async def main(loop):
         over, call = await frame_call(loop, camera_scene(), brightness, score=lambda _answer, _position_s: 0.5)
@@ -189,7 +189,7 @@ def test_awaited_call_returns_one_frame(camera_scene):
     ids=["error", "iterator that is over"],
 )
 def test_error_of_the_score_fails_the_frame(camera_scene, error, raised):
-    """It is that of the frame."""
+    """An error of the score fails the frame with that error; `StopIteration` becomes a `RuntimeError`."""
 
     def score(_answer, _position_s):
         raise error
@@ -205,7 +205,7 @@ def test_error_of_the_score_fails_the_frame(camera_scene, error, raised):
 
 @pytest.mark.parametrize("said", [None, "good", np.ones(1)], ids=["nothing", "text", "array"])
 def test_score_that_is_no_number_fails_the_frame(camera_scene, said):
-    """It is the error of the frame, which ends at once."""
+    """A score that is no number fails its frame at once."""
 
     async def main(loop):
         over, call = await frame_call(loop, camera_scene(), brightness, score=lambda _answer, _position_s: said)
@@ -232,7 +232,7 @@ def test_error_of_the_service_fails_the_frame(camera_scene, error):
 
 @pytest.mark.parametrize("after_s", [0.005, 0.015], ids=["on its way", "at the service"])
 def test_cancelled_frame_cancels_the_service_call(camera_scene, after_s):
-    """The caller goes at once, the service is cancelled, and the next frame is answered."""
+    """A cancelled frame ends at once, its service call is cancelled, and the next frame gets a response."""
     events = []
 
     async def slow(picture):
@@ -289,7 +289,7 @@ def test_frames_arrive_in_capture_order(camera_scene):
 
 @pytest.mark.parametrize("raised", [RuntimeError("it does not end"), asyncio.CancelledError()])
 def test_every_path_is_closed(camera_scene, raised):
-    """Also where the end of an earlier one fails, or is cancelled."""
+    """Every path is closed, even if closing an earlier path fails or is cancelled."""
     closed = []
 
     class Path(MediaPath):

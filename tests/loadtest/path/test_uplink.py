@@ -31,7 +31,7 @@ def test_lost_packet_comes_a_round_trip_later():
 
 
 def test_lost_packet_is_missed_behind_the_queue():
-    """The packet that shows the gap has waited at the rate limit as well."""
+    """A lost packet is noticed only after the queue: the packet that shows the gap also waits for the rate limit."""
     uplink = Uplink(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01, loss=0.2, queue_s=10.0), seed=1)
     left_ms = [2_080 * 8e-3 * number for number in range(1, 201)]  # each unit of two packets takes 16.64 ms
 
@@ -61,7 +61,7 @@ def test_units_arrive_in_order():
     "network", [{"loss": 5e-324}, {"delay_s": 1e300}, {"jitter_s": 1e300}, {"queue_s": 1e300}, {"rate": 10**15}]
 )
 def test_network_values_may_be_huge(network):
-    """Longer than 31 years is as good as for ever."""
+    """Huge values of a network are limited: a unit arrives within 10^18 ns, which is 31 years."""
     arrival = Uplink(NetworkProfile(name="n", **network), seed=1).send(100_000, 0)
 
     assert arrival.lost == 0

@@ -24,7 +24,7 @@ from streaminfer.loadtest.verdict.verdict import compare
 
 @pytest.fixture
 def report():
-    """A thousand requests of two devices, ten without a response."""
+    """Return a report of 1,000 requests of two devices, 10 of them without a response."""
     rng = np.random.default_rng(1)
     latency = 0.01 * rng.lognormal(0, 0.4, 1000)
     latency[::100] = np.inf
@@ -45,7 +45,7 @@ def report():
 
 @pytest.fixture(params=[200.0, 1000.0], ids=["never missed", "found"])
 def capacity(request):
-    """A search up to a rate, of a device that keeps its objective up to 321/s."""
+    """Return the result of a search up to a rate, on a device that keeps its objective up to 321/s."""
     search = CapacitySearch(10.0, request.param, tolerance=0.05)
     while (rate := search.next_rate) is not None:
         search.add(Step.of(rate, np.full(100, rate > 321.0)))
@@ -54,13 +54,13 @@ def capacity(request):
 
 class TestFigures:
     def test_quantile_is_one_of_the_latencies(self, report):
-        """A percentile is the smallest latency that at least that share did not exceed."""
+        """A quantile is the smallest latency that at least that share of the requests does not exceed."""
         assert report.quantile(0.5) == np.sort(report.latencies_s)[499]
         assert np.isfinite(report.quantile(0.99))
         assert np.isinf(report.quantile(0.991))
 
     def test_rank_is_that_of_the_histogram(self):
-        """Where a share of the requests is a whole number of them, rounding does not take the next one."""
+        """A quantile has the rank of the histogram: if a share is a whole number of requests, rounding adds none."""
         latencies = np.arange(1, 101) / 1000
         histogram = LatencyHistogram(significant_digits=3)
         histogram.record_many(latencies)
@@ -70,7 +70,7 @@ class TestFigures:
 
     @pytest.mark.parametrize("q", [99, -0.1, np.nan, "0.5"])
     def test_quantile_takes_a_share_not_a_percentage(self, report, q):
-        """A percentage, such as 99, is no share."""
+        """A percentage, such as 99, is rejected."""
         with pytest.raises((TypeError, ValueError), match="q: expected"):
             report.quantile(q)
 
@@ -90,7 +90,7 @@ class TestFigures:
         ],
     )
     def test_share_on_time_is_rounded_down(self, requests, late, objective, said):
-        """A share just below the objective, or just below all, does not look as if it reached it."""
+        """The share on time is rounded down: just below the objective, or below 100 %, it does not seem to reach it."""
         latency = np.where(np.arange(requests) < late, 1.0, 0.01)
         record = Record(np.arange(requests) / 1000, np.zeros(requests), latency, np.full(requests, "ok"))
         report = Report(record, slo_s=0.03, objective=objective, duration_s=requests / 1000)
@@ -102,11 +102,11 @@ class TestFigures:
         assert repr(report).endswith(f" {share} on time>")
 
     def test_repr_counts_requests_without_a_response(self, report):
-        """A test that asserts `report.passed` shows what became of the others."""
+        """The repr counts requests without a response, so a failed ``assert report.passed`` shows their outcome."""
         assert repr(report).endswith("% on time, 10 Overloaded>")
 
     def test_failures_say_why(self, report):
-        """The sentence has the message of the first of each kind."""
+        """The sentence about failures has the message of the first error of each class."""
         record = attrs.evolve(report.record, messages={"Overloaded": "the queue is full"})
 
         said = attrs.evolve(report, record=record).describe()[-1]
@@ -115,7 +115,7 @@ class TestFigures:
         assert Record.decode(record.encode()).messages == record.messages
 
     def test_windows_hold_every_request(self, report):
-        """Windows of a run are complete."""
+        """The windows of a run have all its requests."""
         assert sum(latencies.size for _, latencies in report.windows(7)) == 1000
 
     def test_stages_of_a_device(self, report):
@@ -139,13 +139,13 @@ class TestFigures:
         assert "phone <1>2 ms" in page
 
     def test_unknown_label(self, report):
-        """The message names the labels that there are."""
+        """The error for an unknown label names the labels of the report."""
         with pytest.raises(ValueError, match="label: expected one of 'device', got 'network'"):
             report.by_label("network")
 
     @pytest.mark.parametrize(("late_s", "kept"), [(0.002, True), (0.004, False)])
     def test_schedule_limit(self, report, late_s, kept):
-        """A schedule error above a tenth of the SLO is too much, and there is no verdict."""
+        """The report has no verdict if requests were sent late by more than a tenth of the SLO."""
         late = Record(*(getattr(report.record, name) for name in ("due_s",)), np.full(1000, late_s), report.latencies_s,
                       report.record.outcome)  # fmt: skip
         other = Report(late, slo_s=0.03, duration_s=10.0, objective=0.5)
@@ -162,7 +162,7 @@ class TestFigures:
 
 
 def test_repr_of_a_tail_without_response(report):
-    """An infinite percentile is no number of days."""
+    """The repr of a tail without responses says so, instead of an infinite number of days."""
     lost = attrs.evolve(report, record=report.record.where(np.isinf(report.latencies_s)))
 
     assert "p99 no response" in repr(lost)
@@ -170,7 +170,7 @@ def test_repr_of_a_tail_without_response(report):
 
 class TestFiles:
     def test_saved_report_is_the_same(self, report, tmp_path):
-        """What was saved compares like the original."""
+        """A loaded report equals the saved one."""
         report.save(tmp_path / "run.json")
 
         loaded = Report.load(tmp_path / "run.json")
@@ -190,7 +190,7 @@ class TestFiles:
         assert (tmp_path / "run").read_text(encoding="utf-8") == "old"
 
     def test_capacity_is_saved(self, report, tmp_path, capacity):
-        """A search that was not ended by a miss has an interval without an upper end."""
+        """A capacity is saved with the report; its interval has no upper end if the search never missed."""
         report = attrs.evolve(report, capacity=capacity)
         report.save(tmp_path / "run.json")
 
@@ -203,7 +203,7 @@ class TestFiles:
         assert f"Found: {capacity}." in loaded.describe()
 
     def test_report_of_an_earlier_build(self, report, tmp_path):
-        """One that was saved without a capacity can still be compared with."""
+        """A report that an earlier build saved without a capacity can be loaded for a comparison."""
         report.save(tmp_path / "run.json")
         stored = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
         del stored["report"]["capacity"]
@@ -212,7 +212,7 @@ class TestFiles:
         assert Report.load(tmp_path / "run.json").capacity is None
 
     def test_json_is_strict(self, report, tmp_path):
-        """Infinite latencies are null."""
+        """A saved report is strict JSON, in which an infinite latency is null."""
         report.save(tmp_path / "run.json")
 
         def refuse(word):
@@ -223,7 +223,7 @@ class TestFiles:
         assert stored["report"]["means"]["device"]["phone <1>"] == pytest.approx({"accuracy": 0.8})
 
     def test_values_in_json_are_strict(self, report):
-        """A mean that is infinite is none."""
+        """An infinite mean is null in JSON."""
         endless = attrs.evolve(report.record, values={"accuracy": np.full(1000, np.inf)})
 
         found = attrs.evolve(report, record=endless).to_dict()
@@ -233,20 +233,20 @@ class TestFiles:
 
     @pytest.mark.parametrize("content", [b"", b"{}", b'{"format": "other", "version": 1}', b"\x89PNG"])
     def test_loading_another_file_is_an_error(self, tmp_path, content):
-        """The message names the file."""
+        """The error for another file names that file."""
         (tmp_path / "x.json").write_bytes(content)
 
         with pytest.raises(ValueError, match=r"x\.json: not a saved report: [fE']"):
             Report.load(tmp_path / "x.json")
 
     def test_junit_of_an_odd_name(self, report):
-        """What XML cannot hold, such as the escapes of colored output, is replaced."""
+        """Characters that XML cannot hold, such as the escapes of colored output, are replaced."""
         suite = ET.fromstring(make_junit(attrs.evolve(report, name="red \x1b[31m <&\x00 \udcff")))
 
         assert suite.get("name") == "red \ufffd[31m <&\ufffd \ufffd"
 
     def test_junit(self, report, tmp_path):
-        """A missed objective fails, a regression fails, no verdict is skipped."""
+        """A missed objective is a failure, and a comparison without a verdict is skipped."""
         slower = Report(
             Record(report.record.due_s, report.record.late_s, report.latencies_s, report.record.outcome),
             slo_s=0.001,
@@ -266,7 +266,7 @@ class TestFiles:
 
 
 class Page(html.parser.HTMLParser):
-    """Collects tags and text of a page."""
+    """Parser that collects the tags, the links and the text of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -294,7 +294,7 @@ class TestPage:
         assert "a & b" in page.text
 
     def test_has_pictures_and_tables(self, report, tmp_path):
-        """Each picture has a wide and a narrow form; parts have tables."""
+        """Each picture has a wide and a narrow form, and each part has a table."""
         report.to_html(tmp_path / "report.html")
 
         text = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -305,7 +305,7 @@ class TestPage:
             assert title in text
 
     def test_label_of_many_values(self, report):
-        """It has a table, and no picture that is taller than any screen."""
+        """A label with many values has a table, and no picture, which would be taller than any screen."""
         record = attrs.evolve(report.record, labels={"file": np.array([f"{n}.png" for n in range(1000)])})
 
         text = make_page(attrs.evolve(report, record=record, name=""))
@@ -314,14 +314,14 @@ class TestPage:
         assert "999.png" in text
 
     def test_label_without_a_value(self, report):
-        """It has no section, and no picture of nothing."""
+        """A label without a value has no section."""
         record = attrs.evolve(report.record, labels={"lens": np.full(1000, "")})
 
         assert "By lens" not in make_page(attrs.evolve(report, record=record))
 
     @pytest.mark.parametrize("name", ["$5 or $6", r"a $\frac$", "東京"])
     def test_label_with_special_characters(self, report, name):
-        """A chart shows the label unchanged: as text and not as a formula, in the reader's font."""
+        """A chart shows a label unchanged: as text and not as a formula, in the reader's font."""
         record = attrs.evolve(report.record, labels={"device": np.where(report.record.due_s < 5, name, "studio")})
 
         text = make_page(attrs.evolve(report, record=record))
@@ -329,7 +329,7 @@ class TestPage:
         assert re.findall(r"<text[^>]*>([^<]*)</text>", text).count(name) == 2  # wide and narrow
 
     def test_file_names_that_are_not_utf8(self, report, tmp_path):
-        """The name of a file that is not UTF-8, as Python reads it from a folder, is on the page as an escape."""
+        """A file name that is not UTF-8, as Python reads it from a folder, is on the page with escapes."""
         labels = {"file": np.where(report.record.due_s < 5, "caf\udce9.wav", "b.wav")}
         named = attrs.evolve(report, record=attrs.evolve(report.record, labels=labels), name="caf\udce9")
 
@@ -340,7 +340,7 @@ class TestPage:
         assert "caf\\udce9.wav" in page.text
 
     def test_capacity_is_drawn(self, report, capacity):
-        """A search adds the picture of its steps."""
+        """A report with a capacity has a picture of the steps of the search, before all others."""
         text = make_page(attrs.evolve(report, capacity=capacity))
 
         assert text.index("<h2>Capacity") < text.index("<h2>Latency by percentile")
@@ -348,10 +348,10 @@ class TestPage:
 
     @pytest.mark.parametrize("draw", [plot_percentiles, plot_over_time], ids=lambda draw: draw.__name__)
     def test_pictures_can_be_printed(self, report, draw):
-        """No text covers another."""
+        """In a picture, no text covers another."""
         check_printable(draw(None, report))
 
     def test_summary_for_notebooks(self, report):
-        """A notebook shows headline and tails."""
+        """A notebook shows the headline and the tails, without pictures."""
         assert "phone &lt;1&gt;" in report._repr_html_()
         assert "<svg" not in report._repr_html_()

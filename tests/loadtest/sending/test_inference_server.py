@@ -1,4 +1,4 @@
-"""A server of ours under load, from a process of its own, over both protocols."""
+"""Load on a server of ours, from a separate process, over both protocols."""
 
 import asyncio
 from functools import partial
@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 def test_http():
-    """Requests cross process and network, and all are answered."""
+    """Each request from another process over HTTP gets a response."""
     with WebServer(si.serving.asgi_app({"doubling": doubling_stack()})) as server:
         connect = partial(inference_server, server.url, "doubling", "http")
 
@@ -40,7 +40,7 @@ def test_http():
 
 
 def test_grpc():
-    """Likewise, through tritonclient."""
+    """Each request from another process over gRPC, through tritonclient, gets a response."""
 
     async def main():
         async with doubling_stack() as stack:

@@ -1,4 +1,4 @@
-"""The open loop and the closed one."""
+"""The open loop and the closed loop."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ async def answer(_number):
 
 class TestOpenLoop:
     def test_requests_are_sent_when_due(self):
-        """Requests are sent at their instants, although none is answered yet."""
+        """Requests are sent at their instants, even before the response to an earlier request."""
         due_ns = [10 * MS, 10 * MS, 11 * MS, 40 * MS]
 
         sending = virtually(answer, due_ns)
@@ -39,7 +39,7 @@ class TestOpenLoop:
         assert (sending.sent, sending.in_flight) == (4, 0)
 
     def test_overdue_requests_go_at_once(self):
-        """What is due already is sent at the first wake-up."""
+        """Requests that are already due are sent at the first wake-up."""
 
         async def main(loop):
             await asyncio.sleep(1.0)
@@ -50,7 +50,7 @@ class TestOpenLoop:
         assert all(sent >= 1_000 * MS for sent in run(main))
 
     def test_expected_error_is_recorded(self):
-        """It is kept with the number of its request."""
+        """An expected error is recorded with the number of its request."""
 
         async def fail(number):
             if number == 1:
@@ -64,7 +64,7 @@ class TestOpenLoop:
     def test_errors_of_long_run_hold_one_request_per_class(self):
         """The errors of a long run hold one request of each class of error.
 
-        As those of HTTP clients, which have their request.
+        The errors of HTTP clients refer to their requests, which would otherwise all stay in memory.
         """
 
         class Image:
@@ -88,7 +88,7 @@ class TestOpenLoop:
         assert list(map(str, sending.failures.values())) == ["request 0", "request 1"] * 50
 
     def test_other_error_ends_the_run(self):
-        """It is raised, and requests in flight are cancelled."""
+        """An error of another class ends the run, which raises it and cancels the requests in flight."""
         cancelled = []
 
         async def fail(number):
@@ -115,7 +115,7 @@ class TestOpenLoop:
         assert [type(error) for error in sending.failures.values()] == [asyncio.CancelledError] * 2
 
     def test_requests_in_flight_after_drain_are_cancelled(self):
-        """What is in flight then is cancelled, and neither answered nor failed."""
+        """Requests in flight after the drain are cancelled, and are neither completed nor failed."""
 
         async def hang(_number):
             await asyncio.Future()
@@ -125,7 +125,7 @@ class TestOpenLoop:
         assert (list(sending.completed_ns), sending.failures, sending.in_flight) == ([0, 0], {}, 0)
 
     def test_error_in_on_result_ends_the_run(self):
-        """What ``on_result`` raises ends the run."""
+        """An error that ``on_result`` raises ends the run."""
 
         def refuse(number, _result):
             raise LookupError(number)
@@ -134,7 +134,7 @@ class TestOpenLoop:
             virtually(answer, [1], on_result=refuse)
 
     def test_stop_iteration_in_on_result_ends_the_run(self):
-        """What no future takes ends the run too."""
+        """A `StopIteration` of ``on_result`` ends the run too, although no future can hold it."""
 
         def refuse(_number, _result):
             raise StopIteration("no more results")
@@ -143,10 +143,10 @@ class TestOpenLoop:
             virtually(answer, [1], on_result=refuse)
 
     def test_eager_tasks(self):
-        """Calls may end before their tasks are known; from Python 3.12 on such loops exist."""
+        """A call may complete before its task is known, as in eager loops from Python 3.12 on."""
 
         class Eager(asyncio.Future):
-            """A task that ran to its end at once."""
+            """Task that runs to its end when it is made."""
 
             def __init__(self, loop, coroutine):
                 super().__init__(loop=loop)
@@ -155,7 +155,7 @@ class TestOpenLoop:
                 self.set_result(None)
 
             def set_name(self, name):
-                """Loops of CPython 3.13 name a task when its factory has made it."""
+                """Accept the name that loops of CPython 3.13 give a task after its factory has made it."""
 
         async def at_once(number):
             return number
@@ -171,7 +171,7 @@ class TestOpenLoop:
         assert all(sending.completed_ns)
 
     def test_call_that_ignores_its_cancellation(self):
-        """It is left behind, and the run ends."""
+        """The run ends although a call ignores its cancellation; the call is abandoned."""
 
         async def stubborn(number):
             while number == 1:
@@ -206,10 +206,11 @@ class TestOpenLoop:
 
 
 class Begun:
-    """Requests whose ends are told: at once, later, or never.
+    """Callable for ``begin`` whose requests end at once, later, or never.
 
     Args:
-        ends: what to tell of each, by number; a float: a response after so many seconds; ``None``: nothing.
+        ends: end of each request, by number: a float is the seconds until a response, an exception fails the request
+            at once, a function is called with ``receive``, and ``None`` never ends it.
     """
 
     def __init__(self, *ends):
@@ -237,10 +238,10 @@ class _Call:
 
 
 class TestOpenLoopOfToldEnds:
-    """With ``begin``, a request needs no task."""
+    """An open loop with ``begin``, which reports the end of each request and needs no task."""
 
     def test_begin_creates_no_task(self):
-        """Requests that are sent through `begin` need no task."""
+        """Requests that are sent through ``begin`` need no task."""
         results = {}
 
         async def main(loop):
@@ -259,7 +260,7 @@ class TestOpenLoopOfToldEnds:
         assert (results, made, sending.in_flight) == ({0: 0, 1: 1}, [], 0)
 
     def test_ends_before_begin_returns(self):
-        """The run ends, also where the last one does."""
+        """A request may end before ``begin`` returns; the run ends even if the last request does."""
         begun = Begun(lambda receive: receive("a", None), ValueError("b"))
 
         sending = virtually(None, [1, 2], begin=begun)
@@ -279,7 +280,7 @@ class TestOpenLoopOfToldEnds:
         assert type(virtually(None, [1], begin=Begun(asyncio.CancelledError())).failures[0]) is asyncio.CancelledError
 
     def test_other_error_ends_the_run(self):
-        """It is raised, and requests in flight are cancelled."""
+        """An error of another class ends the run, which raises it and cancels the requests in flight."""
         begun = Begun(None, LookupError("no model"))
 
         with pytest.raises(LookupError, match="no model"):
@@ -287,7 +288,7 @@ class TestOpenLoopOfToldEnds:
         assert begun.cancelled == [0]
 
     def test_requests_in_flight_after_drain_are_cancelled(self):
-        """What is in flight then is cancelled, and neither answered nor failed."""
+        """Requests in flight after the drain are cancelled, and are neither completed nor failed."""
         begun = Begun(None, None)
 
         sending = virtually(None, [1, 2], drain_s=1.0, begin=begun)
@@ -297,7 +298,7 @@ class TestOpenLoopOfToldEnds:
 
 
 def test_closed_loop_ends_all_callers_by_an_error():
-    """None sends on behind the caller's back."""
+    """An error of one caller ends the others too: none sends requests after the loop has ended."""
     sent = []
 
     async def call(number):
@@ -318,7 +319,10 @@ def test_closed_loop_ends_all_callers_by_an_error():
 
 @pytest.mark.parametrize("turns", range(6))
 def test_closed_loop_is_cancelled_at_any_turn(turns):
-    """Also while a request has a task that has not begun: pytest reports what was never awaited."""
+    """A closed loop may be cancelled even when the task of a request has not begun.
+
+    Pytest reports coroutines that are never awaited.
+    """
     in_flight = []
 
     async def call(number):
@@ -348,5 +352,5 @@ def test_closed_loop_names_a_wrong_argument(callers, seconds, name):
 
 
 def test_closed_loop_waits_for_responses():
-    """Two callers of 5 ms send 400 requests a second."""
+    """Two callers whose requests take 5 ms send 400 requests per second."""
     assert len(run(lambda _loop: closed_loop(answer, 2, 1.0))) == pytest.approx(400, abs=2)

@@ -1,4 +1,4 @@
-"""`Requests`: what is known about each request goes into the columns."""
+"""`Requests` puts the notes about each request into columns."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ async def echo(inputs):
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
 def test_every_note_is_stored_for_its_request(count):
-    """However many there are, each column has the number of its own request."""
+    """Each column has a note at the number of its request, however many requests there are."""
     sample = Sample(1.0, labels={"device": "phone"}, stages_s={"encode": 0.5})
     requests = Requests(echo, lambda _number: sample, count)
     shared = {"decode": 0.0}
@@ -38,10 +38,10 @@ def test_every_note_is_stored_for_its_request(count):
 
 
 def test_begin_call_is_used_if_the_service_has_it():
-    """A stack gets the request of a sample, and an async function or another service is awaited."""
+    """A service with ``begin_call`` gets the request of a sample; for an async function there is no ``begin``."""
 
     class Told(Node):
-        """A service that tells the ends of requests."""
+        """Service that reports the ends of requests to a callback."""
 
         async def call(self, _request):
             raise NotImplementedError
@@ -63,7 +63,7 @@ def test_begin_call_is_used_if_the_service_has_it():
 
 
 def test_stages_of_the_same_name_add_up():
-    """Such as the network before the request is due, and that on the way to the model."""
+    """Stages of the same name add up, as for the network before the request is due and on the way to the model."""
     sample = Sample(1.0, stages_s={"network": 0.5})
     requests = Requests(echo, lambda number: sample if number == 0 else 2.0, 2)
     for number in range(2):
@@ -86,7 +86,7 @@ def test_stage_named_as_one_of_the_service_is_kept():
 
 
 def test_requests_without_notes_get_empty_values():
-    """What was not measured is NaN or empty."""
+    """A request without a note has NaN as its stage and an empty label."""
     requests = Requests(echo, lambda number: number, 3)
 
     requests.on_result(1, Measured(None, stages_s={"decode": 0.1}, labels={"zone": "a"}))
@@ -100,7 +100,7 @@ def test_requests_without_notes_get_empty_values():
 def test_inputs_decorator_that_takes_the_number():
     """An inputs function whose decorator takes the number is called with the number.
 
-    Its own signature counts, not that of the function inside.
+    The signature of the decorator counts, not that of the function inside.
     """
 
     def numbered(function):

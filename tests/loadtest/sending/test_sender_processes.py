@@ -1,4 +1,4 @@
-"""Sender processes: one schedule, shared."""
+"""Sender processes, which share one schedule."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ def make_stubborn():
 
 
 def sockets():
-    """Return those that this process has open; pipes to processes are some."""
+    """Return the open sockets of this process, which include the pipes to processes."""
     return {path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_socket()}
 
 
@@ -68,7 +68,7 @@ def test_processes_share_the_schedule():
     ids=["error", "exit", "lambda", "service"],
 )
 def test_failing_sender_fails_the_run(make, error, message):
-    """What a process raises, or its end, is raised by the run."""
+    """The run raises the error of a sender process, or an error that says that the process ended."""
     with pytest.raises(error, match=message):
         asyncio.run(run(make, senders=1, **SETTINGS))
 
@@ -76,7 +76,7 @@ def test_failing_sender_fails_the_run(make, error, message):
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("make", [make_service, make_stubborn], ids=["service", "ignores SIGTERM"])
 def test_cancelled_run_ends_its_processes(make, times):
-    """Cancelling a run ends its processes, also where it is cancelled again while they end, and closes their pipes."""
+    """A cancelled run ends its processes and closes their pipes, even if it is cancelled again meanwhile."""
 
     async def main():
         before, begun = sockets(), asyncio.Event()
@@ -103,7 +103,7 @@ def send_for_long(pipe):
 
 
 def test_senders_end_with_their_parent():
-    """One that a signal ends, as of a CI job that took too long, cannot end them."""
+    """Senders end if a signal kills their parent, which then cannot end them, as in a CI job that takes too long."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     parent = context.Process(target=send_for_long, args=(theirs,))
@@ -123,7 +123,7 @@ def test_senders_end_with_their_parent():
 
 
 def test_more_senders_than_requests():
-    """Some have nothing to send."""
+    """If there are more senders than requests, some send nothing."""
     report = asyncio.run(run(make_service, senders=3, **{**SETTINGS, "duration_s": 0.02}))
 
     assert report.outcomes == {"ok": 2}
@@ -149,7 +149,7 @@ def test_sender_that_is_killed():
 
 
 def test_progress_is_of_all_processes():
-    """It is told when each process that runs has told its own, and counts those that have ended."""
+    """Progress is reported when each running process has reported its own, and includes processes that have ended."""
     ours, theirs = zip(*(multiprocessing.Pipe() for _ in range(3)), strict=True)
     shares = [(10, 30, 50), (5, 20, 50), ()]
     for pipe, sent in zip(theirs, shares, strict=True):
@@ -169,7 +169,7 @@ def test_progress_is_of_all_processes():
 
 
 def test_error_in_progress_is_raised():
-    """It does not end the requests, and is not lost."""
+    """An error of ``progress`` does not end the requests; the run raises it, and calls ``progress`` no more."""
     told = []
 
     def fail(progress):

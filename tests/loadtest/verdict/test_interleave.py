@@ -1,4 +1,4 @@
-"""Runs in turn."""
+"""Interleaved runs."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from streaminfer.loadtest import Poisson, compare, interleave
 
 
 def test_turns_alternate_on_one_schedule(virtually):
-    """Each pair has one schedule, who begins alternates, and the slower service is found."""
+    """Both runs of a pair have one schedule, the first service alternates, and the slower service is found."""
     order, pairs = [], []
 
     def service(name, factor):

@@ -1,4 +1,4 @@
-"""`compare`: false alarms, detection, and when there is no verdict."""
+"""`compare`: false alarms, detection, and comparisons without a verdict."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from streaminfer.loadtest.verdict.verdict import _error, _Settings
 
 
 def queue(n, seed, *, rate=100.0, mean_s=0.005):
-    """Latencies of a single server whose service times vary: correlated, as real ones are."""
+    """Return latencies of a single server with varying service times; they are correlated, as real ones are."""
     rng = np.random.default_rng(seed)
     gaps, work = rng.exponential(1 / rate, n), mean_s * rng.lognormal(-0.125, 0.5, n)
     steps = np.concatenate([[0], np.cumsum(work[:-1] - gaps[1:])])
@@ -44,7 +44,7 @@ class TestError:
         assert sum(verdict.regressed or verdict.improved for verdict in verdicts) <= 2
 
     def test_quantile_between_two_modes(self):
-        """One percent of misses, ten times as slow as hits: p99 is either, and a change of it no verdict."""
+        """If 1 % are misses, ten times as slow as hits, p99 is either, and a change between them is no verdict."""
 
         def cached(seed):
             rng = np.random.default_rng(seed)
@@ -82,7 +82,7 @@ class TestError:
         ids=["equal", "nearly", "longer after", "longer before"],
     )
     def test_error_of_short_run_is_scaled_from_long_run(self, durations_s, error):
-        """What hits a long run now and then, a short one may not have met: its error is scaled from the long one's."""
+        """A short run may miss rare incidents of a long one, so its error is scaled from that of the long run."""
         before, after = (0.03, 0.04)
 
         assert _error(before, after, *durations_s) == pytest.approx(error, rel=0.01)
@@ -150,11 +150,11 @@ class TestUndecided:
         assert math.isnan(verdict.change)
 
     def test_too_few_requests(self):
-        """The tail needs 30 requests."""
+        """A p99 needs 3,000 requests, of which 30 are in the tail."""
         assert "p99 needs at least 3,000" in compare(independent(2_000, 1), independent(2_000, 2)).reason
 
     def test_tail_from_one_incident_is_undecided(self):
-        """A tail from one incident is one observation."""
+        """A tail from one incident is one observation, and allows no verdict."""
         stalled = independent(20_000, 2)
         stalled[5_000:5_300] += 1.0
 
@@ -171,13 +171,13 @@ class TestUndecided:
         assert "come from about 1.0 incidents" in verdict.reason
 
     def test_slow_drift_is_undecided(self):
-        """A run on a machine that becomes slower meanwhile does not tell what its tail is."""
+        """A run on a machine that becomes slower allows no verdict, because its tail changes while it lasts."""
         warming = independent(20_000, 2) * np.linspace(1.0, 1.6, 20_000)
 
         assert "changes slowly while it lasts" in compare(independent(20_000, 1), warming).reason
 
     def test_wide_interval(self):
-        """A run that can exclude neither says how many requests it needs."""
+        """If two runs cannot exclude a change of 10 %, the reason says how many requests they need."""
         verdict = compare(independent(3_500, 1), independent(3_500, 2))
 
         assert verdict.undecided
@@ -196,7 +196,7 @@ class TestUndecided:
 
 class TestExtremes:
     def test_no_response(self):
-        """A tail that got no response is said to have none, however slow it counts for the change."""
+        """A verdict shows a tail without responses as "no response", whatever latency counts for the change."""
         before, after = queue(20_000, 1), queue(20_000, 2)
         after[::30] = math.inf
 
@@ -207,7 +207,7 @@ class TestExtremes:
         assert "→ no response, +" in str(verdict)
 
     def test_lost_in_both_runs(self):
-        """Without a response at the quantile on either side, more lost requests are not "unchanged"."""
+        """If neither run has a response at the quantile, more lost requests are undecided, and not "unchanged"."""
         before, after = independent(6_000, 1), independent(6_000, 2)
         before[::50], after[::2] = math.inf, math.inf
         pairs = [report(before)] * 6, [report(after)] * 6
@@ -226,7 +226,7 @@ class TestExtremes:
 
 class TestPairs:
     def test_slow_drift_of_the_machine_cancels(self):
-        """Runs in turn on a machine that becomes slower find the 10 %, and no more."""
+        """Interleaved runs on a machine that becomes slower find a change of 10 %, and none without a change."""
         drift = np.linspace(1.0, 3.0, 12)
         before = [report(level * independent(2_000, seed)) for seed, level in enumerate(drift)]
         after = [report(1.1 * level * independent(2_000, 100 + seed)) for seed, level in enumerate(drift)]
@@ -238,13 +238,13 @@ class TestPairs:
         )
 
     def test_fewer_than_six_pairs(self):
-        """Six pairs are the least."""
+        """A comparison of pairs needs at least six."""
         runs = [report(independent(2_000, seed)) for seed in range(5)]
 
         assert "5 pairs of runs" in compare(runs, runs).reason
 
     def test_unequal_numbers(self):
-        """Each run has its partner."""
+        """Both sides must have the same number of runs."""
         runs = [report(independent(2_000, seed)) for seed in range(6)]
 
         with pytest.raises(ValueError, match="after: expected as many runs as before, 6, got 5"):

@@ -54,7 +54,7 @@ def hourly(problem):
 
 @pytest.fixture
 def plan_of(answer):
-    """Return a plan that sends the requests of Lyon to sites, by these shares."""
+    """Return a function that makes a plan which sends these shares of the requests of Lyon to the sites."""
 
     def make(shares):
         groups = [attrs.evolve(answer.replicas[0], sites=(site,)) for site in shares]

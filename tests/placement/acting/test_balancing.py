@@ -26,7 +26,7 @@ async def sent(loop, plan, services, *, concurrency=4):
 
 
 async def test_planned_site_serves_its_users(loop, plan_of):
-    """With one planned site nothing leaves, although others are as fast."""
+    """More than 97 % of the requests stay at the only planned site, although the other site is as fast."""
     services = {"near": [stack(0.01), stack(0.01)], "far": stack(0.01)}
 
     share = await sent(loop, plan_of({"near": 1.0}), services)
@@ -35,14 +35,14 @@ async def test_planned_site_serves_its_users(loop, plan_of):
 
 
 async def test_full_site_spills_over(loop, plan_of):
-    """Requests leave a planned site that has more of them than it can serve."""
+    """A planned site that gets more requests than it can serve sends some of them to another site."""
     share = await sent(loop, plan_of({"near": 1.0}), {"near": [stack(0.01)], "far": [stack(0.01)]}, concurrency=32)
 
     assert 0.1 < share["far"] < 0.5
 
 
 async def test_planned_sites_share_the_requests(loop, plan_of):
-    """Under load each planned site gets what its replicas can serve."""
+    """Under load, each planned site gets the share that its replicas can serve."""
     services = {"a": [stack(0.01), stack(0.01)], "b": [stack(0.01)]}
     share = await sent(loop, plan_of({"a": 0.67, "b": 0.33}), services, concurrency=30)
 

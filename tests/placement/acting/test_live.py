@@ -1,4 +1,4 @@
-"""What runs is measured, and the next problem has the measurements."""
+"""Measurements of running services, and the placement problem with these measurements."""
 
 import asyncio
 import math
@@ -27,7 +27,7 @@ from streaminfer.testing import ScriptedBackend
 
 
 class Remote:
-    """A service at the end of a line: 30 ms to and fro."""
+    """Service at the end of a line with a round trip of 30 ms."""
 
     def __init__(self, stack):
         self.inner = stack
@@ -63,7 +63,7 @@ def problem():
 
 
 async def test_meter_subtracts_the_service_time(loop):
-    """A response after 70 ms, of which the model took 40, was 30 ms on its way; its error was not measured."""
+    """A response after 70 ms, of which the model took 40 ms, has a round trip of 30 ms; an error is not measured."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
     site = si.Stack(batcher, ScriptedBackend(ValueError("bad"), duration_s=0.04))
     meter = RttMeter("Lyon", "Paris")
@@ -81,7 +81,7 @@ async def test_meter_subtracts_the_service_time(loop):
 
 @pytest.mark.parametrize(("served_s", "expected"), [(lambda _: 0.01, [0.02]), (None, [])], ids=["header", "unknown"])
 async def test_meter_reads_the_service_time_of_the_site(loop, served_s, expected):
-    """`served_s` returns the time that the site took, which the meter subtracts."""
+    """The meter subtracts the time that `served_s` returns; without any service time, it measures nothing."""
 
     class Bare:
         async def call(self, request):
@@ -97,7 +97,7 @@ async def test_meter_reads_the_service_time_of_the_site(loop, served_s, expected
 
 @pytest.mark.parametrize("served_s", [lambda response: response.outputs["served"], lambda _: math.nan])
 async def test_meter_error_does_not_fail_the_response(loop, caplog, served_s):
-    """A response whose header is missing reaches its caller, and is not measured."""
+    """If `served_s` fails or returns NaN, the response reaches its caller, and the meter logs one warning."""
     meter = RttMeter("Lyon", "Paris", served_s=served_s)
 
     async with si.Stack(meter, ScriptedBackend(then=lambda _: [{"y": 1}]), clock=loop.clock) as service:
@@ -119,7 +119,7 @@ def test_meter_keeps_the_latest():
 
 
 def test_problem_gets_links_times_and_rates(problem):
-    """Measured links keep their bandwidth, and what was not measured stays."""
+    """The problem gets the measured values; links keep their bandwidth, and unmeasured fields are unchanged."""
     rng = np.random.default_rng(0)
     rtt = RttSamples({"Lyon": {"Paris": rng.uniform(0.01, 0.02, 2_000)}})
 
@@ -157,7 +157,7 @@ async def test_measurements_include_learned_service_times(loop, problem):
 )
 @pytest.mark.parametrize("count", [1, 20])
 async def test_unmeasured_batch_sizes_keep_their_proportions(loop, problem, before, at_32, count):
-    """A quiet server runs single requests only, so larger batches keep the proportions of the problem before."""
+    """Unmeasured batch sizes keep their proportions from the problem: a quiet server runs single requests only."""
     shards = (Shard(service_time={"cpu": before}),)
     problem = attrs.evolve(
         problem, models=(Model(name="faces", variants=(Variant(name="fp32", shards=shards, max_batch_size=32),)),)
@@ -182,7 +182,7 @@ def test_batcher_that_has_run_nothing_is_named(problem):
 
 @pytest.fixture
 def sharded(problem):
-    """A variant of three shards, of which the second needs a GPU."""
+    """Return the problem with a variant of three shards, of which the second needs a GPU."""
     times = [
         {"cpu": ServiceTime.affine(0.1, 0.1)},
         {"gpu": ServiceTime.affine(0.2, 0.2)},
@@ -193,7 +193,7 @@ def sharded(problem):
 
 
 def test_each_shard_gets_its_own_time(sharded):
-    """Shards that were not measured, or run on another kind of device, stay."""
+    """Shards without a measurement, or on another kind of device, are unchanged."""
     measured = with_measurements(
         sharded, service_times={("faces", "fp32", "cpu"): [None, None, ServiceTime.affine(0.01, 0.001)]}
     )

@@ -1,4 +1,4 @@
-"""Manifests are what the platforms accept, and say what the plan says."""
+"""Manifests, which the platforms accept and which have the values of the plan."""
 
 import re
 
@@ -22,7 +22,7 @@ RESOURCES = {"a10": {"nvidia.com/gpu": 1}, "cpu": {"cpu": 1}}
 
 @pytest.fixture(autouse=True)
 def plans_are_their_workloads(monkeypatch):
-    """What is written of a workload does not depend on the rest of its plan."""
+    """Let tests pass workloads as a plan, because the text of a workload does not depend on the rest of its plan."""
     for module in (kubernetes, ray_options, traffic):
         monkeypatch.setattr(module, "plan_workloads", lambda workloads: workloads)
 
@@ -34,7 +34,7 @@ def manifests(*workloads, **changes):
 
 @pytest.mark.parametrize("version", ["1.33", "1.35"])
 def test_kubernetes_accepts_the_manifests(version):
-    """Every document passes the strict schema of its version."""
+    """Every document passes the strict schema of its Kubernetes version."""
     found = manifests(PARIS, LYON, attrs.evolve(PARIS, shard=1))
 
     assert [it["kind"] for it in found] == ["Deployment"] * 3 + ["Service"] * 2
@@ -51,7 +51,7 @@ def test_schema_check_would_find_mistakes():
 
 
 def test_deployment_stays_in_its_zone():
-    """Replicas, zone, spread over hosts, image and resources are those of the workload."""
+    """A Deployment has the replicas, zone, image and resources of its workload, and spreads its pods over hosts."""
     document = manifests(PARIS, zones={"eu-paris": "eu-west-3a"})[0]
     pod = document["spec"]["template"]["spec"]
     (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
@@ -69,7 +69,7 @@ def test_deployment_stays_in_its_zone():
 
 @pytest.mark.parametrize("zones", [None, {}, {"Zürich 1": "eu central"}, {"Zürich 1": 7}])
 def test_zone_that_no_node_can_have_is_named(zones):
-    """Pods that are held in it would wait for ever."""
+    """A zone that no node can have is an error, because pods that need it would wait for ever."""
     with pytest.raises((TypeError, ValueError), match=r"zones\['Zürich 1'\]: expected a value of a Kubernetes label"):
         manifests(attrs.evolve(PARIS, site="Zürich 1"), zones=zones)
 
@@ -89,7 +89,10 @@ def test_service_prefers_its_zone_and_selects_the_pods():
 
 
 def test_shards_send_to_the_next_one_of_their_variant():
-    """A request may be for any variant of its model; what a shard makes of it fits the same variant only."""
+    """First shards of all variants share a Service; a later shard has a Service per variant.
+
+    A request may be for any variant of its model, but the output of a shard fits the same variant only.
+    """
     workloads = [attrs.evolve(PARIS, variant=variant, shard=shard) for variant in ("int8", "fp16") for shard in (0, 1)]
     found = manifests(*workloads)
     pods = [it["spec"]["template"]["metadata"]["labels"] for it in found if it["kind"] == "Deployment"]
@@ -118,7 +121,7 @@ def test_missing_image_or_device_is_named(missing):
 
 
 def test_keda_scales_from_the_plan_up():
-    """The plan is the least, and a replica more is for as many requests as the plan counts on."""
+    """KEDA keeps at least the planned replicas, and its threshold is the rate per replica that the plan assumes."""
     text = keda_scaled_objects(
         [PARIS], spare=3, prometheus="http://prometheus:9090", query='sum(x{w="{workload}"})', namespace="v",
     )  # fmt: skip
@@ -134,13 +137,13 @@ def test_keda_scales_from_the_plan_up():
 
 
 def pod_of(deployment):
-    """Return a pod's name as Kubernetes makes it: of the hash of its ReplicaSet, cut to 58, and five characters."""
+    """Return the name that Kubernetes gives a pod: with the hash of its ReplicaSet, cut to 58, and five characters."""
     return f"{deployment}-5d59d67564-"[:58] + "x7k2p"
 
 
 @pytest.mark.parametrize("site", ["eu", "eu-central-1-frankfurt-edge", "eu-central-1-frankfurt-edge-cabinet-17"])
 def test_keda_counts_the_pods_of_one_workload(site):
-    """The query finds the pods of its Deployment, and not those of one whose name only begins likewise."""
+    """The query matches the pods of its Deployment, and not those of a Deployment whose name has the same prefix."""
     spot = attrs.evolve(PARIS, model="detector", site=site, device="a10-spot")
     plain = attrs.evolve(spot, device="a10")
     for scaled in yaml.safe_load_all(keda_scaled_objects([plain, spot], prometheus="http://prometheus:9090")):
@@ -155,7 +158,7 @@ def test_keda_counts_the_pods_of_one_workload(site):
 @pytest.mark.parametrize("amount", ["500m", float("nan"), -1])
 @pytest.mark.parametrize("write", [manifests, lambda workload, **given: options_of([workload], **given)])
 def test_amount_that_is_no_number_is_named(write, amount):
-    """Quantities of Kubernetes are written here, not read."""
+    """An amount must be a number: a Kubernetes quantity, such as 500m, is written here and never read."""
     with pytest.raises(
         (TypeError, ValueError), match=r"resources\['cpu'\]\['cpu'\]: expected a finite number ≥ 0, got"
     ):
@@ -184,7 +187,7 @@ def test_platform_names_are_valid_and_differ():
 
 
 def test_services_with_the_same_name_are_rejected():
-    """Shard 1 of one model and another model would share a Service."""
+    """Two Services with the same name are rejected: here shard 1 of a model, and another model."""
     other = attrs.evolve(PARIS, model="detector-int8-1", variant="x")
     workloads = [attrs.evolve(PARIS, model="detector", shard=1), other]
 

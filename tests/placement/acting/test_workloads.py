@@ -1,4 +1,4 @@
-"""A plan becomes what runs: the same replicas at the same sites, for the same users."""
+"""Workloads of a plan: the same replicas at the same sites, for the same users."""
 
 import attrs
 import kubernetes_validate
@@ -34,7 +34,7 @@ def test_workloads_cover_all_replicas(answer):
 
 
 def test_load_levels_share_one_workload(answer):
-    """Replicas that are planned for different loads are the same Deployment."""
+    """Replicas that are planned for different loads share one workload, which has their mean rate."""
     first = answer.replicas[0]
     split = attrs.evolve(answer, replicas=(*answer.replicas, attrs.evolve(first, replicas=1, max_rate=1.0)))
 
@@ -82,7 +82,7 @@ def test_policies_of_all_clusters(answer):
 
 
 def test_cluster_idle_in_the_busiest_hour_has_a_route(problem):
-    """A cluster that sends nothing in the busiest hour is served as in the busiest of its own."""
+    """A cluster that is idle in the busiest hour has the shares of its own busiest hour."""
     lyon, paris = problem.clusters
     answer = plan(attrs.evolve(problem, clusters=[lyon, attrs.evolve(paris, rates=(150.0, 0.0))]))
 
@@ -95,7 +95,7 @@ def test_cluster_idle_in_the_busiest_hour_has_a_route(problem):
 
 
 def test_shares_are_those_of_the_first_scenario(problem):
-    """A scenario of more requests, on a faster network, does not send those of the usual one where they are late."""
+    """Shares are those of the usual scenario; those of a busier one on a faster network would make requests late."""
     lyon, (fiber,), (east, west) = problem.clusters[0], problem.access, problem.sites
     answer = plan(
         attrs.evolve(
@@ -127,7 +127,7 @@ def test_zone_weights_follow_the_shares(plan_of):
 
 
 def test_sites_of_one_zone_share_its_weight(plan_of):
-    """Envoy Gateway takes each zone once."""
+    """Sites in the same zone share a weight, because Envoy Gateway accepts each zone once."""
     text = envoy_policies(plan_of({"a": 0.5, "b": 0.2, "c": 0.3}), zones={"a": "z", "b": "z"})
     (policy,) = yaml.safe_load_all(text)
 
@@ -138,7 +138,7 @@ def test_sites_of_one_zone_share_its_weight(plan_of):
 
 
 def test_scaling_covers_the_hours(hourly):
-    """A workload scales between the quiet and the busy hour, plus what is spare."""
+    """A workload scales from the replicas of the quiet hour to those of the busy hour plus the spare ones."""
     quiet, busy = ({it.site: it.replicas for it in plan_workloads(one)} for one in hourly)
     found = {it["metadata"]["name"]: it["spec"] for it in yaml.safe_load_all(
         keda_scaled_objects(*hourly, prometheus="http://p:9090", spare=1))}  # fmt: skip
@@ -150,7 +150,7 @@ def test_scaling_covers_the_hours(hourly):
 
 @pytest.mark.parametrize("hours", [(0, 1), (1, 0)])
 def test_scaling_counts_on_the_least_rate(hourly, hours):
-    """A replica keeps its promises up to the rate of its plan, so that of the strictest hour counts."""
+    """The threshold is the least rate of all hours, because a replica keeps its promises up to the rate of its plan."""
     strict = attrs.evolve(hourly[0], replicas=[attrs.evolve(it, max_rate=7.0) for it in hourly[0].replicas])
     plans = [(strict, hourly[1])[hour] for hour in hours]
 
@@ -177,13 +177,13 @@ def test_wrong_texts_of_scaling_are_named(answer, name):
 
 
 def test_scaling_needs_a_plan():
-    """Of no plans at all there is no manifest; an empty one looked as if all were well."""
+    """Scaling without any plan is an error, because an empty manifest would look correct."""
     with pytest.raises(TypeError, match="plans: expected at least one Plan"):
         keda_scaled_objects(prometheus="http://p:9090")
 
 
 def test_workload_of_busy_hours_scales_to_zero(hourly):
-    """What does not run in each hour may be scaled to nothing."""
+    """A workload that does not run in every hour scales to zero."""
     without = attrs.evolve(hourly[0], replicas=tuple(it for it in hourly[0].replicas if it.sites != ("west",)))
     found = list(yaml.safe_load_all(keda_scaled_objects(without, hourly[1], prometheus="http://p:9090")))
 
@@ -217,7 +217,7 @@ def test_unknown_cluster_is_named(answer):
 
 
 def test_workloads_with_the_same_name_are_rejected(problem):
-    """A platform would keep one of two that it cannot tell apart."""
+    """Workloads with the same name are rejected, because a platform would keep only one of them."""
     shards = problem.models[0].variants[0].shards
     models = [
         Model(name=name, variants=[Variant(name=variant, shards=shards)])

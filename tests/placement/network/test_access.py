@@ -21,7 +21,7 @@ def fitted(runs, name="car"):
 
 
 def test_runs_that_are_alike_are_promised(car):
-    """Half of the calm runs predict the p99 of the other half within 15 %."""
+    """A profile of half of the calm runs has the p99 of the other half within 15 %."""
     profile = fitted(car["5g-calm"][:5]).profile(0.99)
     measured = np.quantile(np.concatenate([run.rtt_s for run in car["5g-calm"][5:]]), 0.99)
 
@@ -62,7 +62,7 @@ def test_wider_error_promises_more():
 
 
 def test_outages_are_found_and_drawn_again():
-    """Two outages of known length are found; drawn round-trip times have the same share of slow ones, in company."""
+    """Two outages of known lengths are found; sampled round trips have the same share of slow ones, in stretches."""
     sent_s = np.arange(2_000) * 0.05
     rtt_s = np.full(2_000, 0.02)
     for at, count in ((500, 20), (1_500, 40)):
@@ -81,7 +81,7 @@ def test_outages_are_found_and_drawn_again():
 
 @pytest.mark.parametrize("period_s", [0.01, 0.05, 0.1])
 def test_drawn_outages_are_fitted_again(period_s):
-    """Outages have the same lengths and rate again, however often messages are sent and long a calm round trip is."""
+    """Outages that are fitted to samples have the mean length and the share of time of the originals, at any period."""
     known = Outages(
         per_hour=300.0, length_s=Distribution.of([0.3, 0.4, 0.6]), calm_s=Distribution.of([0.06, 0.07, 0.08])
     )
@@ -90,7 +90,7 @@ def test_drawn_outages_are_fitted_again(period_s):
     found = Outages.fit([(np.arange(rtt_s.size) * period_s, rtt_s)])
 
     assert found.length_s.values_s @ found.length_s.shares == pytest.approx(0.4333, rel=0.03)
-    assert found.share_of_time == pytest.approx(known.share_of_time, rel=0.15)  # of some 150 outages and more
+    assert found.share_of_time == pytest.approx(known.share_of_time, rel=0.15)  # from at least 150 outages
 
 
 def test_back_to_back_outages_are_two():
@@ -119,14 +119,14 @@ def test_packaged_profiles_know_their_source():
 
 
 def test_packaged_5g_tells_city_from_country():
-    """The city's p99 is promised; the country's is rejected, and its time without network is known."""
+    """The city's p99 is promised; the country's p99 is rejected, and its share of time in outages is known."""
     assert load_access("5g-public-urban").profile(0.99).rtt.quantile(0.99) < 0.035
     rural = load_access("5g-private-rural")
     with pytest.raises(Unpromisable) as raised:
         rural.profile(0.99)
-    copied = pickle.loads(pickle.dumps(raised.value))  # as from a process that plans
+    copied = pickle.loads(pickle.dumps(raised.value))  # as from another process that plans
     assert (str(copied), copied.promise) == (str(raised.value), raised.value.promise)
-    assert rural.outages.share_of_time == pytest.approx(0.25, abs=0.01)  # its slow messages had been sent in that part
+    assert rural.outages.share_of_time == pytest.approx(0.25, abs=0.01)  # its slow messages were sent in this share
 
 
 def test_json_round_trip(car):
@@ -170,7 +170,7 @@ def test_outages_of_wrong_fields_are_named(changed):
 
 
 def test_runs_of_an_array():
-    """Runs of equal length may be the rows of an array; an empty one has none."""
+    """Runs of equal length may be the rows of an array; an empty array has no runs and is rejected."""
     runs = np.random.default_rng(0).uniform(0.01, 0.02, (6, 100))
 
     assert FittedAccess.fit("home", runs).messages == (100,) * 6

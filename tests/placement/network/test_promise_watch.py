@@ -1,4 +1,4 @@
-"""Broken promises are found, and kept ones are left alone."""
+"""Broken promises raise an alarm, and kept promises do not."""
 
 import math
 
@@ -15,7 +15,7 @@ def first_alarm(watch, latencies_s):
 
 
 def test_promise_that_holds_raises_no_alarm():
-    """At the very share that was promised, 100,000 requests raise fewer alarms than were allowed."""
+    """If exactly the promised share is on time, 100,000 requests raise no more alarms than `false_alarm` allows."""
     rng = np.random.default_rng(0)
     watch = PromiseWatch({"a": PROMISE}, block=10, false_alarm=0.001)
 
@@ -30,7 +30,7 @@ def test_promise_that_holds_raises_no_alarm():
 
 @pytest.mark.parametrize("before", [0, 20_000], ids=["new", "old"])
 def test_broken_promise_is_found_soon(before):
-    """Four times as many late requests are found within some hundreds, also after a long good time."""
+    """Four times as many late requests as promised raise an alarm within 1,000, also after 20,000 good requests."""
     rng = np.random.default_rng(1)
     watch = PromiseWatch({"a": PROMISE})
     good = np.where(rng.random(before) < 0.005, 1.0, 0.1)
@@ -52,7 +52,7 @@ def test_alarm_is_raised_once_until_reset():
 
 
 def test_late_requests_of_one_block_count_once():
-    """One outage of ten requests is one observation."""
+    """Ten late requests in the same block are one observation."""
     alone, blocks = PromiseWatch({"a": PROMISE}), PromiseWatch({"a": PROMISE}, block=100)
     outage = [0.1] * 45 + [1.0] * 10 + [0.1] * 45
 

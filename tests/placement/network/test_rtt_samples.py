@@ -1,4 +1,4 @@
-"""Round-trip times become links whose promises survive the second half of the measurements."""
+"""Round-trip times become links whose promises hold in the second half of the measurements."""
 
 import math
 
@@ -22,7 +22,7 @@ def moving():
 
 @pytest.mark.parametrize("share", [0.9, 0.95, 0.99])
 def test_promises_are_kept_in_the_future(moving, share):
-    """At least 95 % of the pairs keep what their past promised, and of the measured quantile a third do not."""
+    """At least 95 % of the pairs keep a promise made from their past; fewer than 70 % keep their measured quantile."""
     links = samples_of(moving[:172]).links()
     future = samples_of(moving[172:])
 
@@ -39,7 +39,7 @@ def test_promises_are_kept_in_the_future(moving, share):
 
 
 def test_best_of_many_sites_keeps_its_promise(moving):
-    """Choosing the site that promises most does not choose those whose past flattered them."""
+    """Promises hold at the site that promises most, although this choice prefers sites with a lucky past."""
     links = samples_of(moving[:172], sites=30).links()
     future = samples_of(moving[172:], sites=30).rtt_s
     best = {cluster: min(row, key=lambda site: row[site].rtt.quantile(0.95)) for cluster, row in links.items()}
@@ -74,7 +74,7 @@ def test_more_confidence_promises_less(moving):
 
 
 def test_few_pairs_promise_as_independent_samples_do():
-    """Without enough pairs for a backtest, 300 independent samples vouch for p98 and not for p99.5."""
+    """Without enough pairs for a backtest, 300 independent samples are enough to promise p98, and not p99.5."""
     rng = np.random.default_rng(1)
     samples = RttSamples({"a": {"x": rng.exponential(0.02, 300)}})
     rtt = samples.links(confidence=0.95)["a"]["x"].rtt
@@ -84,7 +84,7 @@ def test_few_pairs_promise_as_independent_samples_do():
 
 
 def test_order_statistic_covers_the_quantile():
-    """The bound is above the true quantile as often as was asked for."""
+    """The promised bound is above the true quantile as often as `confidence` says."""
     rng = np.random.default_rng(2)
     draws = [RttSamples({"a": {"x": rng.exponential(1.0, 400)}}) for _ in range(300)]
     covered = [it.links(confidence=0.9)["a"]["x"].rtt.quantile(0.9) >= -math.log(0.1) for it in draws]
@@ -122,7 +122,7 @@ def test_rows_and_csv_give_the_same(tmp_path):
 
 
 def test_lost_packets_may_take_any_time():
-    """A time of more than a day means no response, and becomes the time that no measurement supports."""
+    """A round trip of more than a day counts as no response, and becomes the unpromisable time."""
     lost = np.where(np.arange(200) % 4, 0.01, 1e9)
     rows = [(f"c{n}", "x", rtt_s) for n in range(50) for rtt_s in lost]
 
@@ -143,7 +143,7 @@ def test_pairs_without_measurements_have_no_link():
 
 
 def test_summary_rates_the_measurements():
-    """A summary tells how many independent samples the measurements of a link are worth."""
+    """A summary has the number of independent samples that the measurements of a link are worth."""
     column = np.concatenate([np.full(50, 0.1), np.full(50, 0.16)])
     summary = RttSamples({"a": {"x": column}}).summary(0.9)["a", "x"]
 

@@ -20,7 +20,7 @@ KERNELS = [variant.checked("most_of_two") for variant in VARIANTS]
 
 @pytest.fixture
 def plain_kernels(monkeypatch):
-    """The module without Numba."""
+    """Return the module of the kernels, loaded without Numba."""
     monkeypatch.setattr("streaminfer._internal.loading.numba_jit.jit", lambda function: function)
     spec = importlib.util.spec_from_file_location("plain_optimum_kernels", Path(optimum_kernels.__file__))
     module = importlib.util.module_from_spec(spec)
@@ -29,10 +29,10 @@ def plain_kernels(monkeypatch):
 
 
 def best_of_all_schedules(models, loads=(0, 0)):
-    """By exhaustion: every set of requests of both models as batches of any members, in any order.
+    """Return the most requests on time, by exhaustion: any sets of both models' requests, in any batches and order.
 
-    Of two ways to have served the same set, the same model being in memory, only the one that finishes first can be
-    needed; nothing else is assumed. Without loads both models are always there.
+    Of two schedules for the same set, with the same model in memory, only the one that finishes first matters; nothing
+    else is assumed. Without loads, both models are always in memory.
     """
     requests = [
         (model, arrival, arrival + slo) for model, (arrivals_ns, slo, _) in enumerate(models) for arrival in arrivals_ns

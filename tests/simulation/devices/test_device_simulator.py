@@ -65,16 +65,16 @@ def test_batches_do_not_overlap():
 
 
 def test_taking_turns_beats_separate_batchers():
-    """Batchers that take turns serve more than batchers that know nothing of each other."""
+    """Batchers that take turns have more requests on time than batchers that know nothing of each other."""
     loads = two_models(1.2)
 
     assert simulate_device(loads).on_time > 1.02 * simulate_device(loads, shared=False).on_time
 
 
 def test_unequal_models_under_bursts_are_near_optimum():
-    """Unequal models under bursts are served nearly as well as by a clairvoyant.
+    """Unequal models under bursts have at least 93 % of the optimum on time.
 
-    With bursts at 1.2 times of the capacity; `device_optimum` takes seconds for the 2,043 that are possible.
+    The bursts have 1.2 times the capacity. The optimum is 2,043 requests, for which `device_optimum` takes seconds.
     """
     loads = {}
     for at, (name, service_time, slo_s) in enumerate((("faces", FAST, 0.025), ("speech", SLOW, 0.1))):
@@ -86,9 +86,9 @@ def test_unequal_models_under_bursts_are_near_optimum():
 
 
 def test_bursts_without_batching_gain_are_near_optimum():
-    """Bursts of models that gain nothing from batches are served nearly as well as by a clairvoyant.
+    """Models that gain nothing from batches have, under bursts, at least 97 % of the optimum on time.
 
-    One rule for what comes after a batch makes it 0.951 of the 627 that are possible, one rate of arrivals 0.959.
+    The optimum is 627 requests. One rule for what follows a batch gives 0.951 of it, and one arrival rate 0.959.
     """
     device = ServiceTime.affine(0.001, 0.001)
     rate = 0.6 * 32 / (device.table_ns(32)[32] / 1e9)
@@ -103,7 +103,7 @@ def test_bursts_without_batching_gain_are_near_optimum():
 
 
 def test_model_with_larger_weight_is_served_more():
-    """A model is served according to its weight: with ten times the weight, at least a fifth more."""
+    """A model with ten times the weight has over a fifth more requests on time."""
     loads = two_models(2.5)
 
     plain = simulate_device(loads).models["speech"].on_time
@@ -133,14 +133,14 @@ def test_wait_bound_holds_as_requests_miss_deadlines():
 
 
 def test_slowdown_of_concurrent_batches_is_learned():
-    """The slowdown of batches that run together is learned."""
+    """The device learns the slowdown of batches that run together."""
     statistics = simulate_device(two_models(0.5), concurrency=2, slowdown=1.5).device
 
     assert statistics.models["faces"].slowdowns["speech"] == pytest.approx(1.5, rel=0.1)
 
 
 def test_models_better_in_turn_are_kept_apart():
-    """Models that do more one after the other are not run together."""
+    """Models that have more requests on time one after the other do not run together."""
     loads = two_models(n=(3000, 1000))
 
     together = simulate_device(loads, shared=False, slowdown=3.0)
@@ -150,7 +150,7 @@ def test_models_better_in_turn_are_kept_apart():
 
 
 def test_planned_loads_are_near_optimum():
-    """Loads are planned so that nearly as many requests are on time as the optimum allows."""
+    """With planned loads, at least 90 % of the optimum is on time."""
     loads = two_models(0.9, memory_bytes=5, load_s=0.004)
 
     result = simulate_device(loads, memory_bytes=5)
@@ -166,7 +166,7 @@ def test_planned_loads_are_near_optimum():
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["slow-first", "fast-first"])
 def test_long_load_serves_all_queued_requests(swapped):
-    """A load of seconds serves more than one batch, whatever max_wait_s, and however fast another model's batches are."""
+    """A load of 2.6 s serves over two batches, although `max_wait_s` is 1 s, beside a fast and beside a slow model."""
     devices = [ServiceTime.affine(0.1, 0.01), ServiceTime.affine(0.0002, 0.00005)]
     loads = {
         name: ModelLoad(
@@ -200,7 +200,7 @@ def test_models_that_fit_together_are_loaded_once():
 def test_long_loads_do_not_take_over_device(rates, load_s, bar):
     """Loads that take longer than the SLO do not take over the device.
 
-    A model stays in memory while it serves more than the other would; each comes after at most `max_wait_s`.
+    A model stays in memory while it serves more than the other would; each model runs after at most `max_wait_s`.
     """
     loads = {
         name: ModelLoad(
@@ -221,7 +221,7 @@ def test_long_loads_do_not_take_over_device(rates, load_s, bar):
 
 
 def test_loaded_model_runs_before_its_eviction():
-    """Also beside a model that it is kept apart from: it was evicted again, without a batch, again and again."""
+    """A loaded model runs a batch before it is evicted, even beside a model from which it is kept apart."""
     models = {
         "urgent": (ServiceTime.affine(0.0026, 0.0012), 124, 200, 0.05, 1, 3),
         "passed over": (ServiceTime.affine(0.008, 0.0005), 144, 290, 0.05, 1, 3),
@@ -254,7 +254,7 @@ def test_loaded_model_runs_before_its_eviction():
 
 
 def test_weight_of_an_unknown_model_is_rejected():
-    """A misspelled name would count as nothing."""
+    """A weight of an unknown model is rejected, because a misspelled name would have no effect."""
     with pytest.raises(ValueError, match="weights: expected names of loads, got 'face'"):
         simulate_device(two_models(), weights={"face": 2.0})
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.needs("network namespaces")
 
 
 def send(scene, network, count, *, wanted=PICTURES, **options):
-    """Return the transfers of some frames at the pace of the device."""
+    """Send frames at the rate of the device, and return their transfers and the number of tasks of the loop."""
 
     async def main():
         with CodecThread() as thread:
@@ -32,7 +32,7 @@ def send(scene, network, count, *, wanted=PICTURES, **options):
 
 
 def test_load_test_has_the_stages_of_each_picture(camera_scene):
-    """The uplink takes the delay of the network, and packets that it loses come again."""
+    """Each picture has all stages: the uplink includes the delay of the network, and lost packets are sent again."""
 
     class Shape:
         async def call(self, request):
@@ -61,13 +61,13 @@ def test_sound_crosses(microphone_scene):
     transfers, tasks = send(microphone_scene(codec="opus"), NetworkProfile(name="n"), 20, wanted=AudioFormat())
 
     assert len([chunk for it in transfers for chunk in it.frames]) == pytest.approx(20 * 0.02 / 0.032, abs=2)
-    assert tasks == 2  # this one, and that of asyncio.run
+    assert tasks == 2  # that of asyncio.run, and the one that reads the path's packets
 
 
 def test_frames_sent_at_one_instant_keep_their_order(camera_scene, monkeypatch):
     """Frames that a device delivers at the same instant keep their order.
 
-    Behind a late frame others come at the same instant; timers of one instant fire in any order.
+    Frames behind a late one are delivered at its instant, and timers of one instant fire in any order.
     """
     numbers = []
     encode = Codecs.encode
@@ -90,9 +90,9 @@ def test_frames_sent_at_one_instant_keep_their_order(camera_scene, monkeypatch):
 
 
 def test_full_network_drops_frames_until_a_key_frame(camera_scene):
-    """A full network drops frames, and a key frame follows.
+    """A full network drops frames, and the stream continues with a key frame, which has a discontinuity.
 
-    Frames that would wait longer than the network's queue allows are lost; the stream continues after them.
+    A frame is lost if it would wait longer than the network's queue allows.
     """
     network = NetworkProfile(name="narrow", rate=60_000, queue_s=0.1)
     transfers, _ = send(camera_scene(key_interval_s=60.0), network, 24)
@@ -138,7 +138,7 @@ def test_stop_iteration_of_prepare_ends_the_frame(camera_scene):
 def test_failed_connection_ends_threads_first(monkeypatch):
     """A connection that fails ends the threads that carry packets before it ends its namespaces.
 
-    The devices go with the namespaces, and reading from one that is gone is an error.
+    The network devices end with their namespaces, and reading from an ended device is an error.
     """
     left = []
     close = PacketConnection._close
@@ -209,7 +209,7 @@ def test_cancelled_close_ends_the_namespaces(camera_scene):
 def test_cancelled_connection_opening_leaves_nothing():
     """A connection whose opening is cancelled leaves no file and no thread.
 
-    The thread that opens the connection continues; the sockets that it made are closed.
+    The thread that opens the connection continues, and the sockets that it makes are closed.
     """
 
     async def main():

@@ -8,7 +8,7 @@ from waiting import until
 from streaminfer.loadtest.path import NetworkProfile, UdpRelay
 
 COUNT = 200
-"""A socket keeps 256 on Linux, where the event loop stands still for so long that all come at once."""
+"""Packets per direction. A socket on Linux holds 256, and all arrive at once if the event loop is blocked."""
 
 
 class Peer(asyncio.DatagramProtocol):
@@ -52,7 +52,7 @@ def test_peers_exchange_packets_through_the_relay():
 
 
 def test_packets_keep_their_order():
-    """Behind one that is late others arrive at the same instant; timers of one instant fire in any order."""
+    """Packets behind a late one arrive at its instant, in order, although timers of one instant fire in any order."""
     peers, _, _ = asyncio.run(exchange(NetworkProfile(name="n", delay_s=0.005, jitter_s=0.01)))
 
     for peer in peers:

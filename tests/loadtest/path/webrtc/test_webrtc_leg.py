@@ -1,4 +1,4 @@
-"""A device over WebRTC: true instants of capture, also behind losses, and nothing left behind."""
+"""A device over WebRTC: exact instants of capture, also after losses, and no task or thread left at the end."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of aior
 
 
 def receive(scene, network, **wanted):
-    """Return ages and positions of the frames of a second, the relay, and how many tasks are left."""
+    """Return the age and instant of capture of each frame of a second, the leg, and the number of tasks left."""
 
     async def main():
         async with WebRtcLeg(scene, network, seconds=1.0, seed=3) as leg:
@@ -42,7 +42,7 @@ def receive(scene, network, **wanted):
 
 
 def test_a_leg_begins_when_both_ends_are_connected(camera_scene):
-    """Frames that were sent before would queue behind the set-up, and come to the receiver all at once."""
+    """Entering a leg waits for the connection; earlier frames would queue during the set-up and arrive together."""
 
     async def main():
         async with WebRtcLeg(camera_scene(codec="vp8"), NetworkProfile(name="n", delay_s=DELAY_S), seconds=1.0) as leg:
@@ -53,7 +53,10 @@ def test_a_leg_begins_when_both_ends_are_connected(camera_scene):
 
 @pytest.mark.parametrize("state", ["failed", "closed"])
 def test_a_leg_that_cannot_connect_ends(camera_scene, monkeypatch, state):
-    """The states of ICE and DTLS are aiortc's; the transport of this one does not get so far. No task is left."""
+    """A leg whose connection is failed or closed raises an error and leaves no task.
+
+    The test sets the state, which aiortc derives from ICE and DTLS, because the leg's transport does not get that far.
+    """
 
     async def main():
         leg = WebRtcLeg(camera_scene(codec="vp8"), NetworkProfile(name="n"), seconds=1.0)
@@ -78,11 +81,11 @@ def test_pictures_are_as_old_as_the_network_is_long(camera_scene):
 
 
 def test_pictures_arrive_over_a_slow_network(camera_scene):
-    """The stream ends behind the last one, also where that comes long after the device has ended."""
+    """The stream ends after its last picture, even if that arrives long after the device has ended."""
 
     async def main():
         async with WebRtcLeg(camera_scene(codec="vp8"), NetworkProfile(name="n"), seconds=0.2) as leg:
-            far = NetworkProfile(name="far", delay_s=0.9)  # from now on: to connect over it takes long
+            far = NetworkProfile(name="far", delay_s=0.9)  # only after the set-up, which would take long over it
             leg.relay._links = (Link(far), Link(far))
             return [frame.captured_ns - leg._start_ns async for frame in leg.frames(pixel_format="gray")]
 
@@ -122,7 +125,7 @@ def test_leg_of_any_duration_is_accepted(camera_scene):
 
 
 def test_frames_are_planned_as_they_are_played(camera_scene, monkeypatch):
-    """A leg plans no frame when it is made; its track ends after the last frame, however often it is read."""
+    """A leg plans a frame when its track reads it; the track ends after the last frame, however often it is read."""
     planned = []
 
     def plan(_delivery, _period_s, _seed):
@@ -147,7 +150,7 @@ class Shape:
 
 
 def test_load_test_has_the_stages_of_each_picture(camera_scene):
-    """Ages are the sums of the stages; what is lost fails, and no task is left."""
+    """The stages of a picture add up to no more than its age; lost pictures fail, and no task is left."""
     network = NetworkProfile(name="far", delay_s=DELAY_S, loss=0.02)
 
     async def main():
@@ -183,7 +186,7 @@ def test_load_test_has_the_stages_of_each_picture(camera_scene):
     ids=["usual", "two chunks in a frame", "eight frames in a packet", "three packets in a frame", "lossy device"],
 )
 def test_sound_that_arrives_is_not_lost(device, chunk):
-    """Each frame has an answer and each chunk goes to the service, to the end, whatever the lengths of both are."""
+    """Each frame gets a response and the service gets every chunk, whatever the lengths of frames and chunks."""
     group = DeviceGroup(
         source=SPEECH,
         device=MicrophoneProfile(name="headset", codec="opus", **device),
@@ -205,7 +208,7 @@ def test_sound_that_arrives_is_not_lost(device, chunk):
 
 
 def test_late_first_frame_of_sound_shifts_no_other(microphone_scene):
-    """A busy loop sends it late; RTP counts samples all the same, so each frame has its own packet."""
+    """If a busy loop sends the first frame late, each frame still has its own packet, because RTP counts samples."""
 
     async def main():
         network = NetworkProfile(name="far", delay_s=DELAY_S)
@@ -222,7 +225,7 @@ def test_late_first_frame_of_sound_shifts_no_other(microphone_scene):
 
 @pytest.mark.parametrize(("skew_ppm", "pause_s"), [(0.0, 30.0), (-50_000.0, 0.0)], ids=["a pause", "a slow clock"])
 def test_instants_of_capture_follow_the_device(microphone_scene, skew_ppm, pause_s):
-    """Between two runs the device rests, and its clock may be slow: neither is time before the encoder."""
+    """Neither the rest of a device between two runs nor its slow clock counts as time before the encoder."""
     scene = microphone_scene(codec="opus", delivery=Delivery(skew_ppm=skew_ppm))
     path = WebRtcPath(scene, NetworkProfile(name="n"))
     period_s = scene.profile.period_s / (1 + skew_ppm / 1e6)
@@ -234,7 +237,7 @@ def test_instants_of_capture_follow_the_device(microphone_scene, skew_ppm, pause
 
 
 def test_devices_speak_over_webrtc():
-    """A chunk comes with the frame that completes it, prepared; frames in between are answered without one."""
+    """A frame that completes a chunk sends it to the service, prepared; other frames complete without a chunk."""
     headset = MicrophoneProfile(name="headset", codec="opus", sample_rate=48_000)
     network = NetworkProfile(name="far", delay_s=DELAY_S, loss=0.05)
     sizes = []
@@ -254,14 +257,14 @@ def test_devices_speak_over_webrtc():
 
     assert set(report.outcomes) == {"ok", "LostInNetwork"}
     assert set(sizes) == {512}
-    assert with_chunk.sum() <= len(sizes)  # two come where one was lost
+    assert with_chunk.sum() <= len(sizes)  # a frame after a lost one may complete two
     assert with_chunk.sum() / answered.sum() == pytest.approx(0.02 / 0.032, abs=0.1)
     assert (record.stages["uplink"][answered] >= DELAY_S).all()
     assert {tail.name for tail in report.by_label("device")} == {"headset"}
 
 
 def test_frames_that_a_busy_loop_sends_at_once_all_end(camera_scene):
-    """They have the instants of the device, so that none takes the place of another."""
+    """Frames that a busy loop sends at once have the instants of the device, so that none replaces another."""
 
     async def main():
         path = WebRtcPath(camera_scene(codec="vp8"), NetworkProfile(name="n"), pixel_format="gray")
@@ -283,7 +286,7 @@ def test_frames_that_a_busy_loop_sends_at_once_all_end(camera_scene):
 def test_unusable_format_is_named_when_path_is_made(camera_scene, wanted, error):
     """A format that no model can take is named when the path is made.
 
-    Else each frame would fail with `Closed`, in a report without the reason.
+    Otherwise each frame would fail with `Closed`, and the report would not say why.
     """
     with pytest.raises(error, match=next(iter(wanted))):
         WebRtcPath(camera_scene(codec="vp8"), "wifi", **wanted)
@@ -305,7 +308,7 @@ def test_error_of_prepare_fails_one_picture(camera_scene):
 
 
 def test_error_of_the_receiver_ends_the_path(camera_scene, monkeypatch):
-    """Frames on their way get the error, and later ones get it as the cause of `Closed`."""
+    """An error of the receiver fails the frames in flight, and is the cause of the `Closed` of later frames."""
 
     async def broken(self, **wanted):
         yield await asyncio.get_running_loop().run_in_executor(None, fail)
@@ -327,7 +330,7 @@ def test_error_of_the_receiver_ends_the_path(camera_scene, monkeypatch):
 
 @pytest.mark.parametrize("rounds", [1, 8, 11])
 def test_close_that_is_cancelled_ends_all_the_same(camera_scene, rounds):
-    """Peers that are left would run on, with a thread each that keeps the process."""
+    """A cancelled close still ends the peers; otherwise each peer would keep a thread, and thus the process."""
 
     async def main():
         path = await WebRtcPath(camera_scene(codec="vp8"), NetworkProfile(name="n")).__aenter__()
