@@ -99,7 +99,7 @@ def test_the_last_replica_stays(members):
 
 
 def test_changes_of_removed_replicas_still_count(members):
-    """The number of changes includes removed replicas, so it never falls, and caches around the set notice each change."""
+    """The number of changes includes removed replicas, so it never falls, and outer caches notice each change."""
     leaving, staying = Versioned(3), Versioned(4)
     put(members, "a", leaving)
     put(members, "b", staying)

@@ -801,7 +801,7 @@ def test_admission_is_of_the_best_accepting_replica():
 
 
 def test_admission_ignores_an_ejected_replica():
-    """The set rejects if only an ejected replica would accept, because that one gets no request while there is another."""
+    """The set rejects if only an ejected replica accepts, because this one gets no request while there is another."""
 
     class Full(Echo):
         async def call(self, request):
