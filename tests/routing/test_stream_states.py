@@ -79,7 +79,7 @@ async def test_a_session_ends_its_streams_at_every_replica(loop):
 
 @pytest.mark.parametrize("kind", ROUTERS)
 def test_router_reads_each_service_once(kind):
-    """A router reads each service's capabilities once; otherwise each level of nested routers would multiply the time."""
+    """A router reads the capabilities of each service once, so the time does not multiply in nested routers."""
     asked = []
 
     class Asked(si.Stack):

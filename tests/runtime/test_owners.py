@@ -327,7 +327,7 @@ def test_start_report_names_inner_parts():
 
 
 def test_inner_object_of_other_kind_is_left_alone():
-    """A stack does not start an inner object that is no service: its ``start`` may be of another kind, as a thread's."""
+    """A stack does not start an inner object that is no service, whose ``start`` may be of another kind."""
 
     class Client:
         def start(self):

@@ -202,7 +202,7 @@ asyncio.run(main())
 
 
 def test_kernels_are_loaded_before_the_freeze(loop, monkeypatch):
-    """Kernels are loaded before the heap is frozen, also for a nested stack, so that the objects of Numba are frozen."""
+    """Kernels, also those of a nested stack, are loaded before the freeze, so that the objects of Numba are frozen."""
     counts = []
 
     def prepare(_self, *, wait):
