@@ -408,7 +408,7 @@ def test_destroyed_keys_leave_no_byte(tmp_path, subjects):
 
 
 def test_expired_records_leave_no_readable_byte(tmp_path, keys):
-    """The same for records on the disk, whose keys live as long as their subjects; without the look 1 is left."""
+    """Purges leave no readable byte of expired records, whose keys still exist; one would be left without a search."""
     chance = random.Random(1)
     wall = Wall()
 

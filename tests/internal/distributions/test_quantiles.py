@@ -1,4 +1,4 @@
-"""Quantiles of distributions, beside tables and the standard library."""
+"""Quantiles of distributions, compared with tables and the standard library."""
 
 from statistics import NormalDist
 
@@ -22,5 +22,5 @@ def test_normal_quantile_is_that_of_statistics(p):
     [(0.975, 1, 12.7062), (0.975, 2, 4.3027), (0.975, 3, 3.1824), (0.975, 30, 2.0423), (0.99, 9, 2.8214)],
 )
 def test_student_quantile_agrees_with_tables(p, degrees, expected):
-    """Exactly of one and two degrees of freedom, else to less than 1 %."""
+    """The quantile is exact for one and two degrees of freedom, and within 1 % of the tables for more."""
     assert student_quantile(p, degrees) == pytest.approx(expected, rel=1e-4 if degrees <= 2 else 0.01)
