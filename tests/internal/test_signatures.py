@@ -1,4 +1,4 @@
-"""Functions with annotations that only type checkers can resolve; CPython 3.14 evaluates annotations when they are read."""
+"""Functions with annotations that only type checkers know; CPython 3.14 evaluates annotations when they are read."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What breaker, limit, retries and hedges have in common: copies, awaitables, and names in their errors."""
+"""Common rules of breaker, limits, retries and hedges: copies, awaitables, and names in their errors."""
 
 import asyncio
 import copy
@@ -21,14 +21,14 @@ GUARDS = [CircuitBreaker, ConcurrencyLimit, RetryBudget, Hedge, functools.partia
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
 @pytest.mark.parametrize("guard", GUARDS)
 def test_guard_cannot_be_copied(guard, copied):
-    """A copy would share the state machine and count everything twice."""
+    """A guard cannot be copied, because a copy would share the state machine and count everything twice."""
     with pytest.raises(TypeError, match="cannot be copied; make another one"):
         copied(guard(name="faces"))
 
 
 @pytest.mark.parametrize("guard", [CircuitBreaker, ConcurrencyLimit, RetryBudget])
 def test_function_that_returns_awaitable_is_rejected(guard):
-    """A synchronous function that returns an awaitable has no outcome yet, so its call is rejected with the reason."""
+    """A call of a synchronous function that returns an awaitable is an error, because it has no outcome yet."""
 
     async def answer(_x):
         raise ConnectionError
@@ -58,7 +58,7 @@ def test_partial_of_an_async_function_stays_async(guard):
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction is one of Python 3.12")
 @pytest.mark.parametrize("guard", [CircuitBreaker, ConcurrencyLimit, RetryBudget])
 def test_object_marked_as_async_function_is_one(guard):
-    """What ``inspect`` calls a coroutine function is guarded as one, though its class has a plain ``__call__``."""
+    """An object that is marked as a coroutine function is guarded as one, although its ``__call__`` is plain."""
 
     async def answer(x):
         return x
