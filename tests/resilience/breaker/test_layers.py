@@ -27,7 +27,7 @@ class Begun(Node):
     ids=["error", "cancelled", "interrupt"],
 )
 async def test_a_predicate_that_raises_ends_its_batch(loop, failure, reported):
-    """A batch fails with the exception of its predicate; an interrupt reaches the loop too; later batches are served."""
+    """A batch fails with the exception of its predicate, the loop gets an interrupt too, and later batches succeed."""
     told, failures = [], [failure]
     loop.set_exception_handler(lambda _, context: told.append(type(context["exception"])))
 

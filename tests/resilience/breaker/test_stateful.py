@@ -1,4 +1,4 @@
-"""The breaker compared with a plain model, in any order of calls, outcomes, cancellations, double returns and pauses."""
+"""The breaker compared with a plain model: any order of calls, outcomes, cancellations, double returns and pauses."""
 
 import attrs
 import pytest
