@@ -346,7 +346,7 @@ def test_entry_within_minimum_age_is_held():
 
 
 def test_proof_waits_for_pending_log_writes(tmp_path, keys, monkeypatch):
-    """The proof waits for the thread that writes the log file, so it counts the latest erasure."""
+    """The proof waits for the thread that writes the log file, so that it knows the latest erasure."""
     site = Site(tmp_path / "cache", keys)
     log = RetentionLog(tmp_path / "log.jsonl", secret=b"s" * 16, wall_clock=site.wall)
     cache = si.EdgeCache(retention=si.Retention(600.0, log=log), clock=site.wall)
@@ -604,7 +604,7 @@ def test_prove_accepts_only_a_stack():
 
 
 def test_latest_erasure_counts_in_any_record_order():
-    """The latest erasure counts in any order, because two processes may record erasures in another order."""
+    """The latest erasure counts wherever it is in the log, because two processes may record erasures out of order."""
     instants = [10**18, 10**18 + 5 * 10**9]
     found = []
     for order in (instants, instants[::-1]):

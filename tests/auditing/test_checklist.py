@@ -136,7 +136,7 @@ def test_every_audit_check_belongs_to_a_question(tmp_path):
 
 
 def test_record_lists_settings_and_missing_fields(tmp_path):
-    """A record of processing states what the settings say, and lists the fields without a value as missing."""
+    """A record of processing has the settings of the stack, and lists the fields without a value as missing."""
     policy = Retention(
         3600.0,
         encrypt=True,

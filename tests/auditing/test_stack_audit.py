@@ -354,7 +354,7 @@ def test_encrypted_in_transit_overrides_encrypted():
 
 
 def test_undeclared_foreign_service_needs_attention():
-    """A service that is not ours and does not declare where it sends requests needs attention."""
+    """A service of another library that does not declare where it sends requests needs attention."""
     for thing in (Silent(), Service()):
         found = only(si.Stack(thing), "hop")
         assert found.severity == "attention"
@@ -480,7 +480,7 @@ def test_audit_traverses_every_built_in_layer():
 
 
 def test_foreign_layer_is_audited_through_inner():
-    """What a layer of another library wraps is found through its `inner` attribute."""
+    """The audit finds what a layer of another library wraps through the `inner` attribute of this layer."""
 
     class Around:
         def __init__(self, inner):

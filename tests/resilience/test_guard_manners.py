@@ -73,7 +73,7 @@ def test_object_marked_as_async_function_is_one(guard):
 
 
 def test_breaker_error_names_the_breaker():
-    """CircuitOpen says which breaker is open, and when to retry."""
+    """`CircuitOpen` names the breaker that is open, and says when to retry."""
     breaker = CircuitBreaker(name="faces")
     breaker.force_open()
 
@@ -82,7 +82,7 @@ def test_breaker_error_names_the_breaker():
 
 
 def test_limit_error_names_the_limit():
-    """Overloaded says which limit is reached, by how many calls."""
+    """`Overloaded` names the limit that is reached, and the number of calls in flight."""
     limit = ConcurrencyLimit(limit=1, name="faces")
     limit.try_acquire()
 

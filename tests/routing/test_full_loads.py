@@ -32,7 +32,7 @@ def test_service_of_unknown_load_takes_any_number():
 
 
 def test_fallback_routes_count_toward_full_load():
-    """The full load of a router is that of all its routes; its spare load is that of all routes but the best."""
+    """The load of all routes of a router counts, also of inner routers; its spare load is that of all but the best."""
     inner = si.FallbackRouter(si.Route("a", service(1)), si.Route("b", service(2)))
     assert full_load_of_all([inner]) == 6
 

@@ -50,7 +50,7 @@ def test_the_share_grows_from_a_tenth_to_all(breaker, clock):
 
 
 def test_without_ramp_up_all_pass_at_once(clock):
-    """The default lets every call pass as soon as the breaker is closed."""
+    """Without a ramp, which is the default, every call passes as soon as the breaker is closed."""
     assert passed(closed_by_its_probe(clock)) == 100
 
 

@@ -80,7 +80,7 @@ def seen(hedge, *names):
 
 
 def test_first_response_of_hedged_request_wins():
-    """A request that is late is sent again, and the first response wins."""
+    """A request without a response after the delay is sent again, and the first response wins."""
 
     async def test(loop, hedge, service, hedged):
         began = loop.time()
@@ -440,7 +440,7 @@ def test_a_backend_may_return_an_awaitable():
 
 
 def test_a_service_may_return_an_awaitable():
-    """A service whose ``call`` is a plain function that returns a future is hedged, also by such a replica."""
+    """A service whose ``call`` is a plain function that returns a future is hedged, and a replica can be one too."""
 
     class Plain:
         def __init__(self, takes_s):
@@ -672,7 +672,7 @@ def test_given_clock_is_bound_to_the_replica():
 
 
 def test_a_cancelled_caller_ends_its_requests_in_order():
-    """The attempts of cancelled callers end in the order of the calls, not of addresses in memory, so runs repeat."""
+    """Attempts of cancelled callers end in the order of the calls, not of memory addresses, so virtual runs repeat."""
     sent, cancelled = [], []
 
     class Sleeper:

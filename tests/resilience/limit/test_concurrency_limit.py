@@ -177,12 +177,12 @@ def test_limit_asks_service_about_tight_deadlines(clock):
             service.says = Admission(True)
             await limited.call(Request(1.0, deadline_ns=clock() + 49 * MS))
         assert limited.admission(Request(1.0, deadline_ns=clock() + 49 * MS), clock()).reason == "infeasible"
-        service.says = Admission(False, "circuit_open", 1.0)  # no reason for the limit
+        service.says = Admission(False, "circuit_open", 1.0)  # the limit does not reject for this reason
         passed = asyncio.ensure_future(limited.call(hurried))
         await asyncio.sleep(0)
         assert not passed.done()
         service.says = late
-        relaxed = asyncio.ensure_future(limited.call(Request(1.0, deadline_ns=clock() + 500 * MS)))  # not asked
+        relaxed = asyncio.ensure_future(limited.call(Request(1.0, deadline_ns=clock() + 500 * MS)))  # not consulted
         await asyncio.sleep(0)
         assert not relaxed.done()
         for task in (alone, passed, relaxed):

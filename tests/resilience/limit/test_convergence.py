@@ -94,7 +94,7 @@ def between(trace, start, stop):
 @pytest.mark.parametrize("policy", ["greedy", "lookahead"])
 @pytest.mark.parametrize("initial", [2, 20, 800])
 def test_overload_settles_at_seven_tenths_of_objective(initial, policy):
-    """Under overload, the limit settles where queue delay and service take 70 % of the objective."""
+    """Under overload, the limit settles at the value at which queue delay and service take 70 % of the objective."""
     limit = ConcurrencyLimit(initial=initial)
     load, backend, trace = scenario(limit, (2 * CAPACITY, 8.0), policy=policy)
     settled = between(trace, 4.0, 8.0)
@@ -115,7 +115,7 @@ def test_larger_slower_batches_are_not_congestion():
 
 
 def test_call_without_objective_waits_for_two_batches():
-    """Without an objective, the limit settles where a call waits for about two batches."""
+    """Without an objective, the limit settles at the value at which a call waits for about two batches."""
     limit = ConcurrencyLimit()
     _, _, trace = scenario(limit, (2 * CAPACITY, 8.0), slo_s=None)
     settled = between(trace, 4.0, 8.0)

@@ -319,7 +319,7 @@ def test_admission_counts_free_queue_places():
     ids=["in time", "late", "more urgent", "soon enough", "waits too long"],
 )
 def test_admission_counts_the_calls_that_wait(waiting, priority, left_s, ok):
-    """Admission expects a permit after all calls before it, a tenth of a second each, and within a second."""
+    """A request is accepted if the calls before it, of 0.1 s each, leave it a permit by its deadline and within 1 s."""
 
     async def main(loop):
         limit = waiting_limit(loop, limit=1, max_wait_s=1.0)

@@ -271,7 +271,7 @@ def test_drain_time_is_calls_in_flight_over_rate():
 
 
 def test_the_wait_counts_calls_before_and_the_reserve():
-    """The wait of a call counts the completions for all calls before it and for the reserve of its priority."""
+    """A call waits until enough calls complete for all calls before it, and for the reserve of its priority."""
     machine = make(limit=10, adaptive=False, reserve=0.2)
     assert machine.wait_ns(0, 3, S) == 0
     now = S

@@ -45,7 +45,7 @@ class Service:
 
 
 def asked(service, budget, *requests, now_ns=0):
-    """Send requests one after another; return the outputs or the error class of each (of one: no list)."""
+    """Send requests one after another; return the outputs or the error class of each, without a list if it is one."""
     ended = []
 
     async def main(loop):

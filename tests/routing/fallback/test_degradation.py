@@ -220,7 +220,7 @@ def test_route_that_responds_again_relieves_device():
 def test_burning_closes_no_route_beside_hanging_one():
     """A burning budget does not keep a route closed beside one that hangs.
 
-    The closed route returns once none of the others has responded for three steps, and is not closed again.
+    The closed route returns after three steps in which no other route has responded, and is not closed again.
     """
     degradation = make(devices=(0, 1))
     for number in range(1, 4):

@@ -384,7 +384,7 @@ def test_cancelled_caller_frees_its_route(after_s):
 
 
 def test_cancellation_wins_over_switch_in_same_turn():
-    """A caller that is cancelled in the turn of the loop in which the router would switch routes stays cancelled."""
+    """A caller that is cancelled in the turn of the loop in which the router would switch routes ends cancelled."""
 
     async def main(loop, best, second, router):
         best.hangs = True
@@ -580,7 +580,7 @@ def test_infeasible_route_is_probed_and_returns():
 
 @pytest.mark.parametrize(("error", "records"), [(OSError("down"), 1), (si.Overloaded("full"), 0)], ids=repr)
 def test_probes_that_fail_are_counted_and_logged_once(error, records, caplog):
-    """The router logs the first probe that fails, but no rejected probe, because a rejection has its reason."""
+    """The router logs the first probe that fails, but no rejected probe, because the route has given its reason."""
 
     async def main(loop, best, second, router):
         best.verdict = Admission(False, "infeasible")
@@ -829,7 +829,7 @@ def test_cancelled_stop_still_stops_services(drain):
 
 
 def test_expected_batch_time_is_not_that_of_one_route():
-    """The router expects no batch time: a frame that would be late at the best route may be on time at the next."""
+    """The router states no expected batch time: a frame that is late at the best route may be on time at the next."""
     best, second = (si.AdaptiveBatcher(max_batch_size=4).wrap(ScriptedBackend()) for _ in range(2))
     offered = FallbackRouter(Route("best", best), Route("second", second, quality=0.5)).capabilities()
 

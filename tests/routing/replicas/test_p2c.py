@@ -460,7 +460,7 @@ def test_late_cancelled_request_is_a_failure():
 
 
 def test_queued_cancelled_request_is_no_failure():
-    """A cancelled request with three before it is judged by four times the latency of a single request."""
+    """A cancelled request with three before it is no failure, because four in flight take four times as long."""
     balance = made(2)
     now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
     tokens = [balance.choose(-1, now) for _ in range(8)]

@@ -694,7 +694,7 @@ def test_failed_start_stops_replicas_added_meanwhile():
 
 
 def test_a_stop_during_the_start_has_the_last_word():
-    """Replicas that were stopped while they started do not run."""
+    """Replicas that are stopped during their start do not run."""
 
     async def main(loop):
         log = []
@@ -747,7 +747,7 @@ def test_hard_removal_ends_requests_in_flight():
 
 @pytest.mark.parametrize("turns", range(6))
 def test_replica_removed_during_stop_is_stopped_once(turns):
-    """The set stops in the turn of the loop in which the last request of the removed replica ends, or later."""
+    """A removed replica is stopped once, even if the set stops in the turn in which its last request ends, or later."""
     log = []
 
     async def main(loop):

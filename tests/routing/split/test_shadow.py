@@ -284,7 +284,7 @@ def test_wrong_arguments_are_named(make, message):
 
 
 def test_a_stop_ends_copies_in_order():
-    """A stop cancels copies in the order of their requests, not of addresses in memory, so virtual runs repeat."""
+    """A stop cancels copies in the order of their requests, not of memory addresses, so runs in virtual time repeat."""
     sleeper = Sleeper()
 
     async def main(loop):
