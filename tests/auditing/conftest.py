@@ -1,4 +1,4 @@
-"""The server of the tests in this folder."""
+"""Redis server for the tests in this folder."""
 
 from redis_server import server
 

@@ -1,4 +1,4 @@
-"""`si.prove`: it finds every remain that is planted, in each place, and nothing where nothing remains."""
+"""`si.prove` finds each planted remain, in each place, and nothing where nothing remains."""
 
 import asyncio
 import email.utils
@@ -40,7 +40,7 @@ class Model:
 
 
 class Wall:
-    """The clocks of a cache, its tiers and its log, which agree."""
+    """One clock for a cache, its tiers and its log."""
 
     def __init__(self):
         self.now_ns = time.time_ns()
@@ -50,7 +50,7 @@ class Wall:
 
 
 class Site:
-    """A stack with a disk tier, on one clock."""
+    """Stack with a disk tier and a log, on one clock."""
 
     def __init__(self, folder, keys, *, tiers=(), max_age_s=600.0, **options):
         self.wall = Wall()
@@ -146,7 +146,7 @@ def test_restored_backup_is_unreadable_after_erasure(site, tmp_path):
 
 
 def test_restored_backup_with_its_key_is_found(site, tmp_path):
-    """The same history with the keys restored as well: the proof says that the erasure is undone."""
+    """If the keys are restored together with the backup, the proof finds the erased entry."""
 
     async def main():
         async with site.stack as service:
@@ -194,7 +194,7 @@ def test_expired_entry_in_memory_is_found(keys, tmp_path):
 
 @pytest.mark.parametrize(("kind", "lasts_s"), [("fresh", 30.0), ("set aside", 30.0), ("failure", 5.0)], ids=str)
 def test_stale_time_counts_once_and_for_values_only(kind, lasts_s):
-    """An entry in memory may be there for 0.25 s after its stale time; a failure has none."""
+    """An entry may be in memory for 0.25 s after its stale time, and a failure, which has none, after its ttl."""
     clock = Wall()
     cache = si.EdgeCache(ttl_s=10.0, stale_s=20.0, clock=clock)
     if kind == "failure":
@@ -243,7 +243,7 @@ def test_answer_that_is_kept_alive_is_found(site):
 
     assert found.counts["objects"] == 1, str(found)
     assert clean.ok
-    assert answer.tobytes() == FACE  # a caller's own view is the caller's
+    assert answer.tobytes() == FACE  # the caller's own view is no remain
 
 
 def test_entry_object_that_is_kept_alive_is_found(site):
@@ -295,7 +295,7 @@ def test_redis_key_of_any_type_is_found(server, keys, tmp_path, plant):
 
 
 def test_held_data_counts_as_held_not_as_remaining(tmp_path, keys):
-    """In memory, of which custody has it, and on the disk, where nothing held is purged; until the release."""
+    """Data under a hold counts as held, in memory and on the disk; after the release it is a remain until removed."""
     site = Site(tmp_path / "cache", keys, ttl_s=60.0)
 
     async def main():
@@ -325,7 +325,7 @@ def test_held_data_counts_as_held_not_as_remaining(tmp_path, keys):
 
 
 def test_entry_within_minimum_age_is_held():
-    """An entry that its minimum age preserves counts as held, and is a remain only once that age is over."""
+    """An entry that its minimum age preserves counts as held, and is a remain only after that age."""
     wall = Wall()
     policy = si.Retention(600.0, min_age_s=300.0)
     cache = si.EdgeCache(retention=policy, ttl_s=60.0, clock=wall)
@@ -346,7 +346,7 @@ def test_entry_within_minimum_age_is_held():
 
 
 def test_proof_waits_for_pending_log_writes(tmp_path, keys, monkeypatch):
-    """A thread writes a log in a file; the proof waits for it."""
+    """The proof waits for the thread that writes the log file, so that it knows the latest erasure."""
     site = Site(tmp_path / "cache", keys)
     log = RetentionLog(tmp_path / "log.jsonl", secret=b"s" * 16, wall_clock=site.wall)
     cache = si.EdgeCache(retention=si.Retention(600.0, log=log), clock=site.wall)
@@ -375,7 +375,7 @@ def test_unreachable_redis_server_is_an_error(keys, tmp_path):
 
 
 def test_destroyed_key_in_the_key_file_is_found(site, tmp_path):
-    """Rows are deleted as SQLite does by default, without overwriting them."""
+    """The proof finds a key whose row SQLite deleted without overwriting it, as it does by default."""
     identity = site.keys.current("anna").id
     site.keys._db.execute("PRAGMA secure_delete = OFF")
     site.keys._db.execute("DELETE FROM keys")
@@ -389,7 +389,7 @@ def test_destroyed_key_in_the_key_file_is_found(site, tmp_path):
 
 @pytest.mark.parametrize("subjects", [40, 400])
 def test_destroyed_keys_leave_no_byte(tmp_path, subjects):
-    """SQLite moves rows when pages become empty, and leaves copies of them."""
+    """No byte of a destroyed key is left, although SQLite moves rows when pages become empty, and leaves copies."""
     keys = StoredKeys(tmp_path / "many.db", master=MASTER)
     for number in range(subjects):
         keys.current(f"{number}")
@@ -408,7 +408,7 @@ def test_destroyed_keys_leave_no_byte(tmp_path, subjects):
 
 
 def test_expired_records_leave_no_readable_byte(tmp_path, keys):
-    """The same for records on the disk, whose keys live as long as their subjects; without the look 1 is left."""
+    """Purges leave no readable byte of expired records, whose keys still exist; one would be left without a search."""
     chance = random.Random(1)
     wall = Wall()
 
@@ -492,7 +492,7 @@ def test_nginx_folder_is_searched(site, tmp_path):
 
 
 def test_missing_http_folder_is_an_error(site, tmp_path):
-    """A path that was misspelled is an error, and not a clean folder."""
+    """A misspelled path is an error, not a clean folder."""
     with pytest.raises(si.BackendError, match=r"the HTTP cache in .*nginks cannot be read"):
         site.prove(http_caches=[NginxFolder(tmp_path / "nginks")])
 
@@ -500,7 +500,7 @@ def test_missing_http_folder_is_an_error(site, tmp_path):
 @pytest.mark.parametrize("below", ["", "a/bc"], ids=["itself", "inner"])
 @pytest.mark.parametrize("place", ["nginx", "cache"])
 def test_unreadable_http_folder_is_an_error(site, tmp_path, monkeypatch, place, below):
-    """A folder of another user, as nginx makes its own, is an error, and not a clean one."""
+    """A folder that cannot be read, such as one that belongs to the user of nginx, is an error, not a clean folder."""
     forbidden, scandir = tmp_path / place / below, os.scandir
     for name in ("nginx", "cache"):
         (tmp_path / name / "a" / "bc").mkdir(parents=True)
@@ -532,7 +532,7 @@ def test_http_file_age_comes_from_its_date_field(site, tmp_path):
 @pytest.mark.parametrize("send_age", [False, True])
 @pytest.mark.parametrize(("computed_ago_s", "remains"), [(640, ["late"]), (620, [])])
 def test_http_file_age_includes_age_of_response(site, tmp_path, computed_ago_s, remains, send_age):
-    """An answer that nginx got long after its computation is as old as the answer: the retention counts from there."""
+    """The age of a file counts from the computation of its response, even if nginx got the response much later."""
     now = time.time()
     fields = edge_headers(
         EdgePolicy(fresh_s=60, lifetime_s=600, send_age=send_age),
@@ -554,7 +554,7 @@ def test_http_file_age_includes_age_of_response(site, tmp_path, computed_ago_s, 
 def test_http_file_without_policy_has_no_maximum_age(caches, tmp_path):
     """Without a retention policy, an HTTP cache file has no maximum age to exceed.
 
-    A stack may have no cache but nginx; what no shared cache may store is found all the same.
+    A stack may have no cache but nginx. The proof finds a private response, which no shared cache may store.
     """
     date = email.utils.formatdate(time.time() - 1e6, usegmt=True).encode()
     _nginx_file(tmp_path, "old", b"Cache-Control: max-age=3600\r\nDate: " + date)
@@ -577,7 +577,7 @@ def test_http_directives_are_whole_words(site, tmp_path):
 
 
 def test_cache_without_log_uses_its_own_erasures(keys, tmp_path):
-    """A cache without a retention log is proven by the erasures that it made itself."""
+    """For a cache without a retention log, the proof uses the erasures that the cache made."""
     disk = DiskTier(tmp_path / "cache", max_bytes=2**22, keys=keys)
     cache = si.EdgeCache(ttl_s=60.0, tiers=[disk])
     stack = si.Stack(cache, Model())
@@ -604,7 +604,7 @@ def test_prove_accepts_only_a_stack():
 
 
 def test_latest_erasure_counts_in_any_record_order():
-    """Two processes may record their erasures in another order than they made them."""
+    """The latest erasure counts wherever it is in the log, because two processes may record erasures out of order."""
     instants = [10**18, 10**18 + 5 * 10**9]
     found = []
     for order in (instants, instants[::-1]):

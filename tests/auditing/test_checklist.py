@@ -1,4 +1,4 @@
-"""The record of processing and the privacy checklist say what a stack's settings say, and what is missing."""
+"""The record of processing and the privacy checklist state the settings of a stack, and what is missing."""
 
 import asyncio
 import json
@@ -70,7 +70,7 @@ def test_single_machine_keys_on_shared_tier_are_found():
 
 
 def test_held_erasure_is_owed_after_hold_ends(tmp_path):
-    """An erasure rejected by a legal hold is owed, and fails the audit, once the hold has ended."""
+    """An erasure that a legal hold rejected is owed after the hold has ended, and then fails the audit."""
     log = RetentionLog(tmp_path / "log", secret=MASTER)
     cache = si.EdgeCache(retention=Retention(9.0, log=log))
 
@@ -81,7 +81,7 @@ def test_held_erasure_is_owed_after_hold_ends(tmp_path):
         (it,) = found(stack_of(cache), "log")
         assert (it.severity, "1 legal holds are in force" in it.what) == ("ok", True)
         await cache.release(subject="anna", reason="over")
-        await cache.retention_report()  # waits for the file
+        await cache.retention_report()  # waits until the log is in its file
 
     asyncio.run(main())
     (it,) = found(stack_of(cache), "log")
@@ -136,7 +136,7 @@ def test_every_audit_check_belongs_to_a_question(tmp_path):
 
 
 def test_record_lists_settings_and_missing_fields(tmp_path):
-    """A record of processing states what the settings say, and lists the fields without a value as missing."""
+    """A record of processing has the settings of the stack, and lists the fields without a value as missing."""
     policy = Retention(
         3600.0,
         encrypt=True,

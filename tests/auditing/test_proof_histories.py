@@ -1,11 +1,12 @@
 """Random histories of a site, after each of which `si.prove` must count nothing.
 
-A history puts, asks (alone and together, so that callers follow one flight), refreshes stale answers, erases by subject
-and tag, lets time pass, loses keys of the Redis server as ``allkeys-lru`` does, crashes at an instant of which the disk
-keeps what was written, and restores a backup of the disk. ``STREAMINFER_HISTORIES=500`` runs as many; 12 without.
+A history stores entries, sends requests (alone, and several at once that share a flight), refreshes stale responses,
+erases by subject and tag, lets time pass, loses keys of the Redis server as ``allkeys-lru`` does, crashes and keeps
+what the disk has at that instant, and restores a backup of the disk. ``STREAMINFER_HISTORIES=500`` runs 500 histories;
+the default is 12.
 
-Left out, each because it brings back what no key can be destroyed for, or because it is another part's to prove: a
-crash while an erasure is not done, and a backup from before an erasure by tag.
+Two cases are left out. A backup from before an erasure by tag brings back data for which no key can be destroyed. A
+crash during an erasure is not what these tests prove.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ class Model:
 
 
 class History:
-    """One site through its life: processes come and go, the disk, the keys, the server and the log stay."""
+    """Site whose processes come and go, while its disk, keys, server and log stay."""
 
     def __init__(self, folder, server, seed):
         self.random = random.Random(seed)
@@ -63,7 +64,7 @@ class History:
         self.trail = []
 
     def begin(self):
-        """A new process."""
+        """Begin a new process."""
         options = {"keys": self.keys, "wall_clock": self.wall}
         self.disk = DiskTier(self.disk_folder, max_bytes=2**20, **options)
         tiers = [self.disk]
@@ -104,7 +105,7 @@ class History:
         return {"subject": subject, "tags": self.random.sample(TAGS, self.random.randrange(3))}
 
     async def settled(self):
-        """No refresh and no write is on its way: on the server it would be as old as when it began."""
+        """Wait for all refreshes and writes: one in flight would miss the next advance of the server's time."""
         while len(self.cache._flights.here().table) or any(it.queued for it in self.cache.tiers.statistics()):
             await asyncio.sleep(0)
 
@@ -133,7 +134,7 @@ class History:
         await self.erase(subject=self.random.choice(SUBJECTS))
 
     async def erase_tag(self):
-        self.has_backup = False  # it would bring back what was erased by tag
+        self.has_backup = False  # a restore would bring back what this erases
         await self.erase(tag=self.random.choice(TAGS))
 
     async def erase(self, **selection):
@@ -144,13 +145,13 @@ class History:
         await self.pass_time(self.random.choice([0.5, 10.0, 45.0, 130.0]))
 
     async def pass_time(self, seconds):
-        """Then what runs by timers in a process runs."""
+        """Let time pass, then expire and purge, as the timers of a process do."""
         self.advance(seconds)
         self.cache.expire()
         await self.disk.purge()
 
     def advance(self, seconds):
-        """On the server too, which has a clock of its own."""
+        """Advance the time, also on the server, which has its own clock."""
         self.wall.now_ns += round(seconds * S)
         if self.with_redis:
             with self.server.client() as client:
@@ -171,7 +172,7 @@ class History:
         await self.replace_process(self.backup)
 
     async def replace_process(self, image):
-        """What the disk has at this instant, or had, is what the next process finds."""
+        """Stop the process without a drain, and start the next one with an image of the disk."""
         shutil.copytree(image, self.folder / "image")
         await self.stack.stop(drain=False, timeout_s=30.0)
         shutil.rmtree(self.disk_folder)

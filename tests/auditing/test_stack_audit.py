@@ -34,7 +34,7 @@ class Remote:
 
 
 class Silent:
-    """One that does not."""
+    """Custom backend that does not declare an address."""
 
     async def infer(self, batch):
         return list(batch.inputs)
@@ -105,7 +105,7 @@ def test_a_time_to_live_beyond_the_policy_is_found(ttl_s, stale_s, severity, rem
 
 
 def test_keys_without_a_secret_are_found():
-    """Tenants are apart only as far as no caller can make keys that collide."""
+    """Keys without a secret need attention, because a caller could make keys that collide with another tenant's."""
     found = only(with_cache(si.EdgeCache(ttl_s=1.0)), "keys")
     assert (found.severity, found.where) == ("attention", "stack → EdgeCache")
     assert "unkeyed hash" in found.what
@@ -114,7 +114,7 @@ def test_keys_without_a_secret_are_found():
 
 
 def test_tiers_without_a_log_lose_failed_erasures(tmp_path):
-    """Without a log nothing keeps the erasures that a tier could not make."""
+    """Tiers without a log need attention, because erasures that a tier could not make are lost."""
     cache = si.EdgeCache(ttl_s=1.0, tiers=[DiskTier(tmp_path, max_bytes=MIB)])
     found = only(with_cache(cache), "log")
     assert found.severity == "attention"
@@ -127,7 +127,7 @@ def test_a_stack_without_a_cache_keeps_nothing():
 
 
 def test_a_cache_inside_user_code_is_not_ruled_out():
-    """It is not in the stack, so nothing is known of what it keeps."""
+    """The finding says that a cache which user code calls is not seen, because it is no layer of the stack."""
     cached = si.EdgeCache(maxsize=10).wrap(lambda rows: rows)
 
     found = only(si.Stack(si.AdaptiveBatcher(max_batch_size=2), si.CpuBackend(cached)), "max-age")
@@ -209,7 +209,7 @@ def test_a_tier_with_keys_passes(tmp_path, keys):
 
 
 def test_a_tier_without_keys_asks_for_attention(tmp_path):
-    """No answer that has a subject goes there, so it is no failure that there are some in memory."""
+    """A tier without keys does not fail even if entries have a subject, because such entries are not stored there."""
     cache = filled(["anna", None], tiers=[disk(tmp_path)])
     for stack in (with_cache(si.EdgeCache(ttl_s=60.0, tiers=[disk(tmp_path)])), with_cache(cache)):
         found = only(stack, "tier")
@@ -252,11 +252,11 @@ def test_a_shared_tier_passes_if_sharing_is_disallowed():
 
 
 class QuietTier:
-    """Custom tier with fewer attributes than it should have; the audit does not call it either."""
+    """Custom tier that declares only some of the attributes that the audit reads."""
 
     def __init__(self, inner, **says):
         self.inner_tier = inner
-        # isinstance looks for a protocol's members without __getattr__ from Python 3.12 on
+        # from Python 3.12 on, isinstance looks up the members of a protocol without __getattr__
         names = {*Tier.__annotations__, *(name for name in vars(Tier) if not name.startswith("_"))}
         vars(self).update({name: getattr(inner, name) for name in names})
         self.name, self.on_disk, self.shared, self.keys, self.wall_clock = "quiet", True, False, None, time.time_ns
@@ -354,7 +354,7 @@ def test_encrypted_in_transit_overrides_encrypted():
 
 
 def test_undeclared_foreign_service_needs_attention():
-    """A service that is not ours and does not declare where it sends requests needs attention."""
+    """A service of another library that does not declare where it sends requests needs attention."""
     for thing in (Silent(), Service()):
         found = only(si.Stack(thing), "hop")
         assert found.severity == "attention"
@@ -480,7 +480,7 @@ def test_audit_traverses_every_built_in_layer():
 
 
 def test_foreign_layer_is_audited_through_inner():
-    """What a layer of another library wraps is found through its `inner` attribute."""
+    """The audit finds what a layer of another library wraps through the `inner` attribute of this layer."""
 
     class Around:
         def __init__(self, inner):
@@ -504,7 +504,7 @@ def test_foreign_layer_is_audited_through_inner():
 
 
 def test_layer_may_declare_its_address():
-    """A layer may declare the address to which it sends what passes through it, but need not."""
+    """A layer can declare the address to which it sends requests, but it need not."""
 
     class Copy:
         def __init__(self, inner):
@@ -604,7 +604,7 @@ def test_audit_runs_no_user_code(tmp_path):
     assert [what == "not looked at" for what in subjects] == [False, False, True, True]
 
 
-# -- what comes back -------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------------------------
 
 
 def test_audit_accepts_only_a_stack():

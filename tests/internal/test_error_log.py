@@ -1,4 +1,4 @@
-"""Errors that no caller gets are logged once; those of handlers reach nothing."""
+"""Errors that reach no caller are logged once; errors of log handlers do not reach the code that logs."""
 
 import logging
 import weakref
@@ -10,7 +10,7 @@ from streaminfer._internal.listeners import Listeners
 
 
 def test_first_error_of_a_class_is_logged(caplog):
-    """Each class of each source has one record, with the traceback."""
+    """Only the first error of each class and source is logged."""
     log = ErrorLog("streaminfer.caching")
     errors = [OSError("first"), OSError("second"), ValueError("other")]
 
@@ -41,7 +41,7 @@ def test_error_without_printable_message_is_logged(caplog):
 
 
 def test_record_has_traceback_and_keeps_nothing_alive(caplog):
-    """A handler may keep records for long; what the frames of an error hold goes when the error does."""
+    """A record has the traceback as text, so a handler that keeps it does not keep the objects of its frames alive."""
 
     class Connection:
         pass
@@ -68,7 +68,7 @@ def fail(record):
 
 @pytest.fixture
 def logger():
-    """A logger with a filter that fails."""
+    """Yield a logger with a filter that fails."""
     logger = logging.getLogger("streaminfer.of-a-test")
     logger.addFilter(fail)
     yield logger
@@ -93,7 +93,7 @@ def test_errors_are_dropped_where_stderr_is_closed(logger, tmp_path, monkeypatch
 
 
 def test_records_are_those_of_their_callers(caplog):
-    """Each has the line that logged it, its arguments, and the fields that came as ``extra``."""
+    """Each record has the file of the code that logged it, its arguments, and the fields given as ``extra``."""
     log = Log("streaminfer.of-a-test")
     with caplog.at_level(logging.INFO):
         log.warning("%s hangs", "a batch", exc_info=ValueError("bad"))

@@ -1,4 +1,4 @@
-"""Optional dependencies that are there and cannot be loaded."""
+"""Optional dependencies that are installed and cannot be loaded."""
 
 import builtins
 import errno
@@ -10,7 +10,7 @@ from streaminfer._internal.loading.extras import require
 
 
 def test_dependency_with_unreadable_files_is_retried(tmp_path, monkeypatch):
-    """As where the process has as many open files as it may."""
+    """A dependency that cannot be loaded at the limit of open files is an error, and is loaded when this has passed."""
     (tmp_path / "unreadable_dependency.py").write_text("import builtins\nbuiltins.load_dependency()\n")
     monkeypatch.syspath_prepend(tmp_path)
     failures = [OSError(errno.EMFILE, "Too many open files")]

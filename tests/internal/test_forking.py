@@ -125,9 +125,9 @@ MAKERS = [outcomes, slo, recorder, buffers, counts, counts_in_file, erasure, ker
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda it: it.__name__)
 def test_forked_child_uses_what_parent_thread_holds(make, tmp_path):
-    """A forked child can use what a thread of its parent was using at the fork.
+    """A forked child can use an object whose lock a thread of its parent held at the fork.
 
-    The thread is not there to release the lock.
+    That thread is not in the child to release the lock.
     """
     lock, use = make(tmp_path) if make is counts_in_file else make()
 
@@ -146,7 +146,7 @@ def test_fork_under_reentrant_lock_keeps_the_lock():
 
 
 def test_fork_waits_for_a_held_awaited_lock():
-    """What it guards is never half changed in the child."""
+    """A fork waits for a thread that holds an awaited lock, so the child never sees a change half made."""
     lock, is_held, is_forking, done = forking.new_awaited_lock(), threading.Event(), threading.Event(), []
     os.register_at_fork(before=is_forking.set)  # the last one that is registered runs first
 

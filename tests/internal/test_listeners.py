@@ -1,4 +1,4 @@
-"""The failure of an observer or a listener is logged once, with its name, and is never a caller's."""
+"""The failure of an observer or a listener is logged once, with its name, and never reaches a caller."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class BrokenTelemetry(si.Telemetry):
-    """Fails at one of an observer's three methods."""
+    """Telemetry that fails in one of the three methods of an observer."""
 
     def __init__(self, method, error, **more):
         super().__init__("faces", **more)
@@ -30,7 +30,7 @@ class BrokenTelemetry(si.Telemetry):
 
 
 class Fails:
-    """A listener that has no name of its own."""
+    """Listener that fails and has no name of its own."""
 
     def __init__(self, error):
         self.error, self.told = error, []
@@ -157,7 +157,7 @@ class TestListeners:
         return lambda: listeners.deliver(take)
 
     def test_events_of_a_listener_come_after_its_return(self, listeners, pending, deliver):
-        """A listener that causes an event gets it when it has returned, in order."""
+        """A listener that causes an event gets this event after it has returned."""
         told = []
 
         def listener(event):
@@ -174,7 +174,7 @@ class TestListeners:
         assert told == [("begin", 1), ("end", 1), ("begin", 2), ("end", 2)]
 
     def test_endless_events_stop_after_some_rounds(self, listeners, deliver):
-        """A listener whose work always causes an event does not hold its caller for ever."""
+        """If a listener causes an event in each call, the delivery ends after ``MAX_ROUNDS`` rounds."""
         told = []
         listeners.add(told.append)
         listeners.deliver(lambda: [len(told)])
@@ -200,7 +200,7 @@ class TestListeners:
         assert listeners.errors == 0
 
     def test_changed_callback_gets_whether_listeners_exist(self, listeners):
-        """The owner knows when to note events."""
+        """The callback tells the owner whether there are listeners, so that it records events only then."""
         seen = []
         remove = listeners.add(print, seen.append)
         remove()
@@ -211,7 +211,7 @@ class TestListeners:
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
     @pytest.mark.parametrize("by", ["another thread", "the listener"])
     def test_a_forked_process_delivers_its_own_events(self, listeners, pending, deliver, by):
-        """The child delivers, because the parent's delivering thread is not in it; a listener that forks continues."""
+        """A forked child delivers its events, whether another thread of the parent delivers or a listener forks."""
         is_inside, go_on, told, statuses = threading.Event(), threading.Event(), [], []
 
         def status_of_a_child():

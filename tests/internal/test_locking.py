@@ -55,7 +55,7 @@ def test_names_that_the_class_lacks_are_left_out():
 
 
 def test_after_runs_unlocked_after_outermost_operation():
-    """`after` runs once the outermost operation has ended and the lock is free."""
+    """`after` runs one time, when the outermost operation has ended and the lock is free."""
 
     def after(counter):
         counter.seen.append((counter.value, counter._depth))

@@ -9,12 +9,12 @@ TESTS = Path(__file__).parents[1]
 
 
 def test_named_files_exist():
-    """A file that was renamed is named again here."""
+    """Each file of ``LONGEST`` exists, so a file that is renamed must be renamed there too."""
     assert [file for file in longest_first.LONGEST if not (TESTS / file).is_file()] == []
 
 
 def test_longest_files_come_first():
-    """Then those with the most tests; a file's tests keep their order."""
+    """The longest files come first, then those with the most tests; the tests of a file keep their order."""
     longest = f"tests/{longest_first.LONGEST[0]}"
     names = ["a.py::one", "b.py::one", "b.py::two", f"{longest}::one", f"{longest}::two"]
     items = [SimpleNamespace(nodeid=name) for name in names]
@@ -25,7 +25,7 @@ def test_longest_files_come_first():
 
 
 def test_files_that_share_a_server_are_one_scope():
-    """They stay together under ``--dist loadfile``; every other file is a scope of its own."""
+    """With ``--dist loadfile``, files that share a server are one scope, and each other file is its own scope."""
     options = {"dist": "loadfile", "tx": ["popen"], "px": [], "maxschedchunk": None}
     config = SimpleNamespace(option=SimpleNamespace(), getoption=options.get, getvalue=options.get)
     scheduler = longest_first.pytest_xdist_make_scheduler(config, None)

@@ -1,4 +1,4 @@
-"""One mapping per row from columns; compiled against plain."""
+"""One mapping per row from columns, compiled and uncompiled."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_each_row_has_its_value_of_each_column(named_rows):
 
 
 def test_rows_are_separate_mappings(named_rows):
-    """Also where there are no columns: each goes to another caller, who may write to it."""
+    """Rows are separate mappings even without columns: each goes to another caller, who may write to it."""
     first, second = named_rows([], [], 2)
     first["a"] = 1
     assert second == {}

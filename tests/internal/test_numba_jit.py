@@ -1,4 +1,4 @@
-"""Numba's cache, as kernels use it: read wherever it is, kept where it can be."""
+"""Numba's cache of kernels: read from any folder, saved in folders that can be written to."""
 
 import numba
 import numpy as np
@@ -16,7 +16,7 @@ def twice(number):
 
 
 def compiled(signatures):
-    """A kernel made as in a new process, and how many signatures it loaded and compiled."""
+    """Return a kernel made as in a new process, and the numbers of signatures that it loaded and compiled."""
     kernel = jit(twice)
     compile_exports({name: (kernel, signature) for name, signature in signatures.items()})
     return kernel, sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values())
@@ -24,7 +24,7 @@ def compiled(signatures):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder in which an earlier process kept the kernel of floats."""
+    """Return a folder in which an earlier process saved the kernel of floats."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     assert compiled(OF_FLOATS)[1:] == (0, 1)
     return tmp_path
@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def unwritable(monkeypatch):
-    """No folder can be written to, also for root."""
+    """Make all folders of the cache unwritable, also for root."""
 
     def refuse(locator):
         raise PermissionError(locator.get_cache_path())
@@ -48,7 +48,7 @@ def test_kernel_is_loaded_from_its_folder(folder):
 
 
 def test_kernel_is_loaded_from_a_read_only_folder(folder, unwritable):
-    """What an image's build has compiled serves a process that must not write, and nothing is compiled again."""
+    """A process that must not write loads the kernel that the build of its image saved, and compiles nothing."""
     with must_keep():
         kernel, loaded, missed = compiled(OF_FLOATS)
 
@@ -63,7 +63,7 @@ def test_unsaved_kernel_serves_its_process(folder, unwritable):
 
 @pytest.mark.parametrize("name", ["own folder", "folder to read"])
 def test_damaged_folder_is_no_error(name, folder, request):
-    """A file that cannot be read is a kernel that has to be compiled."""
+    """A kernel whose saved file cannot be read is compiled."""
     if name == "folder to read":
         request.getfixturevalue("unwritable")
     for kept in folder.rglob("*.nbc"):
@@ -74,7 +74,7 @@ def test_damaged_folder_is_no_error(name, folder, request):
 
 
 def test_unsavable_kernel_is_an_error_where_required(folder, unwritable):
-    """A kernel that cannot be saved is an error only where saving it is required."""
+    """A kernel that cannot be saved is an error only if saving it is required."""
     with must_keep(), pytest.raises(PermissionError, match="set NUMBA_CACHE_DIR to one that this user can write to"):
         compiled(OF_INTEGERS)
 

@@ -1,4 +1,4 @@
-"""Annotations may name what only type checkers import; since CPython 3.14 they are evaluated when they are read."""
+"""Functions with annotations that only type checkers know; CPython 3.14 evaluates annotations when they are read."""
 
 import sys
 
@@ -57,7 +57,7 @@ def test_cached_function_needs_only_parameter_names(functions):
 
 
 def test_batched_function_is_known_by_its_keywords(functions):
-    """A batched function is distinguished from others by its keyword parameters."""
+    """A cache recognizes a batched function by its keyword parameters, not by its annotations."""
 
     async def main(loop):
         batched = si.AdaptiveBatcher(max_batch_size=2, clock=loop.clock).wrap(functions["batched"])

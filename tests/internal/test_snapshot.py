@@ -36,7 +36,7 @@ def statistics_classes():
 
 
 def is_plain(kind):
-    """Whether every value of a declared type has a form in JSON of its own, and not just its text."""
+    """Return whether every value of a declared type has its own form in JSON, and not just its text."""
     if kind in (bool, int, float, str, type(None)) or typing.get_origin(kind) is typing.Literal:
         return True
     if typing.get_origin(kind) in (UnionType, typing.Union):
@@ -62,7 +62,7 @@ OF_ANY_LAYER = {
     ("PartStatistics", "statistics"),
     ("PartStatistics", "children"),
 }
-"""Fields that hold the statistics of layers, of whatever class."""
+"""Fields with statistics of layers, which can be of any class."""
 
 
 @pytest.mark.parametrize("cls", statistics_classes(), ids=lambda cls: cls.__name__)
@@ -102,7 +102,7 @@ def everything():
 def test_statistics_of_custom_layer_use_own_to_dict():
     """The statistics of a user's layer have their own form.
 
-    An object with ``to_dict`` is written by it, any other as text.
+    An object with ``to_dict`` has the form that this method returns; any other object is text.
     """
 
     class Seen:
@@ -145,7 +145,7 @@ def test_statistics_of_every_layer_are_strict_json():
     "copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["deepcopy", "pickle"]
 )
 def test_snapshots_can_be_copied_and_sent(copied):
-    """A process sends its statistics to another one."""
+    """Snapshots can be copied and pickled, so that a process can send its statistics to another one."""
     stack = everything()
 
     async def main():
@@ -158,7 +158,7 @@ def test_snapshots_can_be_copied_and_sent(copied):
 
 
 def test_statistics_of_parts_that_have_not_started():
-    """Each layer of a stack that has not started describes itself, and so does a blocking stack."""
+    """A stack that has not started has the statistics of each layer; a blocking stack and a backend have theirs."""
     stack = everything()
     assert set(stack.statistics().layers) == {
         "Telemetry",

@@ -26,5 +26,5 @@ from streaminfer._internal.units import format_duration
     ],
 )
 def test_format_duration(seconds, text):
-    """A duration has at most four digits and the unit that suits it."""
+    """A duration has at most four significant digits, or its longer whole part, and the unit that suits it."""
     assert format_duration(seconds) == text

@@ -1,4 +1,4 @@
-"""Records from tables of files."""
+"""Checks of arguments, and records made from tables of files."""
 
 import attrs
 import numpy as np
@@ -47,20 +47,20 @@ def test_a_wrong_value_is_named_with_its_path():
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", np.arange(2), int], ids=str)
 def test_value_that_is_no_whole_number_is_named(value):
-    """Also an array and a class, whose `__index__` fails in its own words."""
+    """The error names the argument, also for an array and a class, whose `__index__` raises errors of its own."""
     with pytest.raises(TypeError, match=r"^size: expected a whole number ≥ 1, got "):
         check_count("size", value)
 
 
 def test_clock_in_seconds_is_rejected():
-    """Its instants would pass for nanoseconds."""
+    """A clock that returns seconds is rejected, because its instants would pass for nanoseconds."""
     check_clock("clock", lambda: np.int64(1))
     with pytest.raises(TypeError, match=r"clock\(\): expected a whole number of nanoseconds, .* got 2\.5 \(float\)"):
         check_clock("clock", lambda: 2.5)
 
 
 def test_a_clock_that_cannot_be_read_yet_passes():
-    """Such as that of a loop which the test makes later."""
+    """A clock that cannot be read yet, such as that of a loop which a test makes later, is accepted."""
     loops = []
 
     check_clock("clock", lambda: loops[-1].now_ns)

@@ -1,4 +1,4 @@
-"""What breaker, limit, retries and hedges have in common: copies, awaitables, and names in their errors."""
+"""Common rules of breaker, limits, retries and hedges: copies, awaitables, and names in their errors."""
 
 import asyncio
 import copy
@@ -21,14 +21,14 @@ GUARDS = [CircuitBreaker, ConcurrencyLimit, RetryBudget, Hedge, functools.partia
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
 @pytest.mark.parametrize("guard", GUARDS)
 def test_guard_cannot_be_copied(guard, copied):
-    """A copy would share the state machine and count everything twice."""
+    """A guard cannot be copied, because a copy would share the state machine and count everything twice."""
     with pytest.raises(TypeError, match="cannot be copied; make another one"):
         copied(guard(name="faces"))
 
 
 @pytest.mark.parametrize("guard", [CircuitBreaker, ConcurrencyLimit, RetryBudget])
 def test_function_that_returns_awaitable_is_rejected(guard):
-    """A synchronous function that returns an awaitable has no outcome yet, so its call is rejected with the reason."""
+    """A call of a synchronous function that returns an awaitable is an error, because it has no outcome yet."""
 
     async def answer(_x):
         raise ConnectionError
@@ -58,7 +58,7 @@ def test_partial_of_an_async_function_stays_async(guard):
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction is one of Python 3.12")
 @pytest.mark.parametrize("guard", [CircuitBreaker, ConcurrencyLimit, RetryBudget])
 def test_object_marked_as_async_function_is_one(guard):
-    """What ``inspect`` calls a coroutine function is guarded as one, though its class has a plain ``__call__``."""
+    """An object that is marked as a coroutine function is guarded as one, although its ``__call__`` is plain."""
 
     async def answer(x):
         return x
@@ -73,7 +73,7 @@ def test_object_marked_as_async_function_is_one(guard):
 
 
 def test_breaker_error_names_the_breaker():
-    """CircuitOpen says which breaker is open, and when to retry."""
+    """`CircuitOpen` names the breaker that is open, and says when to retry."""
     breaker = CircuitBreaker(name="faces")
     breaker.force_open()
 
@@ -82,7 +82,7 @@ def test_breaker_error_names_the_breaker():
 
 
 def test_limit_error_names_the_limit():
-    """Overloaded says which limit is reached, by how many calls."""
+    """`Overloaded` names the limit that is reached, and the number of calls in flight."""
     limit = ConcurrencyLimit(limit=1, name="faces")
     limit.try_acquire()
 

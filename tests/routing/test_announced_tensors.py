@@ -1,4 +1,4 @@
-"""Routers announce what the services behind them announce."""
+"""Routers announce the tensors of their services, and that a request has many responses."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ OUTPUT = TensorSpec("y", np.dtype(np.float32), (None, 2))
 
 
 class Service:
-    """A service that answers many times, and says what it reads and returns."""
+    """Service with many responses per request, which announces its tensors."""
 
     many_answers = True
 
@@ -39,7 +39,7 @@ def announced(router):
     ids=["router", "replicas", "canary"],
 )
 def test_a_router_announces_what_its_services_do(router):
-    """A server in front of it announces the tensors, and that a request has many answers."""
+    """A stack around a router announces the tensors of its services, and that a request has many responses."""
     assert announced(router) == (True, ([INPUT], [OUTPUT]))
 
 
@@ -49,5 +49,5 @@ def test_a_router_announces_what_its_services_do(router):
     ids=["prepare", "finish"],
 )
 def test_a_router_announces_nothing_that_it_converts(adapters, tensors):
-    """Inputs and outputs that the best route converts are not those of its model."""
+    """A router announces no tensors if its best route converts inputs, and no outputs if it converts outputs."""
     assert announced(si.FallbackRouter(si.Route("best", Service(), **adapters))) == (True, tensors)

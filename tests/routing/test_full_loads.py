@@ -1,4 +1,4 @@
-"""How many requests keep several services busy: what a live stream may have in flight behind a router, and `map`."""
+"""The number of requests that keeps several services busy; streams and `map` have so many in flight at a router."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from streaminfer.testing import ScriptedBackend, run
 
 
 class Remote:
-    """A service that says nothing of its load, as replicas and clients of other servers."""
+    """Service that does not state its load, like a client of another server."""
 
     async def call(self, request):
         return si.Response(request.inputs)
@@ -21,18 +21,18 @@ def service(max_batch_size):
 
 
 def test_the_loads_of_services_add_up():
-    """A batcher has one full batch for its worker, and one queued."""
+    """The full load of a batcher is two full batches: one for its worker and one queued."""
     assert full_load_of_all([]) == 0
     assert full_load_of_all([service(4), service(8)]) == 24
 
 
 def test_service_of_unknown_load_takes_any_number():
-    """A service that does not state its load takes any number of requests. No sum says how many."""
+    """If one service does not state its load, the sum is unknown, and any number of requests may be in flight."""
     assert full_load_of_all([service(4), Remote()]) is None
 
 
 def test_fallback_routes_count_toward_full_load():
-    """Also those of a router that is a route itself."""
+    """The load of all routes of a router counts, also of inner routers; its spare load is that of all but the best."""
     inner = si.FallbackRouter(si.Route("a", service(1)), si.Route("b", service(2)))
     assert full_load_of_all([inner]) == 6
 
@@ -53,10 +53,7 @@ def spreads(kind, services):
 @pytest.mark.parametrize(("kind", "load"), [("replicas", 192), ("router", 192), ("canary", 128)])
 @pytest.mark.parametrize("method", ["map", "rows"])
 def test_map_and_rows_keep_all_services_busy(kind, load, method):
-    """`map` and `rows` keep all services busy among which requests are spread.
-
-    By default; before, 64 requests for any number of replicas.
-    """
+    """By default, `map` and `rows` keep all services busy among which requests are spread."""
     backends = [ScriptedBackend(duration_s=0.01) for _ in range(3)]
     batchers = [si.AdaptiveBatcher(max_batch_size=32, policy="greedy") for _ in backends]
 
@@ -73,6 +70,6 @@ def test_map_and_rows_keep_all_services_busy(kind, load, method):
 
 
 def test_replicas_of_unknown_load_count_as_none():
-    """64 is then the default, as for any service."""
+    """A replica that does not state its load adds nothing to the load of the set."""
     replicas = si.Replicas(si.Replica("known", service(4)), si.Replica("remote", Remote()))
     assert adapt(replicas).capabilities().spread_load() == 8

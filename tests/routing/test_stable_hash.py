@@ -1,4 +1,4 @@
-"""What decides where the requests of a key go is the same for keys that are equal."""
+"""`stable_hash` is the same for equal keys, so that their requests go to the same service."""
 
 import enum
 import fractions
@@ -21,7 +21,7 @@ class Token(bytes):
 
 
 class Ticket:
-    """An object that is equal to itself only."""
+    """Object that is equal only to itself."""
 
     def __init__(self, number):
         self.number = number
@@ -37,7 +37,7 @@ class Ticket:
     ids=["text", "bytes", "number"],
 )
 def test_equal_keys_have_one_hash(key, equal, expected):
-    """Also in another process, whose own hashes of text and bytes are others."""
+    """Equal keys of several types have one hash in every process, although Python's own hashes differ."""
     assert [stable_hash(each) for each in (key, *equal)] == [expected] * (1 + len(equal))
 
 

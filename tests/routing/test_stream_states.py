@@ -1,4 +1,4 @@
-"""Routers offer the state of streams of the services behind them."""
+"""Routers give access to the states of streams in their services."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from streaminfer.testing import ScriptedBackend
 
 
 class Keeper(ScriptedBackend):
-    """Backend with the state of some streams, in a dictionary."""
+    """Backend with the states of some streams in a dictionary."""
 
     def __init__(self, model, **states):
         super().__init__()
@@ -46,7 +46,7 @@ ROUTERS = {
 
 @pytest.mark.parametrize("kind", ROUTERS)
 def test_router_passes_stream_calls_to_each_service(kind):
-    """Reset and end reach every service; a state comes from the one that has it and goes to those of its model."""
+    """Resets and ends reach each service, an export the service with the state, an import those of its model."""
     one, other = Keeper("m", a=1), Keeper("m", b=2)
     states = adapt(ROUTERS[kind](stack_of(one), stack_of(other))).capabilities().stream_states
 
@@ -79,7 +79,7 @@ async def test_a_session_ends_its_streams_at_every_replica(loop):
 
 @pytest.mark.parametrize("kind", ROUTERS)
 def test_router_reads_each_service_once(kind):
-    """Else each level of routers in routers would multiply the time of a construction and of a start."""
+    """A router reads the capabilities of each service once, so the time does not multiply in nested routers."""
     asked = []
 
     class Asked(si.Stack):

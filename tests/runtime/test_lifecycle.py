@@ -1,4 +1,4 @@
-"""Stops while a cache refreshes an entry for ever, a thread, a process and a service hang: within the limit."""
+"""A stop ends within its timeout, although the refresh of a cache, a thread, a process or a service hangs."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from streaminfer.routing import Canary, Replica
 from streaminfer.testing import FakeClock
 from streaminfer.testing import run as run_virtually
 
-PATIENCE_S = 30  # only ever reached by a test that fails
+PATIENCE_S = 30  # reached only by a test that fails
 LIMIT_S = 0.2
 
 
@@ -37,7 +37,7 @@ def say_so_and_hang(inputs):
 
 
 class HangsInRefresh:
-    """A service that answers its first call, and no other; one that is stubborn ignores its cancellation."""
+    """Service that responds to its first call only; a stubborn one ignores its cancellation."""
 
     def __init__(self, *, stubborn=False):
         self.stubborn = stubborn
@@ -63,7 +63,7 @@ def cached(service, clock):
 
 
 async def let_refresh(stack, service, clock):
-    """Lets the cache refresh an entry in the background."""
+    """Let the cache refresh an entry in the background."""
     assert await stack(1.0) == 1.0
     clock.advance(2.0)
     assert await stack(1.0) == 1.0
@@ -73,7 +73,7 @@ async def let_refresh(stack, service, clock):
 @pytest.mark.parametrize("drain", [True, False])
 @pytest.mark.parametrize("stubborn", [False, True], ids=["cancellable", "stubborn"])
 def test_stop_with_a_hung_refresh(drain, stubborn, took_s):
-    """A refresh that hangs does not hold up the stop, and no task is left of one that can be cancelled."""
+    """A stop ends at its timeout although a refresh hangs; if the refresh can be cancelled, no task is left."""
 
     async def main():
         tasks = asyncio.all_tasks()
@@ -95,7 +95,7 @@ def test_stop_with_a_hung_refresh(drain, stubborn, took_s):
 
 @pytest.mark.parametrize("drain", [True, False])
 def test_stop_with_everything_hung_at_once(drain, tmp_path, took_s):
-    """A hung thread, process and refresh, and a batcher before them, share one limit."""
+    """A stop ends at its one timeout although a thread in a batcher, a process and a refresh hang at once."""
     released = threading.Event()
     begun = threading.Semaphore(0)
 
@@ -137,7 +137,7 @@ def test_stop_with_everything_hung_at_once(drain, tmp_path, took_s):
 
 
 class FailsToStop:
-    """A service whose stop raises."""
+    """Service whose stop raises an error."""
 
     def __init__(self, error):
         self.error = error
@@ -150,7 +150,7 @@ class FailsToStop:
 
 
 def test_stop_with_several_failures(caplog):
-    """The first failure is raised, and the others are logged with their tracebacks."""
+    """A stop raises the first failure and logs the others with their tracebacks."""
 
     async def main():
         router = si.FallbackRouter(
@@ -168,7 +168,7 @@ def test_stop_with_several_failures(caplog):
 
 
 class NeverStops:
-    """A service whose stop ends when it is cancelled."""
+    """Service whose stop ends only when it is cancelled."""
 
     async def call(self, request):
         return si.Response(request.inputs)
@@ -178,9 +178,9 @@ class NeverStops:
 
 
 def test_inner_stops_have_ended_after_timeout():
-    """Inner stops that are cancelled at the timeout of a stop have ended when it ends.
+    """When a stop ends at its timeout, the inner stops that it cancelled have ended.
 
-    Nothing of the stop is left, so the stack can be started again.
+    No task of the stop is left, so the stack can be started again.
     """
 
     async def main(loop):
@@ -199,7 +199,7 @@ def test_inner_stops_have_ended_after_timeout():
 
 
 class StopsAtOnce:
-    """A backend with something that only its stop frees."""
+    """Backend with a resource that only its stop frees."""
 
     holds = True
 
@@ -217,7 +217,7 @@ class StopsAtOnce:
 def test_stop_cancelled_with_all_tasks_stops_backend(layers, turns):
     """A stop that is cancelled together with all tasks of its loop still stops the backend.
 
-    A loop ends so; the task that stops a part may not have begun.
+    A loop cancels all tasks when it ends; the task that stops a part may not have begun then.
     """
     backend = StopsAtOnce()
 

@@ -141,7 +141,7 @@ def test_an_owner_whose_loop_was_closed_does_not_count():
 
 @pytest.mark.parametrize("kind", ["bare", "router", "replicas", "hedge"])
 def test_stack_on_another_loop_is_not_shared(kind):
-    """The second outer stack raises an error when it starts; the first one continues."""
+    """If an inner stack runs on one loop, an outer stack on another loop fails to start, and the first continues."""
     backend = Counted()
     inner = stack_of(backend)
     first, second = si.Stack(si.Telemetry("first"), inner), stack_of(inner, kind)
@@ -162,7 +162,7 @@ def test_stack_on_another_loop_is_not_shared(kind):
 
 
 def test_failed_layer_leaves_shared_backend_running():
-    """A layer that fails to start leaves the shared backend to the other stack."""
+    """A layer that fails to start leaves the shared backend running for the other stack."""
 
     class Failing:
         def wrap(self, inner):
@@ -206,7 +206,7 @@ def test_start_all_starts_each_part_once():
 
 
 def test_part_left_behind_by_closed_loop_is_freed():
-    """The next stack that starts forgets it, or each run without a stop would keep its model in memory."""
+    """A backend whose loop was closed without a stop is freed when the next stack starts."""
     left = []
 
     async def start_only(_loop):
@@ -226,7 +226,7 @@ def test_part_left_behind_by_closed_loop_is_freed():
 
 
 def wrapped_by_hand(kind, backend):
-    """A stack of a backend that was put behind something before the stack was made."""
+    """Return a service that was wrapped around a backend by hand, before a stack gets it."""
     batched = si.AdaptiveBatcher(max_batch_size=1).wrap
     make = {
         "batcher": lambda: batched(backend),
@@ -245,7 +245,7 @@ def wrapped_by_hand(kind, backend):
 
 
 class Passing:
-    """What a user's layer makes: it has no start and no stop of its own."""
+    """Service of a user's layer, without start and stop of its own."""
 
     def __init__(self, inner):
         self.inner = inner
@@ -259,7 +259,7 @@ BY_HAND = ["batcher", "breaker", "hedge", "cache", "meter", "shadow", "own", "ro
 
 @pytest.mark.parametrize("kind", BY_HAND)
 def test_manually_wrapped_backend_starts_and_stops(kind):
-    """A stack starts the backend inside what it is given, and stops it once."""
+    """A stack starts and stops a backend inside a wrapped service once."""
     backend = Counted()
 
     async def main(loop):
@@ -273,7 +273,7 @@ def test_manually_wrapped_backend_starts_and_stops(kind):
 
 
 def test_failed_start_stops_inner_backends():
-    """Where a batcher cannot start, the backend that started before it is stopped again."""
+    """If a batcher cannot start, the backend that started before it is stopped again."""
     backend = Counted()
     backend.max_batch_size = 4
 
@@ -289,7 +289,7 @@ def test_failed_start_stops_inner_backends():
 
 
 def test_shared_backend_stops_after_all_its_callers():
-    """A backend inside two routes is stopped when both have drained."""
+    """A backend inside two routes is started once, and stopped once with a drain."""
     backend = Counted()
 
     async def main(loop):
@@ -303,7 +303,7 @@ def test_shared_backend_stops_after_all_its_callers():
 
 
 def test_a_backend_inside_gets_the_clock_of_the_stack():
-    """As one that is a layer of its own does."""
+    """A backend inside a wrapped service gets the clock of the stack, like a backend that is a part of the stack."""
     backend = Counted()
     clocks = []
     backend.bind_clock = clocks.append
@@ -316,7 +316,7 @@ def test_a_backend_inside_gets_the_clock_of_the_stack():
 
 
 def test_start_report_names_inner_parts():
-    """A part without a layer has the name of its class."""
+    """The start report names an inner part that is no layer of the stack by its class."""
 
     async def main(loop):
         stack = si.Stack(si.Telemetry(), si.AdaptiveBatcher(max_batch_size=1).wrap(Counted()), clock=loop.clock)
@@ -327,7 +327,7 @@ def test_start_report_names_inner_parts():
 
 
 def test_inner_object_of_other_kind_is_left_alone():
-    """An inner object that serves nothing is left alone. It may have a start of another kind, as a thread has."""
+    """A stack does not start an inner object that is no service, whose ``start`` may be of another kind."""
 
     class Client:
         def start(self):
@@ -348,7 +348,7 @@ def test_inner_object_of_other_kind_is_left_alone():
 
 
 def test_methods_of_inner_parts_are_checked():
-    """As those of a layer are, when the stack is made."""
+    """The constructor of a stack checks the methods of inner parts, as it checks those of layers."""
 
     class Backend(ScriptedBackend):
         async def stop(self):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Node:
-    """Something that can be part of a cycle."""
+    """Object that can be part of a cycle."""
 
 
 def cycle():
@@ -28,13 +28,13 @@ def cycle():
 
 @pytest.fixture(scope="module", autouse=True)
 def _thawed():
-    """The heap is as in a process that manages no collector; the next file's tests freeze it again."""
+    """Unfreeze the heap, as in a process that manages no collector; the tests of the next file freeze it again."""
     gc.unfreeze()
 
 
 @pytest.fixture
 def loop():
-    """A loop that is open; stacks of loops that other tests closed without a stop do not count."""
+    """Yield an open loop, and forget stacks of loops that other tests closed without a stop."""
     loop = asyncio.new_event_loop()
     serving_process.leave(serving_process.enter(loop))
     yield loop
@@ -43,14 +43,14 @@ def loop():
 
 @pytest.fixture
 def thresholds():
-    """Those of the collector, as they are before the test and after it."""
+    """Yield the thresholds of the collector, and restore them after the test."""
     before = gc.get_threshold()
     yield before
     gc.set_threshold(*before)
 
 
 def test_heap_stays_frozen_until_last_unfreeze(loop):
-    """Two stacks hold the heap; the second unfreeze puts everything back."""
+    """While the second of two stacks runs, the heap stays frozen, even if the first one leaves twice."""
     first = serving_process.enter(loop)
     second = serving_process.enter(loop)
     assert gc.get_freeze_count() > 0
@@ -65,7 +65,7 @@ def test_heap_stays_frozen_until_last_unfreeze(loop):
 
 @pytest.mark.parametrize(("before", "during"), [(700, 2_000), (50_000, 50_000), (0, 0)])
 def test_youngest_generation_is_collected_less_often(loop, thresholds, before, during):
-    """Requests in flight are not visited again and again; a higher threshold, or none at all, is left alone."""
+    """A stack raises a low threshold, so that requests in flight are visited less often; a higher one, or 0, stays."""
     gc.set_threshold(before, *thresholds[1:])
 
     hold = serving_process.enter(loop)
@@ -76,7 +76,7 @@ def test_youngest_generation_is_collected_less_often(loop, thresholds, before, d
 
 
 def test_a_threshold_that_was_set_meanwhile_stays(loop, thresholds):
-    """What the application sets while a stack runs is not put back at its stop."""
+    """A threshold that the application sets while a stack runs is not reset at the stop."""
     hold = serving_process.enter(loop)
     gc.set_threshold(900, *thresholds[1:])
 
@@ -86,7 +86,7 @@ def test_a_threshold_that_was_set_meanwhile_stays(loop, thresholds):
 
 
 def test_objects_frozen_by_interpreter_do_not_count():
-    """Objects that the interpreter froze are no reason to leave the process alone. CPython 3.12 begins with some."""
+    """The heap is frozen even if the interpreter has frozen objects, as CPython 3.12 does at its start."""
     code = "import gc; gc.get_freeze_count = lambda: 375\n"
     code += "import asyncio; from streaminfer._runtime import serving_process as process\n"
     code += "frozen = []; gc.freeze = lambda: frozen.append(1)\n"
@@ -98,7 +98,7 @@ def test_objects_frozen_by_interpreter_do_not_count():
 
 
 def test_objects_created_later_are_collected(loop):
-    """Only what existed at the start is left out."""
+    """The collector leaves out only objects that existed at the start."""
     hold = serving_process.enter(loop)
     later = cycle()
     del later
@@ -108,7 +108,7 @@ def test_objects_created_later_are_collected(loop):
 
 
 def test_garbage_of_before_is_collected_first(loop):
-    """A cycle that nothing refers to is freed before the rest is left out."""
+    """Unreachable cycles are collected before the heap is frozen."""
     gc.disable()
     try:
         before = cycle()
@@ -121,7 +121,7 @@ def test_garbage_of_before_is_collected_first(loop):
 
 
 def test_a_process_that_froze_objects_is_left_alone(loop):
-    """Where the application manages its collector, nothing is frozen and nothing put back."""
+    """If the application has frozen objects, a stack freezes nothing and unfreezes nothing."""
     gc.freeze()
     frozen = gc.get_freeze_count()
 
@@ -134,7 +134,7 @@ def test_a_process_that_froze_objects_is_left_alone(loop):
 
 @pytest.mark.usefixtures("loop")
 def test_objects_created_by_the_start_are_not_frozen():
-    """Connections of a backend can be collected while the stack runs."""
+    """Objects that the start of a backend creates, such as connections, can be collected while the stack runs."""
 
     class Connected(ScriptedBackend):
         async def start(self):
@@ -151,7 +151,7 @@ def test_objects_created_by_the_start_are_not_frozen():
 
 @pytest.mark.parametrize("ends", ["enters", "leaves"])
 def test_closed_loop_does_not_count_as_running(loop, ends):
-    """A stack whose loop was closed without a stop does not count once another one starts or stops."""
+    """When another stack starts or stops, a stack whose loop was closed without a stop does not count as running."""
     lost = asyncio.new_event_loop()
     other = serving_process.enter(loop) if ends == "leaves" else None
     serving_process.enter(lost)
@@ -168,7 +168,7 @@ def test_closed_loop_does_not_count_as_running(loop, ends):
 
 
 def test_stack_starts_again_after_its_loop_was_closed(loop):
-    """What a stack held on a loop that was closed without a stop, it does not hold twice on the next one."""
+    """A stack whose loop was closed without a stop holds the heap only once after its next start."""
     stack = si.Stack(ScriptedBackend())
     asyncio.run(stack.start())
 
@@ -182,7 +182,7 @@ def test_stack_starts_again_after_its_loop_was_closed(loop):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_process_has_no_stacks():
-    """The parent's stacks do not run in a forked process, whose heap is as the parent's was before."""
+    """In a forked process the stacks of the parent do not run, so its heap is not frozen."""
     code = """
 import asyncio, gc, os
 import streaminfer as si
@@ -202,7 +202,7 @@ asyncio.run(main())
 
 
 def test_kernels_are_loaded_before_the_freeze(loop, monkeypatch):
-    """Where no kernels were compiled ahead of time, what Numba loads is left out as well; also for a nested stack."""
+    """Kernels, also those of a nested stack, are loaded before the freeze, so that the objects of Numba are frozen."""
     counts = []
 
     def prepare(_self, *, wait):
@@ -223,7 +223,7 @@ def test_kernels_are_loaded_before_the_freeze(loop, monkeypatch):
 
 @pytest.mark.usefixtures("loop")
 def test_a_stack_freezes_while_it_runs():
-    """A stack leaves out what exists from the end of its start to the end of its stop."""
+    """A stack freezes the heap from the end of its start to the end of its stop."""
 
     async def main():
         async with si.Stack(ScriptedBackend()) as service:
@@ -236,7 +236,7 @@ def test_a_stack_freezes_while_it_runs():
 
 @pytest.mark.usefixtures("loop")
 def test_a_start_that_fails_freezes_nothing():
-    """Only a stack that runs holds the heap."""
+    """A stack whose start fails does not freeze the heap."""
 
     class Broken(ScriptedBackend):
         async def start(self):
@@ -252,7 +252,7 @@ def test_a_start_that_fails_freezes_nothing():
 
 @pytest.mark.usefixtures("loop")
 def test_virtual_time_freezes_nothing():
-    """In virtual time nothing takes long, and tests start thousands of stacks."""
+    """In virtual time a stack freezes nothing: no pause matters there, and tests start thousands of stacks."""
 
     async def main(loop):
         async with si.Stack(ScriptedBackend(), clock=loop.clock):

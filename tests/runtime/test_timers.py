@@ -1,4 +1,4 @@
-"""Timers of a loop, also those that another thread sets."""
+"""Timers of an event loop, which other threads can set too."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from streaminfer._runtime import timers
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timers as files are Linux's")
 @pytest.mark.parametrize("kind", [timers.LoopTimer, timers.ExactTimer], ids=["loop", "file"])
 def test_another_thread_sets_the_timer(kind):
-    """It fires once, in the thread of the loop, and not before its instant."""
+    """A timer that another thread sets fires once, in the thread of the loop, and not before its instant."""
     fired = []
 
     async def main():
@@ -44,7 +44,7 @@ def test_another_thread_sets_the_timer(kind):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timers as files are Linux's")
 def test_forked_process_leaves_timer_to_parent():
-    """A forked process that closes the timer leaves it to its parent."""
+    """If a forked process cancels and closes the timer, the timer of its parent still fires."""
 
     async def main():
         rung = asyncio.Event()
@@ -58,14 +58,14 @@ def test_forked_process_leaves_timer_to_parent():
         os.waitpid(child, 0)
         await rung.wait()
         timer.close()
-        timer.close()  # which is nothing more
+        timer.close()  # a second close does nothing
 
     asyncio.run(main())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timers as files are Linux's")
 def test_instant_set_while_the_timer_fires_is_not_lost():
-    """It is not lost where it comes while the loop deals with the earlier one, which it has replaced."""
+    """An instant that is set while the loop is about to call the function for the earlier one replaces that one."""
     calls = []
 
     async def main():
@@ -103,7 +103,7 @@ def test_instant_set_while_the_timer_fires_is_not_lost():
 def test_timer_cancelled_in_its_due_turn_stays_silent():
     """A timer that is cancelled in the turn in which it is due makes no call.
 
-    The loop has seen the file, and something else cancels the timer before its callback runs.
+    The loop has seen the file, and another callback cancels the timer before its own callback runs.
     """
     calls = []
 
@@ -122,7 +122,7 @@ def test_timer_cancelled_in_its_due_turn_stays_silent():
 
 
 def test_other_clock_uses_timer_of_loop():
-    """Instants of a clock other than the monotonic one use the timer of the loop."""
+    """There is no exact timer for a clock other than the monotonic one."""
 
     async def main():
         return timers.exact_timer(asyncio.get_running_loop(), time.perf_counter_ns, list)

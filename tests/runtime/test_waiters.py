@@ -13,7 +13,7 @@ async def test_all_waiters_are_woken(loop):
     assert waiters.future is not None
     waiting[0].cancel()
     waiters.wake()
-    waiters.wake()  # twice is once
+    waiters.wake()  # a second wake does nothing
     assert [type(ended) for ended in await asyncio.gather(*waiting, return_exceptions=True)] == [
         asyncio.CancelledError,
         type(None),
@@ -40,4 +40,4 @@ async def test_waiters_of_another_loop_are_forgotten(loop):
     waiters.wake()
     began_ns = loop.clock()
     await waiting
-    assert loop.clock() > began_ns  # it was not woken, and ends by its own time
+    assert loop.clock() > began_ns  # the wait was not woken and ended at its own timeout

@@ -1,4 +1,4 @@
-"""Every picture of the package, drawn from hostile cases: it could be printed, and its HTML is bounded."""
+"""Each picture of the package, drawn from extreme cases, can be printed, and its HTML has a bounded size."""
 
 import functools
 import sys
@@ -46,7 +46,7 @@ def histogram(count):
 
 
 def traffic(count, load=0.6):
-    """Poisson arrivals at a multiple of what the device completes with batches of 32."""
+    """Return Poisson arrivals at a multiple of the rate that the device completes with batches of 32."""
     return arrivals.poisson(load * 32 / 0.012, count, 3) if count else np.empty(0)
 
 
@@ -55,7 +55,7 @@ def result(count, load=0.6, workers=2):
 
 
 def many_batches():
-    """A million requests in batches of four, two workers in turn."""
+    """Return the result of a million requests in batches of four, on two workers in turn."""
     arrivals_s, starts_s = np.arange(1e6) / 1000, np.arange(250_000) * 0.004
     return SimulationResult(
         on_time=990_000, dropped=10_000, late=0, arrivals_s=arrivals_s, latencies_s=latencies(10**6), workers=2,
@@ -95,7 +95,7 @@ def slo(hours, share_bad):
 
 
 def counted(events, first_bad):
-    """An objective with an event each second, all bad from one of them on."""
+    """Return an objective with an event per second, all bad from the number ``first_bad`` on."""
     clock = FakeClock()
     objective = SLO("faces within 50 ms", threshold_s=0.05, clock=clock)
     for number in range(events):
@@ -105,7 +105,7 @@ def counted(events, first_bad):
 
 
 def dropping():
-    """A log in which one of a hundred requests gets into a batch."""
+    """Return a log in which one of a hundred requests gets into a batch."""
     ring = EventRing()
     for at in range(2000):
         at_ns = at * 1_000_000
@@ -139,7 +139,7 @@ def cost(models, idle_ns):
 
 
 def paid(responses, on_time):
-    """A bill of a month, for any number of responses."""
+    """Return the bill of a month for a number of responses."""
     bill_ns = 30 * 86400 * 10**9
     row = CostRow(cost=900.0, setup=700.0, padding=90.0, rows=responses, responses=responses, on_time=on_time)
     device = DeviceCost(
@@ -160,7 +160,7 @@ def test_money_axis_has_no_kilo_prefix(models, last):
 
 
 def test_cost_plot_adds_up_to_the_bill():
-    """Bars of models and idle time; the smallest models share one bar."""
+    """The bars of models and idle time add up to the bill, and the smallest models share one bar."""
     axes = new_axes()
     cost(40, 7).plot(axes)
     labels = [text.get_text() for text in axes.get_yticklabels()]
@@ -185,7 +185,7 @@ def learned():
 
 
 def overloaded(count):
-    """Every third request of ten minutes gets no response, and the rest wait longer and longer."""
+    """Return ten minutes in which every third request gets no response, and the rest wait longer and longer."""
     at_s = np.linspace(0.0, 600.0, count)
     latencies_s = np.minimum(0.01 + at_s**1.3 / 3.0, 600.0)
     latencies_s[::3] = np.nan
@@ -193,7 +193,7 @@ def overloaded(count):
 
 
 def clamped():
-    """A third of the requests take longer than the histogram can hold."""
+    """Return a histogram of which a third of the requests took longer than it can hold."""
     recorded = histogram(1000)
     recorded.record_many(np.full(500, 9000.0))
     return recorded
@@ -266,7 +266,7 @@ PICTURES = {
 
 @functools.cache
 def drawn_from(picture):
-    """What a picture shows, made once."""
+    """Return the object that a picture shows, made once."""
     return PICTURES[picture]()
 
 
@@ -288,7 +288,7 @@ def test_picture_could_be_printed(picture):
     ],
 )
 def test_heat_map_time_has_readable_units(start_s, hours, ticks, label):
-    """Seconds since the epoch count from the first one, which the label names."""
+    """A heat map shows seconds since the epoch as time since the first instant, which the label names."""
     axes = new_axes()
     LatencyHeatMap.of_requests(start_s + np.linspace(0.0, 3600.0 * hours, 200), latencies(200)).plot(axes)
     axes.figure.canvas.draw()
@@ -299,7 +299,7 @@ def test_heat_map_time_has_readable_units(start_s, hours, ticks, label):
 
 
 def test_running_batch_reaches_the_end_of_the_picture():
-    """The only batch of a log has a bar, although the log has one instant."""
+    """A running batch has a bar up to the end of the picture, even if the log has only one instant."""
     axes = new_axes()
     log(1).plot(axes)
     bars, *_ = axes.collections
@@ -308,7 +308,7 @@ def test_running_batch_reaches_the_end_of_the_picture():
 
 
 def test_empty_picture_has_an_explanation():
-    """A reader can tell nothing recorded from nothing wrong."""
+    """A picture without data has a text, so that a reader can tell missing data from a good result."""
     for name in PICTURES:
         if name.endswith((", empty", ", 0", ", without responses", ", no interval")):
             axes = new_axes()
@@ -318,7 +318,7 @@ def test_empty_picture_has_an_explanation():
 
 @pytest.mark.parametrize("picture", PICTURES)
 def test_html_is_bounded(picture):
-    """Each object shows itself, as a picture where it has something to draw."""
+    """The HTML of an object has less than 500,000 characters, and a picture if there is something to draw."""
     html = drawn_from(picture)._repr_html_()
     assert "<svg " in html or picture in {"percentiles, empty", "parts, empty", "cost, empty"}
     assert len(html) < 500_000

@@ -1,4 +1,4 @@
-"""Statistics as tables: words, units, and tables of what they hold."""
+"""Statistics as HTML tables: names in words, values with units, nested records as tables."""
 
 import html.parser
 import math
@@ -12,7 +12,7 @@ from streaminfer._internal.snapshot import Snapshot
 
 
 class Page(html.parser.HTMLParser):
-    """Captions, and the cells of each row, with every tag on the way."""
+    """Captions, cells of each row, and names of all tags of an HTML page."""
 
     def __init__(self, text):
         super().__init__()
@@ -113,7 +113,7 @@ def test_properties_have_rows():
 
 
 def test_records_are_the_rows_of_a_table():
-    """Columns that are empty for all of them are left out."""
+    """Several records are the rows of one table, without the columns that are empty for all of them."""
     routes = (RouteStatistics(name="a", served=1200), RouteStatistics(name="b", skipped={"limit": 2}))
     by_name = {"x": OneSideStatistics(value=1), "y": OneSideStatistics(value=2)}
 
@@ -144,7 +144,7 @@ def test_value_with_html_repr_draws_itself():
 
 
 def test_hostile_names_and_values_are_text():
-    """Tags in names, keys and values are shown, and none of them is made."""
+    """Tags in names, keys and values are shown as text and add no markup."""
     evil = '</table><script>"&'
     held = {evil: RouteStatistics(name=evil, skipped={evil: 1})}
 

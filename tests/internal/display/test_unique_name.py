@@ -1,4 +1,4 @@
-"""Names for what has the same name."""
+"""Unique names for objects of the same name."""
 
 from streaminfer._internal.display.unique_name import unique_name
 

@@ -1,4 +1,4 @@
-"""Quantiles of distributions, beside tables and the standard library."""
+"""Quantiles of distributions, compared with tables and the standard library."""
 
 import math
 from statistics import NormalDist

@@ -1,4 +1,4 @@
-"""Files that are saved: whole at every moment, with their permissions, and in place where no other way is."""
+"""A saved file is whole at every moment and keeps its permissions; it is written in place if no other way is left."""
 
 import errno
 import os
@@ -92,7 +92,7 @@ def test_pipe_is_written_in_place(tmp_path):
 
 
 def test_file_open_in_the_process_is_written_in_place(tmp_path):
-    """As by ``--json /dev/stdout``."""
+    """A path that is an open descriptor of this process is written in place, as for ``--json /dev/stdout``."""
     with (tmp_path / "saved").open("w+b") as file:
         write_whole(f"/dev/fd/{file.fileno()}", b"new")
 
@@ -115,7 +115,7 @@ def test_file_in_read_only_folder_is_written_in_place(tmp_path, monkeypatch):
 def test_file_of_another_group_is_written_in_place(tmp_path, monkeypatch):
     """A file of a group to which this process does not belong is written in place.
 
-    Else the group could not read it any more, and another one could.
+    Otherwise that group could not read the new file, and another group could.
     """
     path = tmp_path / "saved"
     path.touch()

@@ -1,4 +1,4 @@
-"""Guard of a call: outcomes, cancellation, deadlines, and the unchanged nature of the wrapped object."""
+"""Guarded calls: outcomes, cancellation, deadlines, and the unchanged signature of the wrapped object."""
 
 import asyncio
 import copy
@@ -453,8 +453,8 @@ def test_a_service_counts_its_calls(breaker):
 @pytest.mark.parametrize(
     ("ran_s", "left_s", "outcome"),
     [
-        (0.010, 0.010, (3, 1, 0)),  # cut off after as long as a success usually takes: it hung
-        (0.009, 0.009, (3, 0, 1)),  # it was begun too late to tell anything
+        (0.010, 0.010, (3, 1, 0)),  # its deadline ended it after the usual duration: it hung
+        (0.009, 0.009, (3, 0, 1)),  # it began too late, so its outcome says nothing
         (0.030, 0.0, (3, 0, 1)),  # its deadline had passed before it began
     ],
 )
@@ -474,7 +474,7 @@ def test_a_call_cut_off_by_its_deadline(breaker, clock, error, ran_s, left_s, ou
 
 @pytest.mark.parametrize("known", [[30.0], [0.05] * 100 + [30.0]], ids=["first", "later"])
 def test_one_slow_success_does_not_hide_hanging_calls(clock, known):
-    """A call that loaded a model says nothing of how long others usually take."""
+    """One slow success, such as a call that loads the model, does not raise the duration that marks a hanging call."""
     breaker = CircuitBreaker(clock=clock, minimum_calls=10, window=20)
     for took_s in known:
         breaker.record(True, took_s)
@@ -505,7 +505,7 @@ def test_call_cancelled_before_its_deadline_is_ignored(breaker, clock):
 def test_circuit_opens_for_hang_and_closes_on_recovery():
     """A backend that hangs opens the circuit, and its recovery closes it.
 
-    Every batch is cut off at its callers' deadline; nothing else says that the backend hangs.
+    The deadline of its callers ends every batch; nothing else shows that the backend hangs.
     """
 
     async def main(loop):
@@ -530,7 +530,7 @@ def test_circuit_opens_for_hang_and_closes_on_recovery():
 
 
 def test_overload_alone_does_not_open_the_circuit():
-    """Batches that are begun too late are cut off too, by the hundred; the backend is well."""
+    """Batches that begin too late and end at their deadline are ignored, so overload does not open the circuit."""
 
     async def main(loop):
         breaker = CircuitBreaker(minimum_calls=5)

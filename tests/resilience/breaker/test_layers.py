@@ -1,4 +1,4 @@
-"""Breakers around backends that need no task for a batch."""
+"""Breakers around backends that run a batch without a task."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Begun(Node):
-    """A backend that tells the end of a batch, with its inputs as results."""
+    """Backend that reports the end of a batch to a callback, with the inputs as results."""
 
     async def infer(self, batch):
         raise AssertionError("expected begin_infer")
@@ -27,7 +27,7 @@ class Begun(Node):
     ids=["error", "cancelled", "interrupt"],
 )
 async def test_a_predicate_that_raises_ends_its_batch(loop, failure, reported):
-    """The batch fails with the predicate's exception, an interrupt reaches the loop, and later batches are served."""
+    """A batch fails with the exception of its predicate, the loop gets an interrupt too, and later batches succeed."""
     told, failures = [], [failure]
     loop.set_exception_handler(lambda _, context: told.append(type(context["exception"])))
 

@@ -1,4 +1,4 @@
-"""The breaker's windows against lists of what was recorded."""
+"""The windows of the breaker, compared with lists of the recorded outcomes."""
 
 import pytest
 from hypothesis import given
@@ -39,7 +39,7 @@ def test_window_of_calls(recorded, size, clear_at):
 
 @given(outcomes, st.integers(1, 9), st.integers(1, 12), st.integers(0, 60))
 def test_window_of_time_slices(recorded, size, slice_ns, clear_at):
-    """Slices begin where the first outcome after nothing came; the present one and those before it are kept."""
+    """The slices of an empty window begin at the next outcome; the window keeps `size` slices with the present one."""
     window = OutcomeWindow(size, slice_ns)
     now, end, kept = 0, 0, []
     for position, (failed, slow, pause) in enumerate(recorded):

@@ -1,4 +1,4 @@
-"""After a breaker has closed: a growing share of the calls."""
+"""Ramp-up: a breaker that has closed permits a growing share of the calls."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ S = 1_000_000_000
 
 @pytest.fixture
 def breaker(clock):
-    """A breaker that has just been closed by its probe, and takes ten seconds to let all calls pass."""
+    """Return a breaker that its probe has just closed, and that lets all calls pass after ten seconds."""
     return closed_by_its_probe(clock, ramp_up_s=10.0)
 
 
@@ -50,12 +50,12 @@ def test_the_share_grows_from_a_tenth_to_all(breaker, clock):
 
 
 def test_without_ramp_up_all_pass_at_once(clock):
-    """The default lets every call pass as soon as the breaker is closed."""
+    """Without a ramp, which is the default, every call passes as soon as the breaker is closed."""
     assert passed(closed_by_its_probe(clock)) == 100
 
 
 def test_rejection_names_share_and_time(clock):
-    """The error says that the breaker has closed, which share passes, and when all do."""
+    """The error of a rejected call says that the breaker has closed, which share passes, and when all calls pass."""
     breaker = closed_by_its_probe(clock, ramp_up_s=10.0, name="faces")
     guarded = breaker.wrap(lambda: 1)
     clock.advance(4.0)
@@ -73,7 +73,7 @@ def test_rejection_names_share_and_time(clock):
 
 
 def test_failures_during_ramp_up_open_the_breaker(breaker, clock):
-    """Outcomes are judged as always; when it opens the ramp is over, and starts from a tenth the next time."""
+    """Failures during the ramp open the breaker, and its next ramp starts from a tenth."""
     clock.advance(5.0)
     failed = 0
     while failed < 2:
@@ -96,7 +96,7 @@ def test_manual_close_skips_the_ramp(breaker, by_hand):
 
 
 def test_the_ramp_begins_while_a_listener_runs(clock):
-    """The ramp is part of the change of state: a listener that has not returned from an earlier event delays nothing."""
+    """The ramp begins with the change of state, even if a listener has not returned from an earlier event."""
     made = CircuitBreaker(minimum_calls=2, window=4, open_s=1.0, half_open_calls=1, ramp_up_s=10.0, clock=clock, seed=1)
     shares = []
 
@@ -114,7 +114,7 @@ def test_the_ramp_begins_while_a_listener_runs(clock):
 
 
 def test_half_open_time_limit_starts_the_ramp(clock):
-    """Half-open that ends by its time limit closes into a ramp at the instant of that limit."""
+    """If half-open ends at its time limit and the breaker closes, the ramp begins at the instant of this limit."""
     made = CircuitBreaker(
         minimum_calls=2, open_s=1.0, half_open_calls=2, half_open_s=3.0, ramp_up_s=10.0, clock=clock, seed=1
     )
@@ -128,7 +128,7 @@ def test_half_open_time_limit_starts_the_ramp(clock):
 
 
 def test_admission_and_permits_pass_the_share(breaker, clock):
-    """``admission`` and ``permits`` say no to the others, and the share of those that are told yes passes."""
+    """``admission`` and ``permits`` accept the share of the calls, and each accepted call passes."""
     guarded = breaker.wrap(_Answers())
     clock.advance(4.0)
     told = passed_calls = 0
@@ -151,7 +151,7 @@ class _Answers:
 
 @pytest.mark.parametrize("timeout_s", [None, 1.0], ids=["no deadline", "deadline"])
 def test_a_router_sends_the_rest_to_the_next_route(timeout_s):
-    """Behind a router the share of the requests passes, and the others are answered by the fallback."""
+    """During the ramp of a breaker in a route, the share of the requests passes, and the next route gets the others."""
 
     async def main(loop):
         breaker = CircuitBreaker(minimum_calls=2, open_s=1.0, half_open_calls=1, ramp_up_s=40.0, seed=1)
@@ -183,7 +183,7 @@ def test_a_router_sends_the_rest_to_the_next_route(timeout_s):
 
 
 def test_the_sum_of_shares_is_exact():
-    """Of any calls in a row as many pass as the sum of their shares, to within one."""
+    """As many calls pass as the sum of their shares, to within one."""
     ramp = RampUp(S)
     ramp.begin(0)
     expected = count = 0

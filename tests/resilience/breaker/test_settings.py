@@ -190,7 +190,7 @@ def test_a_listener_may_use_the_breaker():
         heard.append(event.reason)
         if event.reason == "failure_rate":
             breaker.reset()
-            assert heard == ["failure_rate"]  # its own doing is told when it has returned
+            assert heard == ["failure_rate"]  # its own change comes after its return
             with breaker.guard():
                 pass
 
@@ -224,10 +224,10 @@ def test_interrupt_of_listener_leaves_breaker_usable():
 
 
 def test_event_added_after_last_check_is_delivered():
-    """An event left to the delivering thread is delivered even if it came after that thread's last check."""
+    """An event that is left to the delivering thread is delivered, even if it comes after that thread's last check."""
 
     class Machine:
-        """Another thread's event comes when nothing was left."""
+        """Machine that gets an event of another thread after a check has found none."""
 
         pending, looks = 1, 0
         listening = False

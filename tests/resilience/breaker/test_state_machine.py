@@ -50,7 +50,7 @@ def opened(**settings):
 
 
 def half_opened(**settings):
-    """Half open, with its first probe out."""
+    """Return a half-open breaker whose first probe is in flight, and the permit of this probe."""
     breaker = opened(**settings)
     breaker._clock.advance(1.0)
     permit = breaker.try_acquire()
@@ -68,7 +68,7 @@ def row(number):
 
 @row(1)
 def test_1_closed_stays_closed_below_the_thresholds(breaker):
-    """Closed stays closed below the thresholds, and below the minimum number of calls."""
+    """A closed breaker stays closed below the thresholds, and below the minimum number of calls."""
     record(breaker, False, False, False)
     assert breaker.state == "closed"
     breaker = made()
@@ -108,7 +108,7 @@ def test_2_window_below_minimum_is_judged_when_full():
 @row(3)
 def test_3_closed_opens_at_the_slow_rate():
     breaker = made(slow_rate_threshold=0.5)
-    record(breaker, True, True, True, duration_s=0.1)  # not longer: not slow
+    record(breaker, True, True, True, duration_s=0.1)  # exactly `slow_call_s`: not slow
     record(breaker, True, True, duration_s=0.101)
     assert breaker.state == "closed"
     record(breaker, True, duration_s=0.101)
@@ -140,7 +140,7 @@ def test_5_open_ignores_outcomes_of_earlier_calls():
 
 @row(6)
 def test_6_first_call_after_open_time_is_half_open():
-    """Open becomes half-open with the first call after the open time; reading the state changes nothing."""
+    """An open breaker becomes half-open with the first call after the open time, not when its state is read."""
     breaker = opened()
     breaker._clock.now_ns += round(breaker.retry_after_s * 1e9) - 1
     assert (breaker.state, breaker.permits(), breaker.try_acquire()) == ("open", False, 0)
@@ -171,7 +171,7 @@ def test_6_state_reached_by_time_has_no_outcomes():
     seen = breaker.statistics()
     assert (seen.state, seen.calls, seen.failures, seen.slow) == ("half_open", 0, 0, 0)
     assert breaker.try_acquire()
-    breaker._clock.advance(12.0)  # half-open's time and the next open time have passed, unseen
+    breaker._clock.advance(12.0)  # the half-open time and the next open time pass without a call
     seen = breaker.statistics()
     assert (seen.state, seen.calls, seen.half_open_in_flight) == ("half_open", 0, 0)
 
@@ -232,7 +232,7 @@ def test_10_half_open_closes_when_the_probes_are_well():
 
 
 def test_10_fewer_probes_suffice_for_a_smaller_minimum():
-    """Fewer probes than `half_open_calls` suffice where the minimum number of calls is smaller."""
+    """Fewer probes than `half_open_calls` suffice if the minimum number of calls is smaller."""
     breaker = made(minimum_calls=1, half_open_calls=5)
     record(breaker, False)
     breaker._clock.advance(1.0)
@@ -242,7 +242,7 @@ def test_10_fewer_probes_suffice_for_a_smaller_minimum():
 
 @row(11)
 def test_11_failed_probes_open_for_longer():
-    """Half-open opens for longer, up to `max_open_s`, each time the probes fail."""
+    """Each time the probes fail, the breaker opens for longer, up to `max_open_s`."""
     breaker = opened()
     for base_s in (2.0, 3.0, 3.0):  # 1.0 doubled, up to max_open_s
         breaker._clock.now_ns += round(breaker.retry_after_s * 1e9)
@@ -253,7 +253,7 @@ def test_11_failed_probes_open_for_longer():
     breaker._clock.advance(3.0)
     record(breaker, True, True)
     record(breaker, False, False, False, False)
-    assert 0.9 <= breaker.retry_after_s <= 1.0  # a successful close starts over
+    assert 0.9 <= breaker.retry_after_s <= 1.0  # after a successful close, the open time starts over
 
 
 @row(12)
@@ -293,7 +293,7 @@ def test_13_later_probe_does_not_extend_the_time_limit():
 
 
 def test_13_retry_time_counts_from_end_of_half_open():
-    """The time to wait counts from the end of half-open, even if that passed unseen."""
+    """The time to retry counts from the end of half-open, even if no call came at that instant."""
     breaker, _ = half_opened()
     breaker._clock.advance(11.5)
     assert 0.3 <= breaker.retry_after_s <= 0.5
@@ -311,7 +311,7 @@ def test_13_both_time_limits_can_pass_between_calls():
 
 
 def test_13_late_result_does_not_close_the_circuit():
-    """A late result does not close the circuit that its lateness opened."""
+    """The result of a probe that exceeded the half-open time does not close the circuit, which has opened."""
     breaker, lost = half_opened(half_open_calls=1)
     breaker._clock.advance(10.0)
     breaker.record(True, 10.0, lost)
@@ -324,7 +324,7 @@ def test_13_late_result_does_not_close_the_circuit():
     ("ok", "state", "reason"), [(True, "closed", "probes_succeeded"), (False, "open", "probes_failed")]
 )
 def test_14_half_open_is_judged_by_few_outcomes(ok, state, reason):
-    """At the end of its time, half-open is judged by the outcomes that it has, however few."""
+    """At the end of the half-open time, the breaker judges the outcomes that it has, however few."""
     breaker, permit = half_opened(half_open_calls=3)
     breaker.record(ok, 0.0, permit)
     breaker._clock.advance(10.0)
@@ -336,7 +336,7 @@ def test_14_half_open_is_judged_by_few_outcomes(ok, state, reason):
 
 @row(15)
 def test_15_half_open_without_outcomes_starts_over():
-    """Half-open starts over when its time ends with no probe in flight and no outcome known."""
+    """Half-open starts over if its time ends without a probe in flight and without an outcome."""
     breaker, permit = half_opened()
     breaker.release(permit)
     breaker._clock.advance(100.0)
@@ -355,7 +355,7 @@ def test_16_half_open_ignores_stale_permits():
     breaker.release(permit)
     breaker.release(permit)
     breaker.record(False, 0.0, permit)
-    breaker.record(False, 0.0, 1 << 20)  # the first closed state's
+    breaker.record(False, 0.0, 1 << 20)  # a permit of the first closed state
     assert breaker.try_acquire()
     assert not breaker.try_acquire()
     breaker.record(True, 0.0, other)
@@ -396,13 +396,13 @@ def test_18_disabled_lets_all_pass_and_counts_nothing(start):
 @row(19)
 @pytest.mark.parametrize("start", [made, opened, lambda: half_opened()[0]])
 def test_19_metrics_only_judges_but_never_opens(start):
-    """Metrics-only judges outcomes and tells listeners, but never opens the circuit."""
+    """In the mode metrics-only the breaker judges outcomes and tells listeners, but never opens."""
     breaker = start()
     breaker.metrics_only()
     breaker.heard.clear()
     record(breaker, *[False] * 8)
     assert (breaker.state, breaker.mode, breaker.statistics().failure_rate) == ("closed", "metrics_only", 1.0)
-    assert breaker.heard == [("closed", "closed", "failure_rate")]  # once, when it is passed
+    assert breaker.heard == [("closed", "closed", "failure_rate")]  # one event, when the threshold is reached
     record(breaker, *[True] * 8, *[False] * 8)
     assert len(breaker.heard) == 2
 

@@ -1,4 +1,4 @@
-"""The breaker against a plain model: any order of calls, outcomes, cancellations, double returns and pauses."""
+"""The breaker compared with a plain model: any order of calls, outcomes, cancellations, double returns and pauses."""
 
 import attrs
 import pytest
@@ -21,7 +21,7 @@ class Probe:
 
 
 class Model:
-    """The documentation's table in lists of outcomes and an eager clock; nothing is shared with what it checks."""
+    """The documented table of states, with lists of outcomes; it shares no code with the breaker."""
 
     def __init__(self, settings, seed):
         self.__dict__.update(settings)
@@ -43,7 +43,7 @@ class Model:
         assert 0.9 * self.base_ns <= self.next_open_ns <= self.base_ns
 
     def settle(self, now):
-        """What the clock alone does to a half-open circuit."""
+        """Make the change of a half-open circuit that the clock alone causes."""
         if self.state != "half_open" or now < self.until or not (self.probes or self.outcomes):
             return
         if self.probes:
@@ -52,7 +52,7 @@ class Model:
             self.judge_probes(self.until)
 
     def read(self, now):
-        """The state that a reader sees."""
+        """Return the state that a reader sees."""
         if self.state == "open" and self.mode == "automatic":
             return "half_open" if now >= self.until else "open"
         if self.state == "half_open" and now >= self.until and (self.probes or self.outcomes):
@@ -62,7 +62,7 @@ class Model:
         return self.state
 
     def judged(self, now):
-        """The outcomes and the probes of the state that a reader sees."""
+        """Return the outcomes and the probes of the state that a reader sees."""
         over = self.state == "half_open" and now >= self.until and (self.probes or self.outcomes)
         return ([], []) if over or self.state != self.read(now) else (self.outcomes, self.probes)
 
@@ -125,7 +125,7 @@ class Model:
         return probe
 
     def take_back(self, probe):
-        """Whether a permit belongs to the present state."""
+        """Take a permit back; return whether it belongs to the present state."""
         if probe.generation != self.generation:
             return False
         if self.state == "half_open":
@@ -238,7 +238,7 @@ class Life(RuleBasedStateMachine):
             },
             seed,
         )
-        self.permits = []  # all that were ever given, so that any may come back late or twice
+        self.permits = []  # all that were ever given, so that any can come back late or twice
         self.heard = []
         self.breaker.listen(self.heard.append)
 
@@ -248,7 +248,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def until_the_end_of_the_open_time(self):
-        """To the very instant: one nanosecond earlier it is closed to all."""
+        """Advance to the end of the open time; one nanosecond earlier the circuit is still open."""
         wait_ns = round(self.breaker.retry_after_s * 1e9)
         if self.breaker.mode == "automatic" and self.breaker.state == "open":
             self.clock.now_ns += wait_ns - 1

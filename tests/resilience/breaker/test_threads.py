@@ -1,4 +1,4 @@
-"""The breaker under threads: nothing lost, no more probes than allowed, calls side by side, in both builds."""
+"""The breaker in several threads, in both builds: no outcome is lost, probes are limited, calls run concurrently."""
 
 import contextlib
 import itertools
@@ -98,8 +98,8 @@ def test_eight_threads_are_inside_at_once():
 
 def test_concurrent_threads_account_for_every_permit():
     """While threads change the state, every permit is accounted for."""
-    # each look at this clock takes 10 µs of its time: how often the states change depends on the calls, not on how
-    # much of a core the threads have
+    # each reading advances this clock by 10 µs, so the number of state changes depends on the calls, and not on the
+    # share of a core that the threads get
     instants = itertools.count(0, 10_000)
     breaker = CircuitBreaker(
         minimum_calls=2,
@@ -128,11 +128,11 @@ def test_concurrent_threads_account_for_every_permit():
     assert seen.permitted == seen.succeeded + seen.failed + seen.ignored + seen.stale_permits
     assert seen.permitted + seen.rejected == 6 * (ROUNDS // 4)
     assert seen.half_open_in_flight == 0
-    # told in order, and all but those that came too fast for the one that told them
+    # the listener gets all events in order, except those that came too fast for the delivering thread
     assert 0 <= seen.trips - sum(event.after == "open" for event in heard) <= seen.events_lost
     gaps = sum(before.after != after.before for before, after in itertools.pairwise(heard))
     assert gaps <= seen.events_lost
-    assert len(heard) + seen.events_lost > 10  # how many are lost is up to the scheduler
+    assert len(heard) + seen.events_lost > 10  # the scheduler decides how many are lost
 
 
 def test_hanging_listener_blocks_no_other_thread():
@@ -179,7 +179,7 @@ class CountedLock:
 
 @pytest.mark.parametrize("operation", public_methods(circuit_breaker.BreakerMachine))
 def test_every_nonatomic_operation_holds_the_lock(operation):
-    """Where code is not atomic, every operation of the machine holds the lock."""
+    """If the code is not atomic, every operation of the machine holds the lock."""
     machine = locked_subclass(circuit_breaker.BreakerMachine, public_methods(circuit_breaker.BreakerMachine))(
         0.5, 1.0, 10, OutcomeWindow(4, 0), 2, 9, 9, 1, 9, 0, 0
     )

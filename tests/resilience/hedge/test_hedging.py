@@ -1,4 +1,4 @@
-"""The second request: when it is sent, who wins, what is left behind, and what it costs, in virtual time."""
+"""Hedges in virtual time: their delay, the attempt that wins, the attempts that lose, and the extra load."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ MS = 1_000_000
 
 
 class Service:
-    """Takes, and answers or raises, what the script says: (seconds, answer); then 10 ms and 1.0."""
+    """Service that follows a script of (seconds, response or error), and then responds 1.0 after 10 ms."""
 
     def __init__(self, *script, **more):
         self.script = list(script)
@@ -47,13 +47,13 @@ class Service:
 
 
 async def warm(hedged, count=40):
-    """So many answers of 10 ms: the quantile is known."""
+    """Send requests that take 10 ms each, so that the hedge knows the quantile."""
     for _ in range(count):
         await hedged.call(Request(0.0))
 
 
 def scenario(test, *, service=None, warm_up=40, **settings):
-    """Runs ``test(loop, hedge, service, hedged)`` behind a hedge that knows that answers take 10 ms."""
+    """Run ``test(loop, hedge, service, hedged)`` with a hedge that knows that responses take 10 ms."""
 
     async def main(loop):
         behind = service or Service()
@@ -80,7 +80,7 @@ def seen(hedge, *names):
 
 
 def test_first_response_of_hedged_request_wins():
-    """A request that is late is sent again, and the first response wins."""
+    """A request without a response after the delay is sent again, and the first response wins."""
 
     async def test(loop, hedge, service, hedged):
         began = loop.time()
@@ -118,7 +118,7 @@ def test_no_hedge_before_enough_samples():
         assert hedge.delay_s is None
         assert (await hedged.call(Request(0.0))).outputs == "slow"
         assert len(service.asked_at) == 1
-        assert hedge.delay_s == pytest.approx(0.010, rel=0.02)  # with the twentieth
+        assert hedge.delay_s == pytest.approx(0.010, rel=0.02)  # after the twentieth
 
     scenario(test, service=Service((0.5, "slow")), warm_up=19)
 
@@ -129,14 +129,14 @@ def test_the_delay_is_a_live_quantile():
         service.script = [(0.1, 1.0)] * 1000
         for _ in range(600):
             await hedged.call(Request(0.0))
-        assert hedge.delay_s == pytest.approx(0.1, rel=0.02)  # the old ones are forgotten, those that lost counted
+        assert hedge.delay_s == pytest.approx(0.1, rel=0.02)  # old durations are forgotten, and those that lost count
         assert seen(hedge, "extra")[0] <= 0.05
 
     scenario(test, service=Service())
 
 
 def test_losing_first_attempts_count_with_their_time():
-    """A first attempt that loses counts in the delay with the time that it had."""
+    """A first attempt that loses counts in the delay with the time until its cancellation."""
 
     async def test(loop, hedge, service, hedged):
         for _ in range(60):
@@ -230,7 +230,7 @@ def test_a_failure_before_any_second_is_raised_at_once():
 
 
 class Blocking(Service):
-    """Blocks the loop for 3 ms at the end of each call."""
+    """Service that blocks the loop for 3 ms at the end of each call."""
 
     async def call(self, request):
         try:
@@ -241,7 +241,7 @@ class Blocking(Service):
 
 @pytest.mark.parametrize("end", ["first", si.BackendError("first")], ids=["response", "failure"])
 def test_first_attempt_ending_at_the_delay_is_alone(end):
-    """Its end and the timer are due in one turn of the loop; the end comes first."""
+    """If a first attempt ends in the turn of the loop in which its hedge is due, no hedge is sent."""
 
     async def test(loop, hedge, service, hedged):
         (ended,) = await asyncio.gather(hedged.call(Request(0.0)), return_exceptions=True)
@@ -306,7 +306,7 @@ def test_slow_cancellation_delays_only_the_stop():
             try:
                 return await super().call(request)
             except asyncio.CancelledError:
-                await asyncio.sleep(3.0)  # a thread that must come to its end
+                await asyncio.sleep(3.0)  # like a thread that must run to its end
                 raise
 
     async def main(loop):
@@ -344,7 +344,7 @@ def test_deadline_ends_both_attempts():
 
 
 def test_deadline_ends_replica_that_ignores_deadlines():
-    """The stack ends the request where the second is at a service that does not end it itself."""
+    """The stack ends a request at its deadline, even if the hedge is at a replica that does not enforce deadlines."""
 
     async def main(loop):
         model, replica = ScriptedBackend(duration_s=0.010), Service()
@@ -363,7 +363,7 @@ def test_deadline_ends_replica_that_ignores_deadlines():
     run(main)
 
 
-# -- elsewhere, and around what ---------------------------------------------------------------------------------
+# -- replicas, and what can be hedged ---------------------------------------------------------------------------
 
 
 def test_replica_gets_second_attempt_and_lifecycle():
@@ -440,7 +440,7 @@ def test_a_backend_may_return_an_awaitable():
 
 
 def test_a_service_may_return_an_awaitable():
-    """Likewise a service whose ``call`` is a plain function, with extra requests to another one."""
+    """A service whose ``call`` is a plain function that returns a future is hedged, and a replica can be one too."""
 
     class Plain:
         def __init__(self, takes_s):
@@ -525,11 +525,14 @@ def test_repr_and_html():
     assert repr(hedge) == "<Hedge('<x>', 0 extra of 0 requests)>"
 
 
-# -- what it is for ---------------------------------------------------------------------------------------------
+# -- latency and extra load -------------------------------------------------------------------------------------
 
 
 def latencies(hedge, slow, requests=10_000, gap_s=0.002):
-    """Requests every 2 ms to a service of 10 ms give or take; ``slow(i, draw)`` says by how much each takes longer."""
+    """Send a request every 2 ms to a service of about 10 ms times ``slow(now_s, draw)``.
+
+    Return the sorted latencies, and the extra load as a share.
+    """
 
     async def main(loop):
         draw = random.Random(7)
@@ -594,7 +597,7 @@ def test_extra_load_stays_below_cap_in_brown_out(max_extra):
 
 
 class DoublesInPlace:
-    """Writes the answer to its inputs before it takes so long as the script says, then 10 ms."""
+    """Backend that doubles its inputs in place, and responds after the times of its script, then after 10 ms."""
 
     def __init__(self, *script):
         self.script = list(script)
@@ -607,7 +610,7 @@ class DoublesInPlace:
 
 
 def test_a_second_batch_has_inputs_of_its_own():
-    """A model that writes to its inputs does not write to those of the replica that answers instead."""
+    """A hedged batch has its own inputs, so a model that writes to its inputs does not change those of the replica."""
 
     async def main(loop):
         first = DoublesInPlace()
@@ -623,7 +626,7 @@ def test_a_second_batch_has_inputs_of_its_own():
 
 
 def test_stop_timeout_still_stops_the_replica():
-    """A stop with a timeout leaves attempts that do not end, and stops the replica."""
+    """A stop with a timeout abandons attempts that do not end, and stops the replica."""
 
     class Stubborn(Service):
         async def call(self, request):
@@ -669,7 +672,7 @@ def test_given_clock_is_bound_to_the_replica():
 
 
 def test_a_cancelled_caller_ends_its_requests_in_order():
-    """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
+    """Attempts of cancelled callers end in the order of the calls, not of memory addresses, so virtual runs repeat."""
     sent, cancelled = [], []
 
     class Sleeper:
@@ -701,7 +704,7 @@ def test_a_cancelled_caller_ends_its_requests_in_order():
 
 
 class OneBuffer:
-    """A backend that writes the outputs of all batches to one array, and says so."""
+    """Backend that writes the outputs of all batches to one array, and declares this."""
 
     returns_new_arrays = False
     queued_workers = 2
@@ -715,7 +718,7 @@ class OneBuffer:
 
 
 def test_no_later_batch_writes_to_hedged_outputs():
-    """The outputs of a backend that reuses its memory are copied before they wait for a turn of the loop."""
+    """The hedge copies outputs of a backend that reuses its memory before they wait for a turn of the loop."""
 
     async def main(loop):
         async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), Hedge(), OneBuffer(), clock=loop.clock) as stack:
@@ -729,9 +732,9 @@ def test_no_later_batch_writes_to_hedged_outputs():
 
 
 def test_no_later_batch_writes_to_outputs_of_replica():
-    """No later batch writes to outputs of the backend that gets the second requests.
+    """No later batch writes to the outputs of a replica that gets the hedges.
 
-    Both requests hang and are sent to a backend that reuses its memory; the first one promises new arrays.
+    Both requests hang at the first backend, which returns new arrays; the replica reuses its memory.
     """
 
     async def main(loop):
@@ -748,7 +751,7 @@ def test_no_later_batch_writes_to_outputs_of_replica():
 
 
 def test_the_answers_of_a_batch_that_lost_are_closed():
-    """The hedge closes results that are streams of responses, because only generators close when collected."""
+    """The hedge closes the response streams of a batch that lost, because only generators close when collected."""
     closed = []
 
     class Answers:
@@ -765,7 +768,7 @@ def test_the_answers_of_a_batch_that_lost_are_closed():
             closed.append(self.row)
 
     class Stubborn:
-        """Answers after the script's time, then 10 ms, whether it is cancelled or not."""
+        """Backend that responds after the times of its script, then after 10 ms, even if it is cancelled."""
 
         many_answers = True
 

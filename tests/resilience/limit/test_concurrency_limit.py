@@ -1,4 +1,4 @@
-"""The limit around services, backends, functions and blocks: places come back however a call ends."""
+"""`ConcurrencyLimit` around services, backends, functions and blocks: a permit comes back however its call ends."""
 
 import asyncio
 import inspect
@@ -21,7 +21,7 @@ MS = 1_000_000
 
 
 class Service:
-    """Answers what it is told to, when it is told to."""
+    """Service whose responses and admission the test sets."""
 
     name = "scripted"
 
@@ -91,7 +91,7 @@ def test_permit_is_released_however_a_request_ends(limit, clock, ending, expecte
 
 
 def test_the_first_rejection_names_no_time(limit, clock):
-    """Before any call has completed, and any time has passed, nothing tells when to retry."""
+    """Before any call has completed, and any time has passed, a rejection has no time to retry."""
     limited = limit.wrap(Service())
     permits = [limit.try_acquire(), limit.try_acquire()]
     assert 0 not in permits
@@ -144,7 +144,7 @@ def test_limit_returns_inner_admission(limit, clock):
 
 
 def test_limit_asks_service_about_tight_deadlines(clock):
-    """The limit consults the inner service on whether a request with a tight deadline can be on time."""
+    """The limit rejects a request with a tight deadline if ``admission`` of the service says that it is infeasible."""
     limit, service = ConcurrencyLimit(initial=10, clock=clock), Service()
 
     async def main(_):
@@ -177,12 +177,12 @@ def test_limit_asks_service_about_tight_deadlines(clock):
             service.says = Admission(True)
             await limited.call(Request(1.0, deadline_ns=clock() + 49 * MS))
         assert limited.admission(Request(1.0, deadline_ns=clock() + 49 * MS), clock()).reason == "infeasible"
-        service.says = Admission(False, "circuit_open", 1.0)  # that is for the circuit to say
+        service.says = Admission(False, "circuit_open", 1.0)  # the limit does not reject for this reason
         passed = asyncio.ensure_future(limited.call(hurried))
         await asyncio.sleep(0)
         assert not passed.done()
         service.says = late
-        relaxed = asyncio.ensure_future(limited.call(Request(1.0, deadline_ns=clock() + 500 * MS)))  # not asked
+        relaxed = asyncio.ensure_future(limited.call(Request(1.0, deadline_ns=clock() + 500 * MS)))  # not consulted
         await asyncio.sleep(0)
         assert not relaxed.done()
         for task in (alone, passed, relaxed):
@@ -220,13 +220,13 @@ def test_batcher_timings_separate_queue_and_service(clock):
     seen = answered(Batching())
     assert (seen.queue_delay_s, seen.service_s) == (pytest.approx(0.04), pytest.approx(0.02))
     unbounded = Batching()
-    unbounded.max_in_flight = 2**31 - 1  # it never keeps anything waiting: what waits, waits further in
-    assert answered(unbounded).windows == 0  # thirty samples, and none tells waiting from service
+    unbounded.max_in_flight = 2**31 - 1  # it queues nothing: calls wait in a part further inside
+    assert answered(unbounded).windows == 0  # no sample separates queue delay from service time
     assert answered(Service()).queue_delay_s == 0.0
 
 
 def test_a_response_of_another_class_has_no_timings(limit, clock):
-    """The limit counts the call, and reads the timings of a `Response` only."""
+    """The limit counts a call with a response of another class, and reads timings of a `Response` only."""
 
     class Batching(Service):
         max_in_flight = 1
@@ -520,7 +520,7 @@ def test_settings_are_checked(settings, error, message):
     ("settings", "initial"), [({}, 20), ({"max_limit": 10}, 10), ({"min_limit": 30}, 30), ({"limit": 40}, 40)]
 )
 def test_learning_starts_within_the_limits(settings, initial):
-    """At 20, or at the nearest that they allow."""
+    """An adaptive limit starts at 20, or at the nearest value within its bounds."""
     assert ConcurrencyLimit(**settings).statistics().limit == initial
 
 
@@ -550,7 +550,7 @@ def test_repr_and_html(limit):
 def test_fork_frees_permits_of_parent_threads(limit):
     """In a forked process, the permits of its parent's threads are free.
 
-    Their calls end in the parent; in the child nothing would give the permits back.
+    Their calls end in the parent; in the child nothing would release the permits.
     """
     is_inside, go_on = threading.Event(), threading.Event()
 
@@ -575,7 +575,7 @@ def test_fork_frees_permits_of_parent_threads(limit):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_call_that_forks_gives_no_permit_back_twice(limit):
-    """Its permit is given back in the child at once, and when its block ends there."""
+    """If a call forks, the child releases its permit at once, and not again at the end of the block."""
     with limit.guard():
         child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""Where the limit settles, in virtual time: a batcher and a scripted model, Poisson arrivals, nothing fixed by hand."""
+"""The value at which an adaptive limit settles, in virtual time, with Poisson arrivals at a batcher or a service."""
 
 import asyncio
 import collections
@@ -22,7 +22,7 @@ CAPACITY = 500.0  # a second
 
 @attrs.define
 class Load:
-    """Requests that come whether or not the earlier ones were answered, and how each ended and when."""
+    """Open-loop requests; ``ended`` has the outcome, the start in seconds and the duration of each."""
 
     service: object
     loop: object
@@ -70,7 +70,7 @@ def batched(loop, limit, slower=lambda _: 1.0, slo_s=0.2, policy="greedy"):
 
 
 def scenario(limit, *phases, **kwargs):
-    """Runs phases of (rate, seconds) and gives the load, the backend, and the limit watched over time."""
+    """Run phases of (rate, seconds); return the load, the backend, and the limit over time."""
     trace = []
 
     async def main(loop):
@@ -94,7 +94,7 @@ def between(trace, start, stop):
 @pytest.mark.parametrize("policy", ["greedy", "lookahead"])
 @pytest.mark.parametrize("initial", [2, 20, 800])
 def test_overload_settles_at_seven_tenths_of_objective(initial, policy):
-    """Under overload, the limit settles where queue delay and service take 70 % of the objective."""
+    """Under overload, the limit settles at the value at which queue delay and service take 70 % of the objective."""
     limit = ConcurrencyLimit(initial=initial)
     load, backend, trace = scenario(limit, (2 * CAPACITY, 8.0), policy=policy)
     settled = between(trace, 4.0, 8.0)
@@ -102,8 +102,8 @@ def test_overload_settles_at_seven_tenths_of_objective(initial, policy):
     answered = load.latencies(4.0, 7.5)
     assert len(answered) / 3.5 > 0.96 * CAPACITY
     assert answered[-1] < 0.2
-    assert load.count(4.0, 7.5).keys() == {"answered", "Overloaded"}  # no call waits in vain
-    assert sum(backend.batch_sizes[-100:-10]) / 90 > 0.9 * LARGEST  # the planner may hold smaller ones for better
+    assert load.count(4.0, 7.5).keys() == {"answered", "Overloaded"}  # no call waits for nothing
+    assert sum(backend.batch_sizes[-100:-10]) / 90 > 0.9 * LARGEST  # the planner may release smaller ones
 
 
 def test_larger_slower_batches_are_not_congestion():
@@ -115,7 +115,7 @@ def test_larger_slower_batches_are_not_congestion():
 
 
 def test_call_without_objective_waits_for_two_batches():
-    """Without an objective, the limit settles where a call waits for about two batches."""
+    """Without an objective, the limit settles at the value at which a call waits for about two batches."""
     limit = ConcurrencyLimit()
     _, _, trace = scenario(limit, (2 * CAPACITY, 8.0), slo_s=None)
     settled = between(trace, 4.0, 8.0)
@@ -166,7 +166,7 @@ def test_limit_falls_for_hanging_model_and_recovers():
 
 
 def burning(rate, seconds, slower=lambda _: 1.0, tighten=0.5):
-    """An SLO of its own, that burns when a tenth of the answers are late."""
+    """Offer a load with an SLO that burns when a tenth of the responses are late; return the load and the states."""
     seen = []
 
     async def main(loop):
@@ -213,7 +213,7 @@ def test_burning_slo_tightens_limit_and_stays_stable():
     assert any(states)
     assert sum(now and not before for before, now in itertools.pairwise(states)) <= 3
     goals = [goal for now, _, _, goal in seen if now > 5.0]
-    assert min(goals) == pytest.approx(0.5 * 0.7 * 0.3, rel=0.02)  # the goal falls once, and no further
+    assert min(goals) == pytest.approx(0.5 * 0.7 * 0.3, rel=0.02)  # the target falls once, and no further
     assert min(limit for now, limit, _, _ in seen if now > 5.0) > 2 * LARGEST
 
 
@@ -221,7 +221,7 @@ def test_burning_slo_tightens_limit_and_stays_stable():
 
 
 class Servers:
-    """So many at once, the others wait outside: a service that tells nothing of it."""
+    """Service that runs a number of requests at once, while the others wait, and reports no timings."""
 
     def __init__(self, loop, count, duration_s):
         self._free = asyncio.Semaphore(count)
@@ -252,14 +252,14 @@ def test_plain_service_has_twice_its_no_load_latency():
     """The limit holds a service without timings at twice its no-load latency."""
     load, trace = served(ConcurrencyLimit(), 800.0, 10.0, lambda _: 0.02)
     settled = between(trace, 3.0, 10.0)
-    assert 12 < min(settled) <= max(settled) < 24  # eight that work, and as many that wait
+    assert 12 < min(settled) <= max(settled) < 24  # eight that run, and as many that wait
     assert load.count(3.0, 9.5)["answered"] / 6.5 > 0.96 * 400
     assert load.latencies(3.0)[-1] < 0.1
 
 
 def test_slight_overload_keeps_the_no_load_latency():
     """The latency of a queue under slight overload is not taken for the no-load latency."""
-    load, _ = served(ConcurrencyLimit(), 88.0, 90.0, lambda _: 0.05, count=4)  # of 80 a second
+    load, _ = served(ConcurrencyLimit(), 88.0, 90.0, lambda _: 0.05, count=4)  # the capacity is 80 a second
     took = load.latencies(30.0)
     assert took[len(took) // 2] < 2.6 * 0.05
     assert took[-1] < 8 * 0.05
@@ -267,7 +267,7 @@ def test_slight_overload_keeps_the_no_load_latency():
 
 
 def test_calls_that_hang_in_a_probe_block_no_others():
-    """Calls that hang during a probe of the no-load latency do not keep other calls out."""
+    """Calls that hang during a probe of the no-load latency do not block other calls."""
     hangs = itertools.chain([False] * 1000, [True] * 2, itertools.repeat(False))
     load, _ = served(ConcurrencyLimit(), 400.0, 30.0, lambda _: 60.0 if next(hangs) else 0.02, count=4)
     assert load.count(6.0, 28.0)["answered"] > 0.4 * 2200  # two workers are left, and a probe waits now and then
@@ -281,7 +281,7 @@ def test_varying_durations_do_not_lower_the_limit():
 
 
 def drawn(kind, mean_s, seed=5):
-    """Service times of a mean."""
+    """Return a function that draws service times with a given mean."""
     draw = random.Random(seed)
     if kind == "exponential":
         return lambda _: draw.expovariate(1.0 / mean_s)
@@ -290,7 +290,7 @@ def drawn(kind, mean_s, seed=5):
 
 @pytest.mark.parametrize("kind", ["exponential", "lognormal"])
 def test_limit_without_congestion_rejects_nothing(kind):
-    """A limit without congestion rejects no call, however service times vary."""
+    """Without congestion, the limit rejects no call, however much service times vary."""
     limit = ConcurrencyLimit()
 
     load, _ = served(limit, 100.0, 60.0, drawn(kind, 0.05), count=100_000)
@@ -300,9 +300,9 @@ def test_limit_without_congestion_rejects_nothing(kind):
 
 @pytest.mark.parametrize("kind", ["exponential", "lognormal"])
 def test_ten_busy_workers_match_the_best_fixed_limit(kind):
-    """At nine tenths of their capacity, ten workers serve what the best fixed limit lets them.
+    """At nine tenths of the capacity of ten workers, at least 97 % of the calls of the best fixed limit succeed.
 
-    A standing queue that comes and goes does not make the limit reject calls that an ideal limit would admit.
+    A queue that comes and goes does not make the limit reject calls that an ideal limit would admit.
     """
 
     def answered(limit):
@@ -317,7 +317,7 @@ def test_ten_busy_workers_match_the_best_fixed_limit(kind):
 def test_slower_plain_service_is_not_throttled():
     """A service without timings that becomes slower is not throttled for that."""
     load, trace = served(ConcurrencyLimit(), 800.0, 15.0, lambda now: 0.02 if now < 5 else 0.08)
-    assert min(between(trace, 6.5, 9.0)) > 7  # found out before the no-load latency is due to be forgotten
+    assert min(between(trace, 6.5, 9.0)) > 7  # detected before the no-load latency is due to be forgotten
     assert 11 < min(between(trace, 9.0, 15.0)) <= max(between(trace, 9.0, 15.0)) < 30
     assert load.count(9.0, 14.0)["answered"] / 5.0 > 0.93 * 100
 

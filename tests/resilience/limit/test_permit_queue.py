@@ -1,4 +1,4 @@
-"""Waiting for a permit of a concurrency limit: who is next, for how long, and what becomes of those who leave."""
+"""Calls that wait for a permit of a concurrency limit: their order, their longest wait, and cancelled calls."""
 
 import asyncio
 import threading
@@ -24,7 +24,7 @@ async def settle():
 
 
 def test_waiting_call_gets_the_released_permit():
-    """A call waits until a place is free, and its permit counts from then on."""
+    """A call waits until a permit is free, and is in flight only from then on."""
 
     async def main(loop):
         limit = waiting_limit(loop)
@@ -70,7 +70,7 @@ def test_the_deadline_ends_the_wait():
 
 
 def test_places_go_by_priority_and_arrival():
-    """The most urgent call is next, equals in the order of arrival, and a later call does not overtake."""
+    """Permits go to waiting calls by priority, then by arrival, and a later call does not overtake them."""
 
     async def main(loop):
         limit = waiting_limit(loop, limit=3, reserve=0.0)
@@ -131,7 +131,7 @@ def test_new_call_does_not_overtake_one_just_permitted():
 
 
 def test_cancelled_call_that_yielded_gives_permit_back():
-    """A call that lets another go first and is then cancelled gives its permit back. It had the permit already."""
+    """A call that has its permit, lets another call go first and is then cancelled gives the permit back."""
 
     async def main(loop):
         limit = waiting_limit(loop, limit=2)
@@ -188,7 +188,7 @@ def test_urgent_call_passes_those_held_by_the_reserve():
 
 @pytest.mark.parametrize("gives_back_first", [False, True], ids=["before", "with"])
 def test_a_cancelled_call_leaves_the_queue(gives_back_first):
-    """Cancelled while it waits, or in the step in which it got a place: the next one gets it, and none is lost."""
+    """If a waiting call is cancelled, even in the turn in which it got a permit, the next call gets the permit."""
 
     async def main(loop):
         limit = waiting_limit(loop)
@@ -231,7 +231,7 @@ def test_calls_beyond_max_waiting_are_rejected():
 
 
 def test_stack_waits_instead_of_rejecting():
-    """Ten requests at once with two places: all are answered, two at a time, however a call ends."""
+    """With a limit of two, ten concurrent requests run two at a time; none is rejected, although half of them fail."""
 
     async def main(loop):
         model = ScriptedBackend(*[[1.0], ConnectionError("gone")] * 5, duration_s=0.1)
@@ -275,7 +275,7 @@ def test_functions_blocks_and_backends_wait():
 
 
 def test_guard_of_rejected_call_can_be_entered_again():
-    """The guard of a rejected call can be entered again: a guard is for one call, and a rejection is not a call."""
+    """A guard is for one call, but it can be entered again after a rejection, which is no call."""
 
     async def main(loop):
         limit = waiting_limit(loop)
@@ -292,7 +292,7 @@ def test_guard_of_rejected_call_can_be_entered_again():
 
 
 def test_admission_counts_free_queue_places():
-    """A full limit with a place to wait says yes, unless the deadline is before a place is expected."""
+    """A full limit accepts a request if its queue has a free place and a permit is expected before the deadline."""
 
     async def main(loop):
         limit = waiting_limit(loop, max_waiting=1)
@@ -319,7 +319,7 @@ def test_admission_counts_free_queue_places():
     ids=["in time", "late", "more urgent", "soon enough", "waits too long"],
 )
 def test_admission_counts_the_calls_that_wait(waiting, priority, left_s, ok):
-    """A call gets a permit after the calls before it, a tenth of a second each, and waits a second at most."""
+    """A request is accepted if the calls before it, of 0.1 s each, leave it a permit by its deadline and within 1 s."""
 
     async def main(loop):
         limit = waiting_limit(loop, limit=1, max_wait_s=1.0)
@@ -346,7 +346,7 @@ class _Answers:
 
 
 def test_a_permit_from_another_thread_wakes_the_loop():
-    """A permit that another thread gives back reaches the call that waits on the loop."""
+    """A permit that another thread releases reaches the call that waits on the loop."""
 
     async def main():
         limit = ConcurrencyLimit(limit=1, max_wait_s=30.0)
@@ -362,7 +362,7 @@ def test_a_permit_from_another_thread_wakes_the_loop():
 
 
 def test_another_loop_is_rejected_while_calls_wait():
-    """Calls wait on one event loop at a time; what a closed loop left behind is no hindrance."""
+    """Calls wait on one event loop at a time; after this loop has closed, they can wait on another one."""
     limit = ConcurrencyLimit(limit=1, max_wait_s=30.0)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(limit.acquire())
@@ -399,7 +399,7 @@ def test_wrong_arguments_are_named(settings, message):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_queues_its_own_calls():
-    """Those that wait in the parent are of another event loop, which does not run in the child."""
+    """In a forked process, calls queue although the parent has queued calls, whose loop does not run in the child."""
 
     async def main(loop):
         limit = waiting_limit(loop)

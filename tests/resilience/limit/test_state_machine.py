@@ -1,4 +1,4 @@
-"""The limit's state machine: any order of calls and ends keeps its counts, its bounds, and its compiled twin."""
+"""The state machine of the limit: its rules, and its counts and bounds in any order, compiled and uncompiled."""
 
 import math
 
@@ -62,7 +62,7 @@ def test_limit_at_most_halves_in_one_window():
 
 
 def test_short_delay_raises_limit_by_root_at_most():
-    """A short delay raises the limit by at most the limit's root, never past what Little's law gives."""
+    """A short queue delay raises the limit by at most its square root, and not above what Little's law gives."""
     machine = make(limit=16, delay_ms=1000)
     now = round_of(machine, S, 10, 10, count=10)
     assert machine.adaptation.limit == 16 + 4
@@ -103,7 +103,7 @@ def test_window_counts_calls_begun_after_last_decision():
     round_of(machine, S + MS, 50, 10, count=9)
     limit, rounds = machine.adaptation.limit, machine.adaptation.windows
     for _ in range(3):
-        machine.succeed(early, 500 * MS, S, 3 * S)  # it knew nothing of the present limit
+        machine.succeed(early, 500 * MS, S, 3 * S)  # it began before the present limit
         early = machine.try_acquire(0, NEVER_NS, S)
     assert (machine.adaptation.limit, machine.adaptation.windows) == (limit, rounds)
 
@@ -173,7 +173,7 @@ def test_priorities_leave_places_to_more_urgent_ones():
 
 @pytest.mark.parametrize(("reserve", "permits"), [(0.2, 80), (0.7, 30), (0.8, 20), (0.9, 10)])
 def test_a_reserve_is_exact(reserve, permits):
-    """A share that binary fractions do not have leaves as many permits as its decimal says."""
+    """A reserve leaves the number of permits that its decimal says, although binary fractions do not have its value."""
     machine = make(limit=100, adaptive=False, reserve=reserve)
     assert sum(machine.try_acquire(1, NEVER_NS, S) > 0 for _ in range(100)) == permits
 
@@ -187,13 +187,13 @@ def test_call_with_too_little_time_is_infeasible():
     """A call with less time than any recent call took is infeasible while other calls are in flight."""
     machine = make(limit=10)
     now = round_of(machine, S, 20, 10)
-    assert machine.try_acquire(0, now + MS, now) > 0  # nothing is in flight: such a call can unlearn a stall
+    assert machine.try_acquire(0, now + MS, now) > 0  # nothing is in flight: this call can correct the estimate
     assert machine.check(0, now + 29 * MS, now) == INFEASIBLE
     assert machine.try_acquire(0, now + 29 * MS, now) == INFEASIBLE
     assert machine.try_acquire(0, now + 30 * MS, now) > 0
     assert machine.infeasible == 1
     fast = machine.try_acquire(0, NEVER_NS, now)
-    machine.succeed(fast, 0, now, now + 5 * MS)  # one fast answer is enough
+    machine.succeed(fast, 0, now, now + 5 * MS)  # one fast response is enough
     assert machine.check(0, now + 29 * MS, now) == 1
 
 
@@ -251,7 +251,7 @@ def test_drain_time_is_calls_in_flight_over_rate():
     assert machine.drain_ns(S) == 0
     now = S
     first = machine.try_acquire(0, NEVER_NS, now)
-    assert machine.drain_ns(now + 7 * MS) == 7 * MS  # nothing is known but that it takes so long
+    assert machine.drain_ns(now + 7 * MS) == 7 * MS  # the only measurement is the time of this call so far
     machine.succeed(first, 0, now, now + 10 * MS)
     now += 10 * MS
     for _ in range(2):
@@ -271,7 +271,7 @@ def test_drain_time_is_calls_in_flight_over_rate():
 
 
 def test_the_wait_counts_calls_before_and_the_reserve():
-    """A call gets a permit when enough others have completed for all before it, and for the reserve of its priority."""
+    """A call waits until enough calls complete for all calls before it, and for the reserve of its priority."""
     machine = make(limit=10, adaptive=False, reserve=0.2)
     assert machine.wait_ns(0, 3, S) == 0
     now = S
@@ -298,12 +298,12 @@ def test_idle_time_is_not_counted_into_the_rate():
 
 
 def test_permit_is_positive_where_clock_starts_at_zero():
-    """A permit is greater than 0 even where the clock starts at 0."""
+    """A permit is greater than 0 even if the clock starts at 0."""
     assert make().try_acquire(0, NEVER_NS, 0) > 0
 
 
 class Twins(RuleBasedStateMachine):
-    """Compiled and plain side by side; a plain account of what is out."""
+    """The compiled and the uncompiled machine side by side, compared with a list of the permits in use."""
 
     twin = None
 

@@ -1,4 +1,4 @@
-"""Rate limits: what a tenant may send, whose bucket a call draws from, and how much is remembered."""
+"""Rate limits: the rate of a tenant, the bucket that a call draws from, and the size of the table."""
 
 import asyncio
 import inspect
@@ -27,7 +27,7 @@ def limit(clock):
 
 
 def test_a_burst_then_the_rate(limit, clock):
-    """After a pause ``burst`` requests pass at once, then one each ``1 / per_s``."""
+    """After a pause ``burst`` requests pass at once, then one every ``1 / per_s`` seconds."""
     assert [limit.try_acquire("a") for _ in range(4)] == [True, True, True, False]
     clock.advance(0.1)
     assert [limit.try_acquire("a") for _ in range(2)] == [True, False]
@@ -73,7 +73,7 @@ def test_the_default_burst_is_one_second(clock):
     gaps=st.lists(st.integers(0, 3 * S), min_size=1, max_size=60),
 )
 def test_any_span_admits_at_most_burst_and_rate(burst, gaps):
-    """In any span ``t`` at most ``burst + t · per_s`` requests are admitted, and a call that waits as told is admitted."""
+    """In any span ``t`` at most ``burst + t · per_s`` requests are admitted, and ``wait_ns`` predicts each decision."""
     buckets = TenantBuckets(Bucket(S, (burst - 1) * S), {}, 10)
     now, admitted = 0, []
     for gap in gaps:
@@ -94,7 +94,7 @@ def test_any_span_admits_at_most_burst_and_rate(burst, gaps):
 )
 @example(max_tenants=1, calls=[(0, 0), (S // 2, 0), (0, 1), (0, 1), (0, 1), (S // 2, 1)])
 def test_retry_after_s_holds_for_shared_buckets(max_tenants, calls):
-    """With more tenants than the table has places a call that waits as told is admitted, and no other."""
+    """Even with more tenants than the table has places, ``wait_ns`` predicts each decision."""
     buckets = TenantBuckets(Bucket(S, 2 * S), {}, max_tenants)
     now = 0
     for gap, tenant in calls:
@@ -115,14 +115,14 @@ def test_tenants_do_not_draw_from_each_other(limit):
 
 
 def test_a_tenant_can_have_its_own_rate_or_none(clock):
-    """``tenants`` names rates of single tenants, ``None`` is no limit, and the key ``None`` is for no tenant."""
+    """``tenants`` has rates of single tenants; the rate ``None`` is no limit, the key ``None`` is for no tenant."""
     limit = RateLimit(1.0, tenants={"big": Rate(2.0, burst=4), "inside": None, None: Rate(3.0)}, clock=clock)
     passed = {tenant: sum(limit.try_acquire(tenant) for _ in range(9)) for tenant in ("big", "inside", None, "other")}
     assert passed == {"big": 4, "inside": 9, None: 3, "other": 1}
 
 
 def test_a_rate_can_change_while_it_runs(limit, clock):
-    """``set_rate`` keeps the requests that the tenant has drawn: nothing is given away by a change."""
+    """``set_rate`` keeps the count of requests that the tenant has drawn, so a change allows no extra requests."""
     for _ in range(3):
         limit.acquire("a")
     limit.set_rate("a", Rate(1.0, burst=1))
@@ -134,7 +134,7 @@ def test_a_rate_can_change_while_it_runs(limit, clock):
 
 
 def test_a_higher_rate_counts_at_once(clock):
-    """What was drawn at a low rate is paid back at the new one."""
+    """Requests that were drawn at a low rate are restored at the new rate."""
     limit = RateLimit(1 / 60, burst=10, clock=clock)
     assert [limit.try_acquire("a") for _ in range(11)] == [True] * 10 + [False]
     for burst, left in ((20, 10), (40, 20)):
@@ -156,7 +156,7 @@ def test_a_full_bucket_is_forgotten():
 
 
 def test_a_bucket_in_use_is_never_forgotten():
-    """A tenant cannot get its bucket back by naming others: those beyond the table share one."""
+    """A tenant cannot refill its bucket by using other names: tenants beyond the table share one bucket."""
     buckets = TenantBuckets(Bucket(S, S), {}, 3)
     assert [buckets.take("a", 0), buckets.take("a", 0)] == [0, 0]
     passed = sum(buckets.take(number, 0) == 0 for number in range(100))
@@ -168,9 +168,9 @@ def test_a_bucket_in_use_is_never_forgotten():
 
 
 def test_named_tenant_has_bucket_when_table_is_full():
-    """A tenant with a rate of its own has a bucket even when the table is full.
+    """A tenant with a rate of its own has a bucket even if the table is full.
 
-    A flood of other tenants does not reach a tenant that was named.
+    A flood of other tenants does not affect a tenant that has a rate of its own.
     """
     buckets = TenantBuckets(SECOND, {"big": SECOND}, 1)
     for number in range(10):
@@ -179,7 +179,7 @@ def test_named_tenant_has_bucket_when_table_is_full():
 
 
 def test_reused_buckets_keep_their_heap_entry():
-    """A tenant in use stays, though the instant in the heap has passed; the heap holds one entry for it."""
+    """The bucket of a busy tenant stays after its instant in the heap has passed, and has one entry there."""
     buckets = TenantBuckets(Bucket(S, 10 * S), {}, 100)
     for second in range(0, 50, 2):
         for _ in range(3):
@@ -194,7 +194,7 @@ def test_reused_buckets_keep_their_heap_entry():
 
 
 def test_service_is_limited_by_tenant_of_each_request():
-    """In a stack the tenant of each request counts, and the error says whose limit is reached."""
+    """In a stack, a request draws from the bucket of its tenant, and the error names the tenant."""
 
     async def main(loop):
         limit = RateLimit(1.0, name="faces")
@@ -217,7 +217,7 @@ def test_service_is_limited_by_tenant_of_each_request():
 
 
 def test_admission_tells_and_takes_nothing(clock):
-    """``admission`` says what a call would get, with the time to wait, and asks further in where it would pass."""
+    """``admission`` draws nothing; it is the rejection that a call would get, or the admission of the inner service."""
     asked = []
 
     class Inner:
@@ -249,7 +249,7 @@ def test_a_layer_draws_at_the_instant_it_is_given(clock):
 
 
 def test_another_key_than_the_tenant(clock):
-    """``by`` says whose bucket a request draws from."""
+    """``by`` returns the key of the bucket that a request draws from."""
     limited = RateLimit(1.0, clock=clock).wrap(_Answers(), by=lambda request: request.subject)
     asyncio.run(limited.call(Request(1.0, tenant="a", subject="x")))
     asyncio.run(limited.call(Request(1.0, tenant="a", subject="y")))
@@ -264,7 +264,7 @@ class _Answers:
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_limited_function_stays_sync_or_async(clock, is_async):
-    """A function is limited as one bucket, or by ``by`` of its arguments, and stays sync or async."""
+    """A function has one bucket, or one for each key that ``by`` returns, and stays sync or async."""
 
     def plain(user, x):
         return x
@@ -293,7 +293,7 @@ def test_limited_function_stays_sync_or_async(clock, is_async):
 
 
 def test_threads_get_no_more_than_the_burst(clock):
-    """Threads that draw at the same time get exactly the burst between them."""
+    """Threads that draw at the same time get exactly the burst in total."""
     limit = RateLimit(1.0, burst=500, clock=clock)
     passed = []
 
@@ -330,6 +330,6 @@ def test_wrong_arguments_are_named(make, message):
 
 
 def test_stack_rejects_rate_limit_inside_batcher():
-    """A stack rejects a rate limit inside the batcher and says why. A batch has rows of several tenants."""
+    """A stack rejects a rate limit inside a batcher, because a batch has rows of several tenants."""
     with pytest.raises(TypeError, match="rows of several tenants"):
         si.Stack(si.AdaptiveBatcher(max_batch_size=2), RateLimit(1.0), ScriptedBackend())

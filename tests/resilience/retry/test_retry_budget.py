@@ -1,4 +1,4 @@
-"""Retries: which, when, and never more than the traffic has paid for."""
+"""Retries: which calls are retried, when, and the budget that limits them to a share of the traffic."""
 
 import asyncio
 import inspect
@@ -25,7 +25,7 @@ MS = 10**6
 
 
 class Service:
-    """Answers or fails by script, each time after ``takes_s``."""
+    """Service that responds or fails by script, each time after ``takes_s``."""
 
     def __init__(self, *script, takes_s=0.0, **more):
         self.script = list(script)
@@ -45,7 +45,7 @@ class Service:
 
 
 def asked(service, budget, *requests, now_ns=0):
-    """What became of requests, one after another: outputs or the error's class."""
+    """Send requests one after another; return the outputs or the error class of each, without a list if it is one."""
     ended = []
 
     async def main(loop):
@@ -169,7 +169,7 @@ def test_last_error_is_raised_after_max_attempts():
 
 
 def test_wait_is_retry_after_plus_doubling_backoff():
-    """A retry waits as long as the error asks for, plus a jittered backoff that doubles each time."""
+    """A retry waits for the ``retry_after_s`` of the error, plus a jittered backoff that doubles each time."""
     service = Service(si.BackendError(), si.BackendError(), si.Overloaded(retry_after_s=0.2))
     budget = RetryBudget(max_attempts=4, backoff_s=0.1, seed=3)
     draw = random.Random(3)
@@ -224,7 +224,7 @@ def test_backoff_counts_toward_max_wait_s():
 
 
 def test_retry_attributes_of_foreign_errors_are_used():
-    """Its attributes say whether a retry can help, and after how many seconds."""
+    """The attributes ``retryable`` and ``retry_after_s`` of any error decide whether and when it is retried."""
     rejection = ConnectionError("busy")
     rejection.retryable, rejection.retry_after_s = True, 0.3
     service = Service(rejection)
@@ -233,7 +233,7 @@ def test_retry_attributes_of_foreign_errors_are_used():
 
 
 def test_retry_after_s_that_is_not_a_number_is_ignored():
-    """What another library calls by the same name does not replace its error."""
+    """An error of another library with a ``retry_after_s`` that is no number is retried without this wait."""
     rejection = ConnectionError("busy")
     rejection.retryable, rejection.retry_after_s = True, "Wed, 21 Oct 2026 07:28:00 GMT"
     service = Service(rejection)
@@ -434,7 +434,7 @@ def test_stack_gives_budget_its_inner_and_clock():
 
 
 def test_rejection_by_inner_limit_is_retried():
-    """Around a concurrency limit, the retry budget sends a rejected request again once a permit is free."""
+    """Around a concurrency limit, the retry budget sends a rejected request again when a permit is free."""
     from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 
     budget, limit = RetryBudget(max_attempts=3, min_per_s=10.0), ConcurrencyLimit(limit=1)
@@ -488,7 +488,7 @@ def test_repr_and_html():
 
 @pytest.mark.parametrize("stack", [True, False], ids=["arrays", "lists"])
 def test_retry_does_not_see_writes_of_first_attempt(stack):
-    """A model that writes to its inputs and then fails gets the inputs of the requests again."""
+    """A retry gets the inputs of the requests, even if the model wrote to its inputs before it failed."""
 
     async def main(loop):
         def double(batch):
@@ -509,12 +509,12 @@ def test_retry_does_not_see_writes_of_first_attempt(stack):
 
 
 class TestStop:
-    """A request between two attempts is with nothing further in."""
+    """Stops while a request waits between two attempts, so that no inner part has it."""
 
     @pytest.mark.parametrize("limit_s", [0.0, 0.25])
     @pytest.mark.parametrize("drain", [False, True])
     def test_requests_between_attempts_end(self, drain, limit_s):
-        """They end with `Closed`: at once, or where it drains at the limit of the stop."""
+        """Requests between attempts end with `Closed`: at once, or at the timeout of a stop that drains."""
 
         async def main(loop):
             service = Service(*[si.Overloaded("full", retry_after_s=0.9)] * 3)
@@ -533,7 +533,7 @@ class TestStop:
         assert len(run(main)) == 4
 
     def test_draining_waits_for_the_next_attempt(self):
-        """A stop that has the time lets a request have its next attempt."""
+        """A draining stop waits for the next attempt of a request."""
 
         async def main(loop):
             service = Service(si.Overloaded("full", retry_after_s=0.5))
@@ -547,7 +547,7 @@ class TestStop:
         assert run(main) == (1.0, pytest.approx(0.5, abs=0.01))
 
     def test_no_pause_begins_after_the_stop(self):
-        """What the stop ends further in is not retried, even where `Closed` is named as retryable."""
+        """A request that the stop ends in an inner part is not retried, even if `retryable` names `Closed`."""
 
         async def main(loop):
             budget = RetryBudget(retryable=si.Closed, backoff_s=0.8)

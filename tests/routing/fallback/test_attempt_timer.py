@@ -1,4 +1,4 @@
-"""The timer of a router's attempts: exact where the system has such timers, and gone with the router."""
+"""The timer of a router's attempts is exact where the system has such timers, and is closed with the router."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from streaminfer.testing import run
 
 
 class Hanging:
-    """A service that responds to nothing."""
+    """Service that never responds."""
 
     async def call(self, request):
         await asyncio.sleep(3600.0)
@@ -34,7 +34,10 @@ class Exact:
 
 
 def test_an_attempt_is_interrupted_by_an_exact_timer(monkeypatch):
-    """A default response has a 64th of the time, at least a millisecond, which a loop's timer would round away."""
+    """An exact timer interrupts an attempt in time for the default response.
+
+    The default has a 64th of the request's time, at least a millisecond, which the timer of a loop would round away.
+    """
     made = []
     monkeypatch.setattr(alarm, "exact_timer", lambda *args: made.append(Exact(*args)) or made[-1])
 
@@ -55,7 +58,7 @@ def test_an_attempt_is_interrupted_by_an_exact_timer(monkeypatch):
 
 
 def test_each_loop_has_a_timer_of_its_own(monkeypatch):
-    """That of a loop that ended without a stop is closed when the next one comes."""
+    """If a loop ended without a stop of the router, its timer is closed when the next loop sends a request."""
     made = []
     monkeypatch.setattr(alarm, "exact_timer", lambda *args: made.append(Exact(*args)) or made[-1])
     router = FallbackRouter(Route("only", Hanging()), default="none")

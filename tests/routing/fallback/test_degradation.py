@@ -1,4 +1,4 @@
-"""The shares of routes: every rule of the module's docstring, and a model-free machine for its invariants."""
+"""The shares of routes: each rule of the module's docstring, and a stateful property test of its invariants."""
 
 import random
 from itertools import pairwise
@@ -31,7 +31,7 @@ def make(*, devices=(0, 0), backed=False, module=None):
 
 
 def serve(degradation, position, outcomes, *, limit_ns=1000, duration_ns=900):
-    """Requests that are offered to one route, and how those that it takes end."""
+    """Offer one request per outcome to one route; return how many it takes."""
     taken = 0
     for outcome in outcomes:
         share = degradation.shares[position]
@@ -60,7 +60,7 @@ def test_failing_route_is_halved_and_returns_gradually():
     assert steps(degradation, 1, [GOOD] * 10 + [BAD] * 10) == pytest.approx(0.5)
     assert (degradation.shares[0].cuts, degradation.shares[0].flaps) == (1, 1)
     shares = [steps(degradation, 1, [GOOD] * 40, start=start) for start in range(2, 40)]
-    assert shares[0] == pytest.approx(0.5)  # it rests
+    assert shares[0] == pytest.approx(0.5)  # a share does not grow in the step after a cut
     assert shares == sorted(shares)
     assert all(after - before <= 0.1 + 1e-9 for before, after in pairwise(shares))
     assert shares[-1] == 1.0
@@ -78,7 +78,7 @@ def test_few_failures_do_not_change_share():
     [(2, 6, 0.5), (2, 7, 1.0), (3, 8, 0.5), (8, 50, 1.0), (9, 50, 0.5), (115, 1000, 1.0), (117, 1000, 0.5)],
 )
 def test_chance_alone_does_not_cut_a_share(failed, requests, share):
-    """A route is failing where more fail than a tenth, and than chance brings where a tenth fail."""
+    """A share is cut only if more than a tenth of the requests fail, and more than chance explains at that rate."""
     outcomes = [BAD] * failed + [GOOD] * (requests - failed)
     degradation = make()
     serve(degradation, 0, outcomes)
@@ -102,7 +102,7 @@ def test_route_with_few_failures_keeps_traffic(requests):
 
 
 def serve_batches(degradation, outcomes, *, rows, start):
-    """Batches that end as a whole."""
+    """Send batches, one per outcome, whose requests all have the outcome of their batch."""
     for number, outcome in enumerate(outcomes):
         for _ in range(rows):
             degradation.arrive(0)
@@ -116,7 +116,7 @@ def serve_batches(degradation, outcomes, *, rows, start):
 def test_route_with_few_failed_batches_keeps_traffic(batches, rows):
     """A route with less than a tenth of its batches failing keeps its traffic.
 
-    Chance brings more failures where the requests of a batch fail together: with one batch in twenty.
+    The requests of a batch fail together, so chance explains more failures; here one batch in twenty fails.
     """
     degradation = make()
     draw = random.Random(1)
@@ -133,7 +133,7 @@ def test_route_with_few_failed_batches_keeps_traffic(batches, rows):
     ("bad", "good", "share"), [(1, 0, 0.5), (1, 1, 1.0), (1, 3, 1.0), (2, 2, 0.5), (2, 8, 1.0), (4, 6, 0.5)]
 )
 def test_unlikely_batch_failures_cut_share(bad, good, share):
-    """Failed batches cut a share if chance does not explain them. One of several says nothing."""
+    """Failed batches cut a share if chance does not explain them. One failed batch of several changes nothing."""
     degradation = make()
     serve_batches(degradation, [BAD] * bad + [GOOD] * good, rows=10, start=1)
     degradation.step(STEP, False)
@@ -141,7 +141,7 @@ def test_unlikely_batch_failures_cut_share(bad, good, share):
 
 
 def test_rows_that_fail_alone_are_failures_each():
-    """Rows of one batch, every third of which fails: more than a tenth, and not for one reason."""
+    """If every third row of a batch fails and the others succeed, each failed row counts, and the share is cut."""
     degradation = make()
     for number in range(30):
         degradation.arrive(0)
@@ -154,7 +154,7 @@ def test_rows_that_fail_alone_are_failures_each():
 
 @pytest.mark.parametrize("requests", [50, 100, 250, 1000])
 def test_rare_misses_do_not_change_shares(requests):
-    """With one request in 200 late or missed at random, the best route keeps its traffic and needs no headroom."""
+    """With one request in 200 late or missed at random, the best route keeps its traffic and needs little headroom."""
     degradation, draw = make(), random.Random(1)
     fractions = []
     for number in range(1, 400):
@@ -169,7 +169,7 @@ def test_rare_misses_do_not_change_shares(requests):
 
 
 def crowd(degradation, number, responds, burning=False):
-    """A step in which the first route takes its share, and the second one the rest, which misses if it hangs."""
+    """Run a step in which the first route takes its share and the second the rest, which is late if it hangs."""
     best, rest = degradation.shares
     for _ in range(50):
         degradation.arrive(0)
@@ -183,7 +183,7 @@ def crowd(degradation, number, responds, burning=False):
 
 
 def test_a_share_grows_back_beside_a_route_that_hangs():
-    """A cheaper route on the device that does not respond takes nothing over, so its misses hold nothing back."""
+    """A share grows beside a cheaper route of its device that hangs, because that route can take over no traffic."""
     degradation = make()
     for _ in range(50):
         degradation.missed(1, 1000)
@@ -197,7 +197,7 @@ def test_a_share_grows_back_beside_a_route_that_hangs():
 
 
 def test_route_that_responds_again_relieves_device():
-    """What it did not do before is forgotten with its first step of responses."""
+    """The share of a route is cut again after the first step in which a cheaper route of its device responds."""
     degradation = make()
     cuts = 0
     for number in range(1, 9):
@@ -220,7 +220,7 @@ def test_route_that_responds_again_relieves_device():
 def test_burning_closes_no_route_beside_hanging_one():
     """A burning budget does not keep a route closed beside one that hangs.
 
-    The closed route returns once none of the others has responded for three steps, and is not closed again.
+    The closed route returns after three steps in which no other route has responded, and is not closed again.
     """
     degradation = make(devices=(0, 1))
     for number in range(1, 4):
@@ -280,11 +280,11 @@ def test_headroom_rises_when_late_and_falls_slowly():
         serve(degradation, 0, [LATE] * 20)
         degradation.step(number * STEP, False)
     assert share.headroom == 0.5
-    assert share.fraction < 1.0  # more of it was no help
+    assert share.fraction < 1.0  # the largest headroom did not help
 
 
 def test_headroom_of_hang_falls_fast_for_quick_route():
-    """Headroom that a hang raised is soon gone if responses take little of their time."""
+    """Headroom that a hang raised falls fast while responses take little of their time."""
     degradation = make(devices=(0, 1))
     share = degradation.shares[0]
     steps(degradation, 3, [GOOD] * 10 + [LATE] * 10)
@@ -323,7 +323,7 @@ def test_lone_request_needs_no_headroom():
 
 
 def test_costlier_route_gives_way_on_crowded_device():
-    """On a crowded device the costlier route gives way."""
+    """On a crowded device the costlier route loses part of its share, and the cheaper route keeps its share."""
     degradation = make()
     serve(degradation, 0, [GOOD] * 40)
     serve(degradation, 1, [GOOD] * 60)
@@ -352,7 +352,7 @@ def test_infeasible_requests_do_not_crowd_device():
 
 
 def test_infeasible_attempts_do_not_count_as_load():
-    """Attempts with less time than the quickest response took say nothing about the load."""
+    """Late attempts with less time than the quickest response took change neither share nor headroom."""
     degradation = make(backed=True)
     steps(degradation, 1)
     for number in range(2, 30):
@@ -368,7 +368,7 @@ def test_infeasible_attempts_do_not_count_as_load():
 
 
 def test_routes_on_separate_devices_do_not_give_way():
-    """Routes that have a device each do not give way to each other."""
+    """A route keeps its share if requests miss their deadline because of another device."""
     degradation = make(devices=(0, 1))
     serve(degradation, 0, [GOOD] * 100)
     for _ in range(10):
@@ -378,7 +378,7 @@ def test_routes_on_separate_devices_do_not_give_way():
 
 
 def test_share_is_stable_between_calm_and_crowded():
-    """With as many misses as lie between the calm and the crowded limit, the share stays."""
+    """The share does not change while the rate of misses is between the calm and the crowded limit."""
     degradation = make()
     serve(degradation, 0, [GOOD] * 10 + [BAD] * 10)
     degradation.step(STEP, False)
@@ -408,7 +408,7 @@ def test_burning_closes_best_routes_but_never_last():
 
 
 def test_share_doubles_after_burning():
-    """After burning, a share doubles at first and is complete within three seconds of quarter-second steps."""
+    """After burning, a share first doubles per step and is whole after 12 steps (three seconds by default)."""
     degradation = make()
     serve(degradation, 0, [GOOD] * 20)
     degradation.step(STEP, True)
@@ -430,7 +430,7 @@ def test_fast_responses_restore_a_share_faster():
 
 
 def test_step_with_few_requests_is_extended():
-    """A step lasts until enough requests have come to judge the route."""
+    """The controller judges a route with fewer than eight requests only after eight steps."""
     degradation = make()
     for number in range(1, 7):
         serve(degradation, 0, [BAD] if number < 3 else [])
@@ -466,14 +466,14 @@ def test_compiled_and_plain_agree(plain, events):
 
 
 class Machine(RuleBasedStateMachine):
-    """Any traffic: invariants hold, and after it every route comes back."""
+    """The invariants hold under any traffic, and after it each route regains its whole share."""
 
     def __init__(self):
         super().__init__()
         self.degradation = make(devices=(0, 0, 1))
         self.now = 0
         self.out = [0, 0, 0]
-        self.sent = self.steps = 0  # since the last step with enough requests to be judged by: steps count together
+        self.sent = self.steps = 0  # since the last step with enough requests to judge a route
 
     @rule(position=st.integers(0, 2), outcome=st.sampled_from([GOOD, BAD, LATE, IGNORED]), count=st.integers(1, 40))
     def requests(self, position, outcome, count):

@@ -101,7 +101,7 @@ def test_admission_rejection_skips_a_route(reason):
 
 @pytest.mark.parametrize("timeout_s", [None, 0.1], ids=["no deadline", "deadline"])
 def test_each_admission_is_called_once_per_request(timeout_s):
-    """A route whose ``admission`` rejects a request is not asked again for the same choice."""
+    """The router calls ``admission`` of a route that rejects a request only once for this request."""
 
     async def main(loop, best, second, router):
         looks = []
@@ -150,7 +150,7 @@ def test_error_moves_the_request_to_the_next_route(error, reason):
 
 
 def test_invalid_input_ends_request():
-    """Invalid input is a mistake of the caller: it ends the request and is not held against the route."""
+    """Invalid input is a mistake of the caller: the request fails, and its route keeps its whole share."""
 
     async def main(loop, best, second, router):
         best.error = si.InvalidInput("shape")
@@ -170,7 +170,7 @@ def test_a_hanging_route_leaves_the_next_one_its_time(enforces):
         best.enforces_deadline = enforces
         router = FallbackRouter(Route("best", best), Route("second", second, quality=0.5), clock=loop.clock)
         best.verdict = Admission(False, "infeasible")
-        assert (await ask(router)).source.startswith("second")  # now it is known what the second takes
+        assert (await ask(router)).source.startswith("second")  # so the router knows how long the second route takes
         best.verdict, best.hangs = None, True
         for _ in range(5):
             begun = loop.time()
@@ -336,7 +336,7 @@ def test_prepare_and_finish_are_each_routes_own():
 
 @pytest.mark.parametrize("part", ["prepare", "finish"])
 def test_an_adapter_that_hangs_ends_at_the_deadline(part):
-    """A route whose service ends its requests in time may await longer in its adapters."""
+    """A request whose adapter hangs ends at its deadline, although the service of the route enforces deadlines."""
 
     async def hang(_):
         await asyncio.sleep(10.0)
@@ -367,7 +367,7 @@ def test_a_prepare_that_fails_counts_against_its_route():
 
 @pytest.mark.parametrize("after_s", [0.0, 0.0005, 0.02])
 def test_cancelled_caller_frees_its_route(after_s):
-    """A cancelled caller ends at once and frees its route."""
+    """If its caller is cancelled, a request ends at once and is not in flight at its route."""
 
     async def main(loop, best, second, router):
         best.hangs = True
@@ -384,12 +384,12 @@ def test_cancelled_caller_frees_its_route(after_s):
 
 
 def test_cancellation_wins_over_switch_in_same_turn():
-    """A cancellation wins in the very turn of the loop in which the router would switch routes."""
+    """A caller that is cancelled in the turn of the loop in which the router would switch routes ends cancelled."""
 
     async def main(loop, best, second, router):
         best.hangs = True
         call = asyncio.ensure_future(ask(router))
-        loop.call_at(0.075, call.cancel)  # nothing is known of the second: a quarter is reserved
+        loop.call_at(0.075, call.cancel)  # the second route's duration is unknown, so it gets a quarter
         with pytest.raises(asyncio.CancelledError):
             await call
         assert not second.asked
@@ -435,7 +435,7 @@ def test_a_draining_stop_waits_and_a_hard_one_does_not():
 
 
 def test_a_drain_waits_for_the_next_route_too():
-    """A request whose route fails during a drain gets the response of the next one."""
+    """A request whose route fails during a drain gets the response of the next route."""
 
     async def main(loop, best, second, router):
         best.takes_s, best.error, second.takes_s = 0.02, si.BackendError("broken"), 0.02
@@ -449,7 +449,7 @@ def test_a_drain_waits_for_the_next_route_too():
 
 @pytest.mark.parametrize("timeout_s", [None, 0.1], ids=["no deadline", "deadline"])
 def test_a_route_whose_admission_raises_is_called(timeout_s, caplog):
-    """Its call decides: a response counts, and an error moves the request to the next route."""
+    """If ``admission`` raises, the router calls the route: a response counts, and an error moves the request on."""
 
     async def main(loop, best, second, router):
         def verdict(request, now_ns):
@@ -467,7 +467,7 @@ def test_a_route_whose_admission_raises_is_called(timeout_s, caplog):
 
 
 def test_routes_may_have_any_number_of_devices():
-    """A request that misses all of them ends with the error of the last route."""
+    """A request that fails at 70 routes, each on its own device, ends with the error of the last route."""
 
     async def main(loop):
         routes = [Scripted(str(number)) for number in range(70)]
@@ -483,7 +483,7 @@ def test_routes_may_have_any_number_of_devices():
 
 
 def test_a_hard_stop_tries_no_other_route():
-    """A route that turns its interruption into an error of its own ends the request."""
+    """If a route turns the cancellation by a stop into its own error, the request ends with this error."""
 
     class Rough(Scripted):
         async def call(self, request):
@@ -507,7 +507,7 @@ def test_a_hard_stop_tries_no_other_route():
 
 
 def test_services_start_once_and_stop_if_one_fails():
-    """The services are started once each, and stopped again if one of them fails to start."""
+    """The router starts each service once, and stops it again if another service fails to start."""
 
     async def main(loop):
         shared, broken = Scripted("shared"), Scripted("broken")
@@ -580,7 +580,7 @@ def test_infeasible_route_is_probed_and_returns():
 
 @pytest.mark.parametrize(("error", "records"), [(OSError("down"), 1), (si.Overloaded("full"), 0)], ids=repr)
 def test_probes_that_fail_are_counted_and_logged_once(error, records, caplog):
-    """A rejected probe is not logged: the route has said why."""
+    """The router logs the first probe that fails, but no rejected probe, because the route has given its reason."""
 
     async def main(loop, best, second, router):
         best.verdict = Admission(False, "infeasible")
@@ -596,7 +596,7 @@ def test_probes_that_fail_are_counted_and_logged_once(error, records, caplog):
 
 
 def test_probe_stopped_before_start_is_not_in_flight():
-    """A route with something in flight is not probed, and only probes show that it is fast again."""
+    """A probe that a stop cancels before it starts is not in flight, so the route can be probed again."""
 
     async def main(loop, best, second, router):
         best.verdict = Admission(False, "infeasible")
@@ -614,7 +614,7 @@ def test_probe_stopped_before_start_is_not_in_flight():
 
 
 def test_lone_infeasible_route_is_used_when_idle():
-    """A lone route that considers a request infeasible still gets it while the route is idle."""
+    """If the only route considers a request infeasible, it gets the request anyway while it is idle."""
 
     async def main(loop):
         only = Scripted("only", verdict=Admission(False, "infeasible"))
@@ -630,7 +630,7 @@ def test_no_other_route_after_deadline():
     async def main(loop, best, second, router):
         best.takes_s, best.error = 0.05, si.BackendError("broken, and late")
         best.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 29 * MS)
-        best.enforces_deadline = True  # so the router leaves it to the route, which breaks its word
+        best.enforces_deadline = True  # so the router relies on the route, which does not do so
         router = FallbackRouter(Route("best", best), Route("second", second), clock=loop.clock)
         with pytest.raises(si.BackendError):
             await ask(router, timeout_s=0.03)
@@ -641,7 +641,7 @@ def test_no_other_route_after_deadline():
 
 @pytest.mark.parametrize(("devices", "source"), [(("a", "b"), "best"), (("a", "a"), None)])
 def test_route_helps_out_beyond_its_share(devices, source):
-    """A route takes requests beyond its share unless that takes time from other routes."""
+    """A route takes requests beyond its share if the others reject them, unless the routes share a device."""
 
     async def main(loop, best, second, router):
         router = FallbackRouter(
@@ -732,7 +732,7 @@ def test_wrong_settings_are_rejected(make, message):
 
 
 def test_async_default_is_rejected():
-    """A default has no time to wait: neither a coroutine function nor what returns an awaitable is one."""
+    """A default is no coroutine function and returns no awaitable, because no time is left to await it."""
 
     async def default(request):
         return request
@@ -751,7 +751,7 @@ def test_async_default_is_rejected():
 
 @pytest.mark.parametrize(("probes", "idempotent"), [(False, None), (True, False)])
 def test_no_probe_where_copies_are_not_allowed(probes, idempotent):
-    """No copy of a request goes to a service that is not idempotent, and none at all without probes."""
+    """The router sends no probe to a service that is not idempotent, and none to any service if probes are off."""
 
     async def main(loop):
         best, second = Scripted("best", verdict=Admission(False, "infeasible")), Scripted("second")
@@ -769,7 +769,7 @@ def test_no_probe_where_copies_are_not_allowed(probes, idempotent):
 
 @pytest.mark.parametrize(("known", "expected"), [((None, None), None), ((None, 1.5), 1.5), ((2.0, 0.5), 0.5)])
 def test_the_time_to_retry_is_the_least_that_is_known(known, expected):
-    """A route that does not know when to retry says nothing about the others; unknown is not zero."""
+    """The time to retry is the shortest that a route gives; a route that gives none does not count as zero."""
 
     async def main(loop, best, second, router):
         best.verdict, second.verdict = (Admission(False, "queue_full", seconds) for seconds in known)
@@ -799,7 +799,7 @@ def test_two_stops_of_one_drain_both_return(second_drains):
 
 @pytest.mark.parametrize("drain", [True, False])
 def test_cancelled_stop_still_stops_services(drain):
-    """A route that takes long to end what is cancelled keeps no service running when the stop is cancelled too."""
+    """A cancelled stop still stops the services, even if a route takes long to end its cancelled request."""
 
     class Stubborn(Scripted):
         async def call(self, request):
@@ -829,7 +829,7 @@ def test_cancelled_stop_still_stops_services(drain):
 
 
 def test_expected_batch_time_is_not_that_of_one_route():
-    """A frame that is late even alone at the best route may be in time at the next one, so it is not dropped."""
+    """The router states no expected batch time: a frame that is late at the best route may be on time at the next."""
     best, second = (si.AdaptiveBatcher(max_batch_size=4).wrap(ScriptedBackend()) for _ in range(2))
     offered = FallbackRouter(Route("best", best), Route("second", second, quality=0.5)).capabilities()
 

@@ -1,4 +1,4 @@
-"""A route that hangs again and again, with batcher and breaker in front: it has all requests back soon each time."""
+"""A route with a batcher and a breaker, which hangs again and again and soon regains all requests each time."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ HANGS, HANG_S, IN_A_ROW = 8, 0.6, 30
 
 
 class Hanging:
-    """Answers after about 3.5 ms, and while it hangs not at all."""
+    """Backend that responds after about 3.5 ms, and does not respond while it hangs."""
 
     def __init__(self):
         self.random = random.Random(1)
@@ -31,7 +31,7 @@ class Hanging:
 
 
 async def hang_and_look(loop):
-    """For each hang, how long until 30 requests in a row had the best route's answer, in seconds."""
+    """Return for each hang the seconds until 30 requests in a row got the response of the best route."""
     backend, arrivals = Hanging(), random.Random(2)
     breaker = CircuitBreaker(minimum_calls=4, window=8, open_s=0.2, max_open_s=0.4, half_open_calls=1, seed=1)
     router = FallbackRouter(
@@ -44,7 +44,7 @@ async def hang_and_look(loop):
         request = si.Request(np.zeros(8, np.float32), deadline_ns=loop.now_ns + LIMIT_NS)
         try:
             answers.append((await service.call(request)).source)
-        except si.DeadlineExceeded:  # it waited for the best route, and no time was left
+        except si.DeadlineExceeded:  # the request waited for the best route until no time was left
             answers.append(None)
 
     async def load(service, tasks):
@@ -69,7 +69,7 @@ async def hang_and_look(loop):
 
 
 def test_hanging_route_regains_traffic_after_each_hang():
-    """A route that hangs again and again soon gets all requests back after each hang."""
+    """After each of several hangs, a route soon gets all requests again: in half of the cases within a second."""
     recovered_s = run(hang_and_look)
     assert len(recovered_s) == HANGS
     assert sorted(recovered_s)[HANGS // 2] < 1.0  # 30 requests themselves take a quarter of a second

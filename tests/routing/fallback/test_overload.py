@@ -1,4 +1,4 @@
-"""The router under load, in virtual time: overload, the threshold, a brown-out, a route that is killed again and again."""
+"""The router under load, in virtual time: overload, a budget at its threshold, brownouts, and repeated failures."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ class Model:
 
 
 class Bench:
-    """Two routes, full and front, under Poisson load; ``answers`` has (instant, on time, source or error)."""
+    """Two routes, full and front, under Poisson load; an item of ``answers`` is (instant, on time, source or error)."""
 
     def __init__(self, loop, *, one_device=True, breaker=False, **kwargs):
         self.loop = loop
@@ -134,7 +134,7 @@ def test_short_timeouts_do_not_cost_best_route():
 
 
 def test_short_timeouts_do_not_force_default():
-    """Callers with too short a timeout do not make a default response take the place of a route."""
+    """Callers with too short a timeout get the default response, and the other callers still get the route's."""
 
     async def main(loop):
         model = Model(Device(), 0.006, 0.001)
@@ -154,7 +154,7 @@ def test_short_timeouts_do_not_force_default():
 @pytest.mark.parametrize("slowness", [2.5, 10.0])
 @pytest.mark.parametrize("one_device", [True, False])
 def test_route_returns_from_brownout_and_stays(one_device, slowness):
-    """The best route returns within five seconds of a brownout and stays."""
+    """The best route returns within five seconds after a brownout and stays in use."""
 
     async def main(bench, service):
         await bench.load(service, 160, 3.0)
@@ -174,7 +174,7 @@ def test_route_returns_from_brownout_and_stays(one_device, slowness):
 
 def test_no_flapping_at_budget_threshold():
     """At the threshold of the error budget the routes do not flap."""
-    # the load is more than the full model can do, so that having it back spends the budget again
+    # the load exceeds the capacity of the full model, so its return makes the budget burn again
     signal = BurnSignal(window_s=2.0, starts_at=4.0)
     slo = si.SLO("faces", threshold_s=LIMIT_S, objective=0.998, signal=signal)
 
@@ -186,7 +186,7 @@ def test_no_flapping_at_budget_threshold():
             begun += slo.burning() and not burning
             burning = slo.burning()
         seconds = bench.loop.time()
-        assert 1 <= begun <= seconds / 4.0  # a window on, and at least one until it is lit again
+        assert 1 <= begun <= seconds / 4.0  # it burns for a window of 2 s, and pauses for at least one
         assert bench.router.statistics()["full"].flaps <= begun + 2
         assert bench.share(2.0, seconds) > 0.97
 
@@ -215,7 +215,7 @@ def test_route_returns_after_each_of_fifty_kills():
 
 
 class Noisy:
-    """A device on which one batch in twenty takes twice as long."""
+    """Device on which one batch in twenty takes twice as long."""
 
     def __init__(self, seed):
         self.free = asyncio.Lock()
@@ -228,7 +228,7 @@ class Noisy:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_outliers_keep_no_requests_from_the_best_route(seed):
-    """The time limit has room for them; before, up to 15 % of the requests were degraded, by chance."""
+    """Batches that take twice as long cost the best route less than 1.5 % of its requests: the time limit has room."""
 
     async def main(bench, service):
         bench.full.device, bench.full.setup_s, bench.full.each_s = Noisy(seed + 100), 0.0225, 0.0025

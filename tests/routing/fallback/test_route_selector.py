@@ -64,7 +64,7 @@ def test_a_tried_route_is_not_selected_again():
 
 
 def test_infeasible_route_is_probed_and_chosen_last():
-    """An infeasible route is considered for a probe and is the last choice for a request."""
+    """The selector considers an infeasible route for a probe, and selects it last and only while it is idle."""
     selector, states, probes = make(Scripted(ok=False, reason="closed"), Scripted(ok=False, reason="infeasible"))
     history = AttemptHistory(0)
 
@@ -86,7 +86,7 @@ def test_admission_is_that_of_best_accepting_route():
 
 
 def test_attempt_leaves_time_for_next_route():
-    """An attempt leaves the time that the next route needs."""
+    """An attempt leaves the next route the time that it needs."""
     selector, states, _ = make(Scripted(ok=True), Scripted(ok=True, predicted_finish_ns=16 * MS))
     request = si.Request(1.0, deadline_ns=100 * MS)
 

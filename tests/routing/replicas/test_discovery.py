@@ -1,4 +1,4 @@
-"""Discovery by DNS: replicas come and go as a name resolves, and stay when it does not."""
+"""Discovery by DNS: replicas follow the addresses of a name, and stay if the name cannot be resolved."""
 
 import asyncio
 import socket
@@ -12,7 +12,7 @@ from streaminfer.testing import ScriptedBackend, run
 
 
 class Names:
-    """A resolver that says what the test wrote, and the fleet that follows it."""
+    """Resolver that returns the addresses of the test, and the replicas that follow them."""
 
     def __init__(self, loop, *addresses, static=(), **settings):
         self.says = list(addresses)
@@ -74,7 +74,7 @@ def test_replicas_come_and_go_as_the_name_resolves():
 
 @pytest.mark.parametrize("says", [socket.gaierror("no server"), [], "hangs", asyncio.CancelledError()], ids=repr)
 def test_replicas_stay_when_the_name_is_not_resolved(says, caplog):
-    """A name server that is down, answers nothing or hangs takes no replica away; one warning says so."""
+    """If the name server is down, returns no address or hangs, no replica is removed, and one warning is logged."""
 
     async def main(loop):
         names = Names(loop, "10.0.0.1", "10.0.0.2")
@@ -95,7 +95,7 @@ def test_replicas_stay_when_the_name_is_not_resolved(says, caplog):
 
 
 def test_resolver_that_ends_its_task_is_called_again(caplog):
-    """Whatever it raises: a discovery that ended in silence would keep servers that are gone."""
+    """Discovery calls the resolver again whatever it raises; otherwise it would keep servers that are gone."""
 
     async def main(loop):
         names = Names(loop, "10.0.0.1")
@@ -111,7 +111,7 @@ def test_resolver_that_ends_its_task_is_called_again(caplog):
 
 
 def test_start_waits_for_the_first_lookup():
-    """Without another replica a start needs an address, and says why there is none; a later start finds it."""
+    """A start without any other replica raises the error of its first lookup; a later start can succeed."""
 
     async def main(loop):
         names = Names(loop)
@@ -149,7 +149,7 @@ def test_restart_skips_vanished_addresses():
 
 
 def test_replicas_that_were_given_are_never_removed():
-    """Those of the constructor stay, whatever the name says, and serve where it is not resolved at the start."""
+    """Replicas of the constructor stay, whatever the name resolves to, and serve if it resolves to nothing."""
 
     async def main(loop):
         names = Names(loop, static=["own"])
@@ -167,7 +167,7 @@ def test_replicas_that_were_given_are_never_removed():
 
 
 def test_replica_removed_by_hand_is_not_removed_again(caplog):
-    """It stays away while its name resolves to its address, leaves without an error, and comes back with the address."""
+    """A replica removed by hand stays away while its address resolves; it returns after the address was gone."""
 
     async def main(loop):
         names = Names(loop, "10.0.0.1", "10.0.0.2", "10.0.0.3")
@@ -187,7 +187,7 @@ def test_replica_removed_by_hand_is_not_removed_again(caplog):
 
 
 def test_a_replica_that_cannot_be_made_is_tried_again(caplog):
-    """It leaves the others as they are, and the last one in place; the next look tries again."""
+    """If a new replica cannot be made, the last replica stays, and the next lookup tries again."""
 
     async def main(loop):
         names = Names(loop, "10.0.0.1")
@@ -206,7 +206,7 @@ def test_a_replica_that_cannot_be_made_is_tried_again(caplog):
 
 
 class Hanging:
-    """A server whose start never ends."""
+    """Service whose start never ends."""
 
     cancelled = 0
 
@@ -224,7 +224,7 @@ class Hanging:
 
 
 def test_hanging_start_does_not_delay_other_replicas():
-    """Other addresses come and go meanwhile; the start is cancelled when its address is gone, or with the stop."""
+    """Other replicas come and go while a start hangs; it is cancelled when its address is gone, or by the stop."""
 
     async def main(loop):
         names = Names(loop, "10.0.0.1")
@@ -256,7 +256,7 @@ def test_hanging_start_does_not_delay_other_replicas():
 
 
 def test_draining_replica_does_not_delay_lookups():
-    """Its request is answered, while later looks add others; at a stop it is waited for like the others."""
+    """While a replica drains, later lookups add other replicas, and its request gets its response."""
 
     async def main(loop):
         names = Names(loop, "10.0.0.1")
@@ -278,7 +278,7 @@ def test_draining_replica_does_not_delay_lookups():
 
 
 def test_nothing_outlives_the_stop():
-    """Looks, also one that hangs, and replicas that leave end with the stop."""
+    """Lookups, even one that hangs, and removals of replicas end with the stop."""
 
     async def main(loop):
         names = Names(loop, "10.0.0.1", health=HealthCheck(_probe))
@@ -299,7 +299,7 @@ def test_nothing_outlives_the_stop():
 
 
 def test_start_of_gone_address_ends_with_stop():
-    """A start that was cancelled because its address is gone is waited for, like one that the stop cancels."""
+    """The stop waits for a start that was cancelled because its address is gone."""
 
     class SlowToEnd(ScriptedBackend):
         async def start(self):
@@ -327,7 +327,7 @@ def test_start_of_gone_address_ends_with_stop():
 
 
 def test_stop_during_first_lookup_wins():
-    """Replicas that were stopped while their name was looked up do not run, and can be started again."""
+    """Replicas that are stopped during their first lookup do not run, and can be started again."""
 
     async def main(loop):
         names = Names(loop, static=["own"])
@@ -351,7 +351,7 @@ def test_stop_during_first_lookup_wins():
 
 
 async def test_one_text_is_no_list_of_addresses(loop):
-    """Its characters are no addresses."""
+    """A start fails if the resolver returns a string, because its characters are no addresses."""
 
     async def resolve(host):
         return "10.0.0.1"
@@ -366,7 +366,7 @@ async def _probe(replica):
 
 
 def test_the_system_resolves_in_a_thread():
-    """Without a resolver of its own the name is resolved as the system does, each address once."""
+    """Without a resolver, the system resolves the name, and each address gets one replica."""
     made = []
 
     def make(address):
@@ -404,7 +404,7 @@ def test_wrong_arguments_are_named(make, message):
 async def test_cancelled_removal_is_made_later(loop):
     """A removal that is cancelled before it begins is made later.
 
-    As by one who cancels all tasks of the loop: the next lookup still knows the replica as one that must go.
+    If all tasks of the loop are cancelled, the next lookup still knows that the replica must be removed.
     """
     there = ["10.0.0.1", "10.0.0.2"]
     says = list(there)

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 def test_draws_are_those_of_splitmix64():
-    """The first outputs of Vigna's reference program for the seed 1234567, as numbers from 0 to 1."""
+    """The draws are the first outputs of Vigna's reference program for the seed 1234567, scaled to 0 to 1."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     draws = UniformDraws(1234567)
     assert [draws.next() for _ in published] == [((number >> 11) + 0.5) / 2**53 for number in published]

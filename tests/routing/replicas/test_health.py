@@ -1,4 +1,4 @@
-"""Health checks of replicas: who is left out and comes back, and that no probe outlives them."""
+"""Health checks of replicas: ejection, return, and the end of the probes."""
 
 import asyncio
 import functools
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Fleet:
-    """Replicas whose probes answer what the test says."""
+    """Replicas whose probes have the results that the test sets."""
 
     def __init__(self, loop, *names, **settings):
         self.loop = loop
@@ -53,7 +53,7 @@ class Fleet:
 def test_unhealthy_replica_is_ejected_and_returns(broken, caplog):
     """An unhealthy replica gets no requests until it recovers.
 
-    After three failures in a row a replica is left out, after two successes it is on trial, then active.
+    After three failures in a row the replica is ejected; after two successes it is probing, then active.
     """
 
     async def main(loop):
@@ -86,7 +86,7 @@ def test_unhealthy_replica_is_ejected_and_returns(broken, caplog):
 
 
 def test_an_unhealthy_replica_gets_no_second_attempts():
-    """Where the only healthy replica fails, its error is raised; the other one, which hangs, is not called."""
+    """If the only healthy replica fails, its error is raised, and the unhealthy replica is not called."""
 
     async def main(loop):
         fleet = Fleet(loop, "hangs", unhealthy_after=1)
@@ -121,7 +121,7 @@ def test_requests_continue_if_all_are_unhealthy():
 
 
 def test_probes_are_spread_and_keep_their_interval():
-    """The first probes come at drawn instants within the interval, each replica's own follow at the interval."""
+    """The first probe of each replica comes at a random instant within the interval, the next ones at the interval."""
 
     async def main(loop):
         fleet = Fleet(loop, *"abcdef")
@@ -137,7 +137,7 @@ def test_probes_are_spread_and_keep_their_interval():
 
 
 def test_no_probe_outlives_the_stop_or_its_replica():
-    """Probes end when a replica is removed and when all stop, also one that hangs; the next start probes again."""
+    """Probes end when their replica is removed or the set stops, even one that hangs; the next start probes again."""
 
     async def main(loop):
         fleet = Fleet(loop, "a", "b", timeout_s=60.0)
@@ -169,7 +169,7 @@ def test_no_probe_outlives_the_stop_or_its_replica():
 
 
 def test_a_start_on_another_event_loop_probes_again():
-    """Probes that ended with their loop, without a stop, are sent again by the next start."""
+    """If an event loop ended without a stop, a start on another loop sends probes again."""
 
     async def begin(loop):
         fleet = Fleet(loop, "a", "b")
@@ -190,7 +190,7 @@ def test_a_start_on_another_event_loop_probes_again():
 
 
 def test_unhealthy_replica_can_return_after_restart():
-    """What was thought of a replica outlives a stop, and so it can recover afterwards."""
+    """A replica is still unhealthy after a stop, and recovers after the next start."""
 
     async def main(loop):
         fleet = Fleet(loop, "a", "b")
@@ -208,7 +208,7 @@ def test_unhealthy_replica_can_return_after_restart():
 
 
 def test_only_failures_in_a_row_count():
-    """One success between failures starts the count again, in both directions."""
+    """A success resets the count of failures, and a failure resets the count of successes."""
     record = HealthRecord(3, 2)
     changes = [record.note(said) for said in (False, False, True, False, False, False, True, False, True, True)]
     assert changes == [False] * 5 + [True] + [False] * 3 + [True]
@@ -216,7 +216,7 @@ def test_only_failures_in_a_row_count():
 
 
 def test_removed_unhealthy_replica_leaves_no_trace():
-    """The count of ejected replicas is right after an unhealthy one was removed."""
+    """A removed unhealthy replica is not counted as ejected, and a new replica of its name is active."""
 
     async def main(loop):
         fleet = Fleet(loop, "a", "b")
@@ -236,7 +236,7 @@ async def _probe(replica, other=None):
 
 
 def test_probes_are_async_functions():
-    """A partial and an object with an async call are accepted; a probe that would block the loop is rejected."""
+    """A probe can be a partial or an object with an async call; a plain function, which would block, is rejected."""
 
     class Probe:
         async def __call__(self, replica):

@@ -1,4 +1,4 @@
-"""Which replicas a set has, without the set: names, slots, zones, and those that are leaving."""
+"""Members of a set of replicas, without the set: names, slots, zones, and replicas that are leaving."""
 
 import pytest
 
@@ -14,7 +14,7 @@ S = 10**9
 
 
 class Versioned:
-    """A service whose model has changed so many times."""
+    """Service whose model has changed a given number of times."""
 
     def __init__(self, changes=0):
         self.changes = changes
@@ -43,7 +43,7 @@ def put(members, name, service=None, *, zone="home"):
 
 
 def test_name_is_free_once_its_replica_is_removed(members):
-    """A replica that is leaving leaves its name to a new one."""
+    """A new replica can have the name of a replica that is leaving."""
     put(members, "a")
     put(members, "b")
     with pytest.raises(ValueError, match="'a' is the name of another replica"):
@@ -55,7 +55,7 @@ def test_name_is_free_once_its_replica_is_removed(members):
 
 
 def test_leaving_replicas_of_one_name_are_told_apart(members):
-    """Statistics, audits and proofs find each of them."""
+    """Leaving replicas of one name have different keys, so that statistics, audits and proofs find each of them."""
     put(members, "b")
     leaving = [Versioned(number) for number in range(3)]
     for service in leaving:
@@ -87,7 +87,7 @@ def test_a_leaving_replica_keeps_its_slot(members, balancer):
 
 
 def test_the_last_replica_stays(members):
-    """The last replica cannot be taken out, nor one that is not there."""
+    """Neither the last replica nor an unknown one can be taken out."""
     put(members, "a")
 
     with pytest.raises(ValueError, match="'a' is the last replica: stop all of them instead"):
@@ -99,7 +99,7 @@ def test_the_last_replica_stays(members):
 
 
 def test_changes_of_removed_replicas_still_count(members):
-    """The number of changes never falls, so that caches around the replicas notice each."""
+    """The number of changes includes removed replicas, so it never falls, and outer caches notice each change."""
     leaving, staying = Versioned(3), Versioned(4)
     put(members, "a", leaving)
     put(members, "b", staying)
@@ -112,7 +112,7 @@ def test_changes_of_removed_replicas_still_count(members):
 
 
 def test_another_zone_has_its_penalty(members, balancer):
-    """A replica at home is preferred, then one of a zone with the usual penalty, then one with a larger one."""
+    """A replica of the home zone is preferred, then one with the default penalty, then one with a larger penalty."""
     for zone in ("home", "near", "far"):
         put(members, zone, zone=zone)
 

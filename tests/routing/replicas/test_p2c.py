@@ -1,4 +1,4 @@
-"""The state machine of Replicas: the choice, what is learned, ejection and return, zones, streams."""
+"""The state machine of `Replicas`: choice, learned latencies, ejection and return, zones, streams."""
 
 import random
 from collections import Counter
@@ -44,7 +44,7 @@ def ask(balance, now, outcome=SUCCESS, took=10 * MS, excluded=-1):
 
 
 def teach(balance, number, took, now, times=40):
-    """The replica answers so many requests, one after the other."""
+    """Let a replica respond to requests, one after the other; return the instant after the last."""
     for _ in range(times):
         give(balance, number, SUCCESS, took, now)
         now += MS
@@ -52,7 +52,7 @@ def teach(balance, number, took, now, times=40):
 
 
 def give(balance, number, outcome, took, now):
-    """A request that falls to a certain replica, while the others are kept busy."""
+    """Send a request to one replica while the others are kept busy."""
     held = []
     while (token := balance.choose(-1, now)) & SLOT != number:
         held.append(token)
@@ -70,7 +70,10 @@ def fail(balance, number, now, times=5, took=MS):
 
 @pytest.mark.parametrize("outcome", [FAILURE, REJECTED])
 def test_replicas_that_serve_nothing_are_seldom_drawn(outcome):
-    """Also where they are most, and none is ejected: they would often be both of the two that are drawn."""
+    """Replicas that fail or reject are seldom drawn, even if they are the majority and none is ejected.
+
+    Otherwise both of the two replicas that are drawn would often be among them.
+    """
     balance = made(8, consecutive_failures=0)
     chosen = []
     for now in range(4_000):
@@ -113,7 +116,7 @@ def test_a_weight_counts_in_the_comparison_too():
 
 @pytest.mark.parametrize("choices", [8, 100])
 def test_equal_replicas_take_turns(choices):
-    """Each of equal replicas gets its request, and processes that know nothing do not all begin with the same."""
+    """Equal replicas get a request each in turn, and processes without measurements begin with different replicas."""
     firsts = set()
     for seed in range(100):
         balance = made(8, choices=choices, seed=seed)
@@ -124,7 +127,7 @@ def test_equal_replicas_take_turns(choices):
 
 
 def test_equal_costs_stay_in_the_zone():
-    """A response from another zone must be expected sooner by the factor of its penalty, not by just that."""
+    """A request stays in its zone if another zone, with its penalty, costs exactly as much."""
     for seed in range(20):
         balance = made(0, choices=2, seed=seed)
         away, home = (balance.add(1.0, penalty, 0, 0, False, 0) for penalty in (2.0, 1.0))
@@ -132,7 +135,7 @@ def test_equal_costs_stay_in_the_zone():
 
 
 def test_comparison_of_all_needs_no_draw(plain):
-    """To draw each of them would be a pass over all for each."""
+    """If all replicas are compared, the balancer draws none, because each draw would be a pass over all of them."""
     uncompiled = plain("routing.replicas._p2c_cy")
     balance = made(8, (uncompiled.OutlierEjection, uncompiled.P2CBalancer), choices=8)
     for number in range(8):
@@ -145,13 +148,13 @@ def test_comparison_of_all_needs_no_draw(plain):
 
 def test_one_choice_draws_each_replica_at_most_once():
     balance = made(8, choices=8)
-    balance.add(1.0, 9.0, 0, 0, False, 0)  # one more than are drawn, else all would be compared without a draw
+    balance.add(1.0, 9.0, 0, 0, False, 0)  # one more than are drawn; otherwise all would be compared without a draw
     for _ in range(3):
         assert sorted(balance.choose(-1, 0) & SLOT for _ in range(8)) == list(range(8))
 
 
 def shares_by_speed(choices, *took):
-    """The share of each of the replicas in requests that never overlap, once all are measured."""
+    """Return the share of each replica in requests that never overlap, after all latencies are measured."""
     balance = made(len(took), choices=choices, latency_factor=0.0)
     counts = Counter()
     for now in range(12_000):
@@ -206,7 +209,7 @@ def test_a_rise_counts_more_than_a_fall():
     ask(risen, S, took=20 * MS)
     ask(fallen, S, took=1)
     assert risen.slot(0).latency_ns - 10 * MS > 2.0 * (10 * MS - fallen.slot(0).latency_ns)
-    assert risen.slot(0).latency_ns < 14 * MS  # and yet one slow answer is not the estimate
+    assert risen.slot(0).latency_ns < 14 * MS  # but one slow response alone does not set the estimate
 
 
 def test_missing_response_raises_expected_latency():
@@ -229,11 +232,11 @@ def test_unused_estimate_decays_to_the_mean():
     later = now + 30 * S
     assert ask(balance, later) == 0
     assert 20 * MS < balance.expected_ns(1, later) < 25 * MS < before  # from 100 to near the mean of both speeds
-    assert [balance.choose(-1, later) & SLOT for _ in range(3)] == [0, 0, 1]  # so it gets what comes beside two others
+    assert [balance.choose(-1, later) & SLOT for _ in range(3)] == [0, 0, 1]  # so it gets the third request
 
 
 def test_an_old_estimate_gives_way_to_a_quick_response():
-    """A response after a long silence counts more than what was measured before; a slow one alone does not."""
+    """After a long silence, a quick response counts more than the old estimate, but a single slow one does not."""
     balance = made(2, latency_factor=0.0)
     now = teach(balance, 1, 500 * MS, teach(balance, 0, 10 * MS, 0)) + 30 * S
     give(balance, 1, SUCCESS, 10 * MS, now)
@@ -355,7 +358,7 @@ def test_probe_without_a_response_is_a_failure():
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_probing_replica_is_preferred_to_ejected_ones(stream):
-    """While the only replica that may serve is on trial, none that is out gets its further requests."""
+    """While the only replica in service is probing, it gets the further requests, and ejected replicas get none."""
     balance = made(3)
     for number in range(3):
         balance.force_eject(number)
@@ -394,19 +397,19 @@ def test_slow_replica_is_ejected_as_an_outlier():
     for number, took in enumerate((10, 11, 12)):
         now = teach(balance, number, took * MS, now)
     now = teach(balance, 3, 30 * MS, now, times=20)
-    assert balance.slot(3).state == ACTIVE  # not three times the most of them
+    assert balance.slot(3).state == ACTIVE  # less than three times the latency of the others
     teach(balance, 3, 100 * MS, now, times=1)
     assert balance.slot(3).state == EJECTED
 
 
 def test_a_quick_response_ejects_nothing():
-    """A replica whose mean is of an outage that is over is not ejected by the response that shows it."""
+    """A quick response does not eject its replica, even if an outage before it has raised the mean latency."""
     balance = made(4)
     now = 0
     for number in range(3):
         now = teach(balance, number, 10 * MS, now)
     slow = balance.slot(3)
-    for _ in range(20):  # as slow as a replica can be before its latency is judged, and then failures
+    for _ in range(20):  # slow responses, too few to judge its latency, and then failures
         give(balance, 3, FAILURE if slow.succeeded > 6 else SUCCESS, 200 * MS, now)
         now += MS
         if slow.failed % 4 == 3:
@@ -457,7 +460,7 @@ def test_late_cancelled_request_is_a_failure():
 
 
 def test_queued_cancelled_request_is_no_failure():
-    """With four in flight a request takes four times as long."""
+    """A cancelled request with three before it is no failure, because four in flight take four times as long."""
     balance = made(2)
     now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
     tokens = [balance.choose(-1, now) for _ in range(8)]
@@ -467,7 +470,7 @@ def test_queued_cancelled_request_is_no_failure():
 
 
 def test_own_late_requests_do_not_hide_a_hang():
-    """Others say what is late: one of two replicas that hangs is ejected, however slow it has become."""
+    """The other replicas define what is late, so a hanging replica is ejected, however slow it has become."""
     balance = made(2)
     now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
     for _ in range(5):
@@ -476,7 +479,7 @@ def test_own_late_requests_do_not_hide_a_hang():
 
 
 def test_cancelled_requests_steer_away():
-    """Requests that end at their deadline, no later than is usual, are no failures; still the other gets more."""
+    """Requests cancelled within three times the latency are no failures, but the other replica gets most requests."""
     balance = made(2)
     now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
     counts = Counter()
@@ -491,7 +494,7 @@ def test_cancelled_requests_steer_away():
 
 
 def test_clock_that_jumps_back_spoils_no_estimate():
-    """However far it jumps, a latency stays between those that were measured."""
+    """However far the clock jumps back, the estimated latency stays between the measured ones."""
     for back_s in (1, 10, 11, 25, 10_000):
         balance = made(1)
         now = teach(balance, 0, 10 * MS, 20_000 * S)
@@ -510,13 +513,13 @@ def test_ejected_replica_is_used_if_no_other_is_left():
 
 
 def test_second_attempt_avoids_ejected_replicas():
-    """What the first attempt's replica keeps from requests is kept from the second attempt too."""
+    """A second attempt goes to an ejected replica only if all replicas are ejected."""
     balance = made(3)
     for number in range(2):
         balance.force_eject(number)
     assert balance.choose(2, 0) == balance.best(2, 0) == -1
     assert balance.panics == 0
-    balance.force_eject(2)  # now all are out, and requests go to them all the same
+    balance.force_eject(2)  # all are ejected, so requests go to ejected replicas
     assert balance.choose(2, 0) & SLOT in {0, 1}
     assert balance.panics == 1
 
@@ -524,14 +527,14 @@ def test_second_attempt_avoids_ejected_replicas():
 @pytest.mark.parametrize("choices", [2, 100])
 @pytest.mark.parametrize("outcome", [FAILURE, REJECTED])
 def test_second_attempt_avoids_last_failures(outcome, choices):
-    """If a whole zone is out, a second attempt leaves the zone at once, before any replica is ejected."""
+    """If a whole zone fails or rejects, a second attempt leaves the zone before any replica is ejected."""
     balance = zoned(choices=choices)
     for number in range(4):
         give(balance, number, SUCCESS, 10 * MS, 0)
     for number in (0, 1):
         give(balance, number, outcome, MS, 0)
     assert {ask(balance, now, excluded=0) for now in range(50)} <= {2, 3}
-    assert ask(balance, 50) in (0, 1)  # a first attempt still goes where it is expected sooner
+    assert ask(balance, 50) in (0, 1)  # a first attempt still goes to the replica with the lower cost
     give(balance, 1, SUCCESS, 10 * MS, 60)
     assert ask(balance, 70, excluded=0) == 1
 
@@ -548,7 +551,7 @@ def test_second_attempt_avoids_failed_slow_starter():
 
 
 def test_second_attempt_is_no_probe():
-    """A replica gets its probe from a first attempt, which has a second one."""
+    """A second attempt is never a probe; a first attempt can be one, because it can be retried."""
     balance = made(3)
     fail(balance, 2, 0)
     assert {ask(balance, 2 * S, excluded=0) for _ in range(20)} == {1}
@@ -650,7 +653,7 @@ def test_home_zone_is_preferred_up_to_penalty():
 
 
 def fill_up(balance, quick=8, slow=40):
-    """One request after the other, at home: quick ones while there is little to do, then slow ones."""
+    """Send quick and then slow requests, one after the other, until one leaves the home zone; return its token."""
     now = 0
     for took in quick * [10 * MS] + slow * [200 * MS]:
         token = balance.choose(-1, now)
@@ -662,13 +665,13 @@ def fill_up(balance, quick=8, slow=40):
 
 
 def test_full_zone_is_left_for_an_unknown_one():
-    """Also by a process whose requests never overlap: the other zone is not expected to be as full as its own."""
+    """A process whose requests never overlap leaves a full zone too: it does not expect an unknown zone to be full."""
     balance = zoned(latency_factor=0.0)
     assert fill_up(balance)[0] is not None
 
 
 def test_one_response_says_what_a_zone_takes():
-    """The other replicas of a zone that is too far are not tried."""
+    """One slow response sets the expected latency of all replicas of its zone, so the others get no request."""
     balance = zoned(latency_factor=0.0)
     token, now = fill_up(balance)
     balance.done(token, SUCCESS, 800 * MS, now)
@@ -677,7 +680,7 @@ def test_one_response_says_what_a_zone_takes():
 
 
 def test_unknown_zone_gets_one_request_at_first():
-    """A request without response, or that failed, makes a zone no better than the mean: a dead zone gets one."""
+    """An unknown zone gets one request; until this one succeeds, the zone is expected to be no better than the mean."""
     balance = zoned(latency_factor=0.0)
     token, now = fill_up(balance)
     assert {ask(balance, now, took=200 * MS) for _ in range(20)} == {0, 1}
@@ -686,7 +689,7 @@ def test_unknown_zone_gets_one_request_at_first():
 
 
 def test_new_replica_inherits_its_zones_latency():
-    """A replica added to a zone is expected to take what the others there do."""
+    """A replica that is added to a zone starts with the expected latency of this zone."""
     balance = zoned(latency_factor=0.0)
     token, now = fill_up(balance)
     balance.done(token, SUCCESS, 800 * MS, now)
@@ -695,7 +698,7 @@ def test_new_replica_inherits_its_zones_latency():
 
 
 def test_knowledge_of_a_zone_fades():
-    """A zone that was slow long ago is expected to be like the known replicas, even if the one that responded left."""
+    """A zone that was slow long ago is expected to be like the known replicas, even if its slow replica was removed."""
     balance = zoned(latency_factor=0.0)
     token, now = fill_up(balance)
     balance.done(token, SUCCESS, 8 * S, now)
@@ -713,14 +716,14 @@ def test_a_zone_that_is_not_full_is_not_left():
 
 
 def test_unknown_zone_takes_at_most_the_mean():
-    """Without quicker moments, an unknown zone is expected to be like the known replicas."""
+    """If the known replicas were never quicker, an unknown zone is expected to have their mean latency."""
     balance = zoned(latency_factor=0.0)
     assert fill_up(balance, quick=0)[0] is None
     assert balance.expected_ns(2, S) == 200 * MS
 
 
 def test_the_last_replica_is_never_ejected():
-    """Not even where all may be: it serves, at the price of its failures."""
+    """The last replica is not ejected even with ``max_ejected=1.0``: it gets requests although it fails."""
     balance = made(3, max_ejected=1.0)
     for number in range(3):
         fail(balance, number, 0)
@@ -794,7 +797,7 @@ def test_streams_stay_while_all_replicas_are_unhealthy():
         balance.force_eject(number)
     assert {key: balance.choose_for_stream(key, 0) & SLOT for key in before} == before
     assert balance.panics == len(before)
-    balance.drain(0)  # what leaves has none
+    balance.drain(0)  # a draining replica has no streams
     assert {balance.of_stream(key, 0) for key in before} == {1, 2, 3}
 
 
@@ -813,7 +816,7 @@ def test_streams_stay_in_the_zone():
     assert {zoned().of_stream(key, 0) for key in keys(200)} == {0, 1}
 
 
-# -- looking, and retries ---------------------------------------------------------------------------------------
+# -- order of replicas ------------------------------------------------------------------------------------------
 
 
 def test_best_and_ranked_send_nothing():
@@ -861,7 +864,7 @@ def test_ranked_contains_selectable_replicas():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_plain_and_compiled_agree(plain, seed):
-    """Anything that may happen to a fleet, at both at once."""
+    """The compiled and the uncompiled balancer agree after each of 3,000 random requests and outcomes."""
     draw = random.Random(seed)
     uncompiled = plain("routing.replicas._p2c_cy")
     fleets = [

@@ -99,14 +99,14 @@ class FleetMachine(RuleBasedStateMachine):
 
     def take(self, token, excluded=-1):
         number = token & SLOT
-        member = self.members[number]  # never one that leaves
+        member = self.members[number]  # never a replica that is leaving
         assert number != excluded
         free = {
             each
             for each, it in self.members.items()
             if each != excluded and (it.state == ACTIVE or (it.state == PROBING and it.trial is None))
         }
-        # a slow start may leave all that are free out of one choice
+        # one choice may skip all free replicas if they all start slowly
         assert number in free or not free or all(self.balance.ramp(each, self.now) < 1.0 for each in free)
         if member.state == PROBING:
             member.trial = self.now
@@ -162,7 +162,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.balance.drain(number)
         self.leaving[number] = self.members.pop(number)
         self.leaving[number].state = DRAINING
-        self.has_drained = True  # the last one in service may leave while the others are ejected
+        self.has_drained = True  # the last replica in service may drain while the others are ejected
 
     @precondition(lambda self: self.leaving)
     @rule(data=st.data())

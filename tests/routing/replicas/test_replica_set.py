@@ -1,4 +1,4 @@
-"""Replicas as a service: retries, deadlines, cancellation, streams, life, admission, statistics."""
+"""`Replicas` as a service: retries, deadlines, cancellation, streams, start and stop, admission, statistics."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Echo:
-    """A service that answers after a while and counts."""
+    """Service that responds after a duration and counts its requests."""
 
     enforces_deadline = False
 
@@ -49,7 +49,7 @@ class Echo:
 
 
 class Queue(Echo):
-    """One worker behind a queue; ``service_s`` says how long a request takes that comes at an instant."""
+    """Service with one worker and a queue; ``service_s`` returns the duration of a request by its arrival."""
 
     def __init__(self, loop, service_s):
         super().__init__()
@@ -171,7 +171,7 @@ def test_request_gets_at_most_two_attempts():
 
 
 def test_a_zone_that_is_out_costs_few_requests():
-    """Each replica at home fails once without another response; then second attempts go elsewhere."""
+    """Two requests fail, with two attempts each at four broken replicas; then second attempts leave the zone."""
 
     async def main(loop):
         plan = FaultPlan(error(ConnectionError("gone")))
@@ -192,7 +192,7 @@ def test_a_zone_that_is_out_costs_few_requests():
 
 @pytest.mark.parametrize("what", [ConnectionError("gone"), si.Overloaded("full")], ids=["error", "full"])
 def test_second_attempts_that_succeed_cost_no_budget(what):
-    """The own zone fails or rejects for good: at four requests a second, each needs a second attempt for a while."""
+    """If the own zone fails for good, second attempts at the other zone cost no budget, so only two requests fail."""
 
     async def main(loop):
         plan = FaultPlan(error(what))
@@ -214,7 +214,7 @@ def test_second_attempts_that_succeed_cost_no_budget(what):
 
 
 def test_where_all_fail_second_attempts_are_a_fifth():
-    """They are a fifth of the requests of the last ten seconds, and ten more."""
+    """If all replicas fail, second attempts are a fifth of the requests of the last ten seconds, and ten more."""
 
     async def main(loop):
         replicas = pair(failing(), failing(), loop, consecutive_failures=None)
@@ -227,7 +227,7 @@ def test_where_all_fail_second_attempts_are_a_fifth():
 
 
 def test_a_replica_that_dies_loses_no_request():
-    """All that was in flight at one of many replicas is sent to others, where it is less than a fifth of the traffic."""
+    """The requests in flight at a replica that dies are all retried if they are less than a fifth of the traffic."""
 
     async def main(loop):
         dead = loop.create_future()
@@ -292,7 +292,7 @@ def test_deadline_ends_uncancellable_request():
         assert loop.time() == 0.050
         await asyncio.sleep(1.0)
         assert replicas.statistics()["a"].in_flight == replicas.statistics()["b"].in_flight == 0
-        await replicas.stop(drain=False)  # cancels, and waits for, what was left behind
+        await replicas.stop(drain=False)  # cancels the abandoned attempt and waits for it
         assert len(asyncio.all_tasks()) == 1
 
     run(main)
@@ -333,7 +333,7 @@ def test_hanging_replica_is_ejected_by_its_deadlines():
 def test_replica_that_rejects_at_once_gets_less():
     """A replica that rejects late requests at once gets fewer requests.
 
-    A replica that has become too slow for the deadlines may say so at once: it must not look idle for it.
+    A replica that is too slow for the deadlines may reject requests at once; it must not look idle because of this.
     """
 
     class Hasty(Echo):
@@ -355,7 +355,7 @@ def test_replica_that_rejects_at_once_gets_less():
 
 
 def test_recovered_replica_gets_its_share_again():
-    """A slow time is forgotten within a minute, also where nothing ejects the replica."""
+    """A replica that was slow has its share again within a minute, even if no rule ejects and returns it."""
 
     async def main(loop):
         slow = Queue(loop, lambda now_s: 0.5 if now_s < 10.0 else 0.010)
@@ -373,7 +373,7 @@ def test_recovered_replica_gets_its_share_again():
 
 
 def test_new_replicas_take_load_beyond_the_others():
-    """Two of three are replaced at once, at 0.8 of the capacity: a slow start must not overload the third."""
+    """If two of three replicas are replaced at 0.8 of the capacity, their slow start does not overload the third."""
 
     async def main(loop):
         def server(name):
@@ -403,7 +403,7 @@ def test_new_replicas_take_load_beyond_the_others():
 
 
 def test_wrong_inputs_eject_no_replica():
-    """However long it takes to find out, it is the caller's fault."""
+    """Invalid input ejects no replica, however late the service finds it, because it is the caller's mistake."""
 
     class Strict(Echo):
         async def call(self, request):
@@ -467,7 +467,7 @@ def test_streams_move_only_while_replica_is_ejected():
         assert "r0" not in meanwhile
         assert all(now == was for now, was in zip(meanwhile, before, strict=True) if was != "r0")
         await asyncio.sleep(5.0)
-        await places()  # a trial
+        await places()  # a probe
         assert await places() == before
 
     run(main)
@@ -479,7 +479,7 @@ def test_a_stream_has_the_same_place_in_every_process():
     assert [replicas._balancer.of_stream(key, 0) for key in map(stable_hash, ids)] == [4, 0, 1, 4]
 
 
-# -- life -------------------------------------------------------------------------------------------------------
+# -- start and stop ---------------------------------------------------------------------------------------------
 
 
 def test_replicas_start_and_stop_with_the_stack():
@@ -571,7 +571,7 @@ def test_a_draining_stop_that_is_cancelled_still_stops():
 
 
 def test_a_stop_that_is_cancelled_at_once_still_stops():
-    """The stop of a replica begins, although that of all is cancelled before it has taken a step."""
+    """Each replica is stopped even if the stop of the stack is cancelled before its first step."""
 
     async def main(loop):
         log = []
@@ -588,7 +588,7 @@ def test_a_stop_that_is_cancelled_at_once_still_stops():
 
 
 def test_a_hard_stop_that_is_cancelled_still_stops():
-    """A replica that takes long to end what is cancelled is stopped all the same."""
+    """A replica that takes long to end its cancelled request is stopped even if the stop is cancelled."""
 
     class Stubborn(Echo):
         async def call(self, request):
@@ -648,7 +648,7 @@ def test_replicas_come_and_go():
 
 
 class SlowStart(Echo):
-    """A service that takes a second to start."""
+    """Service that takes a second to start."""
 
     async def start(self):
         await asyncio.sleep(1.0)
@@ -656,7 +656,7 @@ class SlowStart(Echo):
 
 
 def test_replicas_that_come_and_go_during_the_start():
-    """One that is added meanwhile is started too, and one that is removed is stopped again."""
+    """A replica that is added during the start is started too, and one that is removed is stopped again."""
 
     async def main(loop):
         log = []
@@ -673,7 +673,7 @@ def test_replicas_that_come_and_go_during_the_start():
 
 
 def test_failed_start_stops_replicas_added_meanwhile():
-    """Whatever the start has started is stopped again, and nothing else."""
+    """A failed start stops all replicas that have started, also one added meanwhile, and no other."""
 
     class Broken(SlowStart):
         async def start(self):
@@ -694,7 +694,7 @@ def test_failed_start_stops_replicas_added_meanwhile():
 
 
 def test_a_stop_during_the_start_has_the_last_word():
-    """Replicas that were stopped while they started do not run."""
+    """Replicas that are stopped during their start do not run."""
 
     async def main(loop):
         log = []
@@ -711,7 +711,7 @@ def test_a_stop_during_the_start_has_the_last_word():
 
 
 def test_a_removed_replica_is_freed():
-    """Nothing holds the model of a replica that was removed: a roll-out does not keep the old one in memory."""
+    """Nothing references the model of a removed replica, so a roll-out does not keep the old model in memory."""
 
     async def main(loop):
         model = ScriptedBackend()
@@ -747,7 +747,7 @@ def test_hard_removal_ends_requests_in_flight():
 
 @pytest.mark.parametrize("turns", range(6))
 def test_replica_removed_during_stop_is_stopped_once(turns):
-    """The stop comes in the turn in which its last request ends, or in one behind it."""
+    """A removed replica is stopped once, even if the set stops in the turn in which its last request ends, or later."""
     log = []
 
     async def main(loop):
@@ -767,7 +767,7 @@ def test_replica_removed_during_stop_is_stopped_once(turns):
     assert sorted(log) == ["start a", "start b", "stop a True", "stop b True"]
 
 
-# -- what it tells ----------------------------------------------------------------------------------------------
+# -- admission and statistics -----------------------------------------------------------------------------------
 
 
 class Asked(Echo):
@@ -788,7 +788,7 @@ def test_admission_is_of_the_best_accepting_replica():
 
     def ask(*answers):
         replicas = Replicas(*(Replica(str(n), Asked(it)) for n, it in enumerate(answers)), seed=1, clock=FakeClock())
-        for _ in range(2):  # it changes nothing
+        for _ in range(2):  # a call changes nothing
             answer = replicas.admission(request, 0)
         assert all(not it.attempts for it in replicas.statistics().replicas)
         return answer
@@ -801,7 +801,7 @@ def test_admission_is_of_the_best_accepting_replica():
 
 
 def test_admission_ignores_an_ejected_replica():
-    """The replica that would accept gets no request while there is another, so its answer is not that of the set."""
+    """The set rejects if only an ejected replica accepts, because this one gets no request while there is another."""
 
     class Full(Echo):
         async def call(self, request):
@@ -880,7 +880,7 @@ def test_replicas_validate_requests():
 
 
 def test_one_slow_replica_hardly_shows_in_the_tail():
-    """One of eight is five times slower: the bar is 1.15 times the p99 without it."""
+    """If one of eight replicas is five times slower, the p99 is at most 1.15 times the p99 without this replica."""
 
     class Queue(Echo):
         """One worker with exponential service times of 10 ms on average, the same for any replica."""
@@ -976,14 +976,14 @@ def test_zones_have_their_penalties():
 
 
 class Rejecting(Echo):
-    """A replica that accepts nothing."""
+    """Service that rejects each request."""
 
     def admission(self, request, now_ns):
         return Admission(False, "queue_full")
 
 
 def test_admission_considers_more_than_64_replicas():
-    """The replicas that reject are left out, however many there are."""
+    """The set accepts if three of 70 replicas accept and the others reject."""
 
     async def main(loop):
         several = [Replica(f"r{number}", Rejecting() if number > 2 else Echo()) for number in range(70)]

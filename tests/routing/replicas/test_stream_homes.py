@@ -1,4 +1,4 @@
-"""The state of a stream goes with it from replica to replica."""
+"""The state of a stream moves with the stream from replica to replica."""
 
 import asyncio
 from collections import OrderedDict
@@ -29,7 +29,7 @@ class Counter:
 
 
 class Pair:
-    """Two replicas, and the sources and counts of the steps of a stream."""
+    """Two replicas; a step of a stream returns its replica and its count."""
 
     def __init__(self, loop):
         self.models = {name: Counter() for name in ("a", "b")}
@@ -61,7 +61,7 @@ def states_of():
 
 
 class Stuck(Node):
-    """A service whose streams cannot be moved."""
+    """Service that cannot import the state of a stream."""
 
     def capabilities(self):
         return Capabilities(stream_states=self)
@@ -110,7 +110,7 @@ async def test_state_moves_with_stream_and_comes_back(loop, states_of):
 
 @pytest.mark.parametrize("drain", [True, False])
 async def test_state_of_removed_replica_moves_with_streams(loop, drain):
-    """They have no request in flight while it is removed, as a source between two frames."""
+    """The states move although their streams have no request in flight, like cameras between two frames."""
     pair = Pair(loop)
     async with si.Stack(pair.replicas, clock=loop.clock):
         homes = {number: (await pair.step(number))[0] for number in range(8)}
@@ -122,7 +122,7 @@ async def test_state_of_removed_replica_moves_with_streams(loop, drain):
 
 
 async def test_stop_during_removal_moves_no_state(loop, monkeypatch):
-    """It would stay in a model that has stopped before."""
+    """A stop during a removal moves no state, because the state would stay in a model that has already stopped."""
     pair = Pair(loop)
     leaving = pair.models["a"].backend
     stop = leaving.stop
@@ -143,7 +143,7 @@ async def test_stop_during_removal_moves_no_state(loop, monkeypatch):
 
 
 async def test_stream_without_state_to_move_starts_again(loop):
-    """Not from what the replica knew of the stream before."""
+    """A stream without a state to move starts from its initial state, not from an older one at the new replica."""
     pair = Pair(loop)
     async with si.Stack(pair.replicas, clock=loop.clock):
         home, _ = await pair.step()
@@ -165,12 +165,12 @@ async def test_ended_stream_starts_again_without_its_past(loop, states_of):
 
 
 async def test_streams_never_ended_are_not_kept_for_good(loop, monkeypatch):
-    """The oldest of the streams that are never ended are forgotten, so none is kept for good."""
+    """The set of replicas forgets the oldest streams, so that streams that are never ended do not accumulate."""
     monkeypatch.setattr(stream_homes, "_MOST_HOMES", 3)
     pair = Pair(loop)
     async with si.Stack(pair.replicas, clock=loop.clock):
         for number in range(6):
             assert (await pair.step(number))[1] == 1.0
         assert list(pair.replicas._homes._homes) == [3, 4, 5]
-        assert isinstance(pair.replicas._homes._homes, OrderedDict)  # of a dict, the search for the oldest gets slow
+        assert isinstance(pair.replicas._homes._homes, OrderedDict)  # in a dict, finding the oldest gets slow
         assert (await pair.step(0))[1] == 2.0

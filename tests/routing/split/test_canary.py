@@ -1,4 +1,4 @@
-"""Canary: which requests go to the second service, and that each tenant stays where it is."""
+"""`Canary`: its share of the requests, and tenants and streams that stay on their side."""
 
 import asyncio
 import subprocess
@@ -18,7 +18,7 @@ def model(**settings):
 
 
 def sides(canary, requests):
-    """The side that each request goes to."""
+    """Send requests through a canary; return the side that responded to each."""
 
     async def main(loop):
         async with si.Stack(canary, clock=loop.clock) as service:
@@ -28,7 +28,7 @@ def sides(canary, requests):
 
 
 def test_a_tenant_stays_on_its_side():
-    """About the share of the tenants goes to the canary, and each of them always does."""
+    """About the share of the tenants goes to the canary, and each tenant always goes to the same side."""
     canary = Canary(model(), model(), share=0.2)
     requests = [si.Request(1.0, tenant=f"tenant {number}") for number in range(500)]
     first, second = sides(canary, requests), sides(canary, requests)
@@ -40,7 +40,7 @@ def test_a_tenant_stays_on_its_side():
 
 
 def test_larger_share_adds_tenants_and_keeps_others():
-    """A larger share adds tenants and removes none. Who has seen the new model keeps it while the share grows."""
+    """A larger share adds tenants to the canary and removes none, so tenants that used the new model keep it."""
     requests = [si.Request(1.0, tenant=str(number)) for number in range(300)]
     canary = Canary(model(), model(), share=0.1)
     before = sides(canary, requests)
@@ -51,14 +51,14 @@ def test_larger_share_adds_tenants_and_keeps_others():
 
 
 def test_requests_without_a_tenant_are_spread_evenly():
-    """Of any requests in a row the share goes to the canary, to within one."""
+    """Of the first requests, however many, the share goes to the canary, to within one request."""
     found = sides(Canary(model(), model(), share=0.25), [si.Request(1.0)] * 100)
     counts = [found[:count].count("canary") for count in range(101)]
     assert all(abs(canaries - count / 4) <= 1 for count, canaries in enumerate(counts))
 
 
 def test_a_stream_stays_with_its_model():
-    """A model may keep the state of a stream, so a stream without a tenant has a side, too."""
+    """A stream without a tenant stays on one side, because a model may keep its state."""
     requests = [si.Request(1.0, stream_id=number % 50) for number in range(200)]
     found = sides(Canary(model(), model(), share=0.5), requests)
     assert found[:50] == found[50:100] == found[100:150]
@@ -66,7 +66,7 @@ def test_a_stream_stays_with_its_model():
 
 
 def test_another_key_than_the_tenant():
-    """``by`` says what stays together."""
+    """Requests for which ``by`` returns the same key go to the same side."""
     canary = Canary(model(), model(), share=0.5, by=lambda request: request.subject)
     requests = [si.Request(1.0, tenant=str(number), subject="one") for number in range(20)]
     assert len(set(sides(canary, requests))) == 1
@@ -79,7 +79,7 @@ def test_share_of_zero_and_of_one(share, side):
 
 
 def test_a_tenant_has_the_same_side_in_every_process():
-    """The side of a text does not depend on the process, and names of canaries draw different tenants."""
+    """The side of a tenant does not depend on the process, and canaries of different names draw different tenants."""
     code = (
         "from streaminfer.routing.split.share import RequestShare\n"
         "share = RequestShare(0.5, 'faces')\n"
@@ -94,7 +94,7 @@ def test_a_tenant_has_the_same_side_in_every_process():
 
 
 def test_admission_is_that_of_the_side():
-    """A look says what the side says that the request would go to, and changes nothing."""
+    """``admission`` is that of the side that the request would go to, and changes nothing."""
 
     class Says:
         def __init__(self, reason):
@@ -118,7 +118,7 @@ def test_admission_is_that_of_the_side():
 
 
 def test_failures_are_counted_at_the_side_that_failed():
-    """An error of the canary reaches its caller, and only the canary's counters."""
+    """An error of the canary reaches its caller and changes only the counters of the canary."""
 
     async def main(loop):
         canary = Canary(model(), ScriptedBackend(ConnectionError("gone"), HANG), share=1.0)
@@ -138,7 +138,7 @@ def test_failures_are_counted_at_the_side_that_failed():
 
 
 def test_a_deadline_is_a_failure_of_its_side():
-    """Also where the side does not end its requests, and the stack around cancels it."""
+    """A request that the stack cancels at its deadline is a failure of its side; one that its caller cancels is not."""
 
     class Hangs:
         async def call(self, request):
@@ -160,7 +160,7 @@ def test_a_deadline_is_a_failure_of_its_side():
 
 
 def test_both_sides_start_and_stop():
-    """Both run while the stack does; where one cannot start the other is stopped again."""
+    """Both sides run while the stack runs; if one side cannot start, the other is stopped again."""
     stable, second = si.Stack(*model()), si.Stack(*model())
 
     class Broken:
@@ -184,7 +184,7 @@ def test_both_sides_start_and_stop():
 
 
 def test_capabilities_combine_both_sides():
-    """Deadlines are enforced where both enforce them; one that is not idempotent makes the whole so."""
+    """A canary enforces deadlines if both sides do, and is not idempotent if one side is not."""
 
     class Once:
         idempotent = False
@@ -201,7 +201,7 @@ def test_capabilities_combine_both_sides():
 
 
 def test_the_audit_looks_into_both_sides():
-    """A cache in a canary is a place where data stays."""
+    """The audit finds a cache inside a side of a canary."""
     cache = si.EdgeCache(maxsize=10)
     found = si.audit(si.Stack(Canary(model(), [cache, *model()], share=0.5)))
     assert any("canary" in finding.where for finding in found.findings)

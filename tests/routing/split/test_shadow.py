@@ -1,4 +1,4 @@
-"""Shadow traffic: copies that callers do not notice, and that do not pile up."""
+"""`Shadow`: callers do not notice the copies of their requests, and copies do not pile up."""
 
 import asyncio
 import contextvars
@@ -14,7 +14,7 @@ SEEN = contextvars.ContextVar("seen", default="nothing")
 
 
 class Copies:
-    """A service that keeps what it was sent and answers as the test says."""
+    """Service that records its requests, and responds or fails as the test sets it."""
 
     def __init__(self, *, duration_s=0.0, raises=None):
         self.duration_s = duration_s
@@ -50,7 +50,7 @@ async def ask(service, count, **settings):
     ids=["answers", "fails", "hangs"],
 )
 def test_callers_notice_nothing_of_the_copy(copies):
-    """Answers and their times are those of the service itself, whatever becomes of the copies."""
+    """The responses and their latencies are those of the service, whether the copies succeed, fail or hang."""
 
     async def main(loop):
         _, stack = shadowed(loop, copies, max_in_flight=100)
@@ -64,7 +64,7 @@ def test_callers_notice_nothing_of_the_copy(copies):
 
 
 def test_every_copy_is_counted_once():
-    """Answered, failed or cancelled by a stop, and the first failure is logged."""
+    """Each copy is counted once: as succeeded, as failed, or as cancelled by a stop."""
 
     async def main(loop):
         copies = Copies(duration_s=0.1)
@@ -97,7 +97,7 @@ def test_the_first_failure_is_logged(caplog):
 
 
 def test_copies_do_not_pile_up():
-    """Beyond ``max_in_flight`` a request is answered and not copied."""
+    """Beyond ``max_in_flight`` copies, a request gets its response and is not copied."""
 
     async def main(loop):
         copies = Copies(duration_s=0.5)
@@ -114,7 +114,7 @@ def test_copies_do_not_pile_up():
 
 
 def test_uncancellable_copies_do_not_pile_up():
-    """A copy whose time is up is in flight until it has ended, which a model that ignores a cancellation delays."""
+    """A copy is in flight until it has ended, even if its model ignores the cancellation at the timeout."""
 
     class Stubborn:
         in_flight = peak = 0
@@ -156,7 +156,7 @@ def test_a_share_of_the_requests_is_copied():
 
 
 def test_non_idempotent_requests_are_not_copied():
-    """The constructor rejects a copy that is not idempotent; only an idempotent one gets a stream's requests."""
+    """The constructor rejects a copy with ``idempotent = False``; only one with ``True`` gets requests of streams."""
 
     class Once(Copies):
         idempotent = False
@@ -179,7 +179,7 @@ def test_non_idempotent_requests_are_not_copied():
 
 
 def test_a_copy_ends_at_the_deadline_or_its_own_time():
-    """The deadline of its request ends a copy, else ``timeout_s``."""
+    """A copy ends at the deadline of its request, or after ``timeout_s`` if the request has no deadline."""
 
     async def main(loop):
         copies = Copies(duration_s=100.0)
@@ -197,7 +197,7 @@ def test_a_copy_ends_at_the_deadline_or_its_own_time():
 
 
 def test_copy_continues_after_the_request_fails():
-    """What becomes of the request itself is nothing to its copy."""
+    """A copy continues if its request fails or its caller is cancelled."""
 
     async def main(loop):
         copies = Copies(duration_s=0.1)
@@ -215,7 +215,7 @@ def test_copy_continues_after_the_request_fails():
 
 
 def test_a_copy_has_a_context_of_its_own():
-    """Nothing that surrounds the request, a trace for instance, is seen by its copy."""
+    """A copy does not see the context variables of its request, such as a trace."""
 
     async def main(loop):
         copies = Copies()
@@ -229,7 +229,7 @@ def test_a_copy_has_a_context_of_its_own():
 
 
 def test_shadow_service_starts_and_stops_with_stack():
-    """Layers can be given for it, it runs while the stack does, and no task outlives the stop."""
+    """The shadow service runs while the stack runs, and no task outlives the stop."""
 
     async def main(loop):
         copy = si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(HANG))
@@ -245,7 +245,7 @@ def test_shadow_service_starts_and_stops_with_stack():
 
 
 def test_a_route_can_have_a_shadow():
-    """As a layer of a route it copies what that route is given, and the router sees the service behind it."""
+    """A shadow that is a layer of a route copies the requests of this route, and does not change the responses."""
 
     async def main(loop):
         copies = Copies()
@@ -260,7 +260,7 @@ def test_a_route_can_have_a_shadow():
 
 
 def test_the_audit_looks_into_the_shadow():
-    """A cache behind a shadow is a place where data stays."""
+    """The audit finds a cache inside the copy service of a shadow."""
     copy = [si.EdgeCache(maxsize=10), ScriptedBackend()]
     found = si.audit(si.Stack(Shadow(copy), ScriptedBackend()))
     assert any("shadow" in finding.where for finding in found.findings)
@@ -284,7 +284,7 @@ def test_wrong_arguments_are_named(make, message):
 
 
 def test_a_stop_ends_copies_in_order():
-    """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
+    """A stop cancels copies in the order of their requests, not of memory addresses, so runs in virtual time repeat."""
     sleeper = Sleeper()
 
     async def main(loop):
