@@ -17,7 +17,7 @@ def comparison(demo):
 
 
 def make_sweep(demo, batched, unbatched):
-    """Return repeats of both ways that hold every load up to the given one (0: none) and lose nearly everything above."""
+    """Return repeats that hold every load up to the given one (0: none) and lose nearly everything above it."""
     findings, services = demo("demo.findings"), demo("demo.services")
 
     def curve(way, limits):
@@ -177,7 +177,7 @@ def test_batched_above_all_loads_is_a_lower_bound(demo, comparison):
 
 
 def test_unbatched_below_all_loads_is_a_lower_bound(demo, comparison):
-    """If the unbatched way holds no load, its limit is known only to be below the lowest load, so the ratio is a bound."""
+    """If the unbatched way holds no load, its limit is only known to be below all loads, so the ratio is a bound."""
     found, said = say(demo, [1.0, 1.0, 2.0], [0, 0, 0])
     assert found.verdict is comparison.Verdict.AT_LEAST
     assert found.ratio == pytest.approx(4.0, rel=0.02)
@@ -202,7 +202,7 @@ held = st.sampled_from([0.0, *LOADS])
 
 @given(st.lists(st.tuples(held, held), min_size=3, max_size=7))
 def test_no_statement_contradicts_a_repeat(pairs):
-    """A stated ratio lies within those of the repeats, a stated bound holds for each of them; else nothing is stated."""
+    """A stated ratio lies within those of the repeats, and a stated bound holds for each; else nothing is stated."""
     comparison = importlib.import_module("demo.comparison")
     found, said = say(importlib.import_module, *zip(*pairs, strict=True))
     lows, highs = [ratio.low for ratio in found.ratios], [ratio.high for ratio in found.ratios]

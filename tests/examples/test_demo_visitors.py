@@ -96,7 +96,7 @@ def test_cache_sustains_load_that_overloads_detector(visitors, findings, frames)
 
 
 def test_wrong_responses_from_the_cache_are_found(visitors, frames):
-    """The comparison finds wrong responses: a model that never repeats its outputs simulates a cache that mixes them up."""
+    """The comparison finds wrong responses: a model that never repeats its outputs simulates a cache that errs."""
     calls = iter(range(10**6))
 
     async def main(loop):

@@ -46,7 +46,7 @@ async def client_of(app):
 
 
 def serve(stack, **options):
-    """Return an app that sends ``x`` of ``{"x": 1.5}`` to the stack, and the list of the errors that its handler got."""
+    """Return an app that sends ``x`` of ``{"x": 1.5}`` to the stack, and a list of the errors that its handler gets."""
     app = FastAPI()
     add_stacks(app, stack)
     seen = []
@@ -325,7 +325,7 @@ async def test_handler_timeout_replaces_only_the_objective(loop):
 
 @pytest.mark.parametrize("headers", [{}, {"x-request-timeout-seconds": "15"}], ids=["none", "deadline"])
 async def test_request_without_a_deadline_gets_none(loop, headers):
-    """The objective does not limit a request with an explicit "no deadline", whether or not the client sends a deadline.
+    """The objective does not limit a request with an explicit "no deadline", even if the client sends a deadline.
 
     A header of the client can only tighten a limit.
     """

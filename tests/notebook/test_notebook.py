@@ -131,7 +131,7 @@ def test_other_lines_stay(line):
 
 
 def test_magic_without_a_stack_shows_its_syntax():
-    """The error of a `%serve` line without a stack's name shows its syntax; IPython alone would call the magic missing."""
+    """A `%serve` line without a stack's name raises an error with the syntax; IPython would call the magic missing."""
     shell = make_shell()
     si.load_ipython_extension(shell)
 
@@ -143,7 +143,7 @@ def test_magic_without_a_stack_shows_its_syntax():
 
 
 def test_magic_in_the_loading_cell_names_the_cell():
-    """In the cell that loads the extension, the error names a later cell: IPython has already transformed the whole cell."""
+    """In the cell that loads the extension, the error asks for a later cell: IPython has transformed the whole cell."""
     shell = make_shell()
     si.load_ipython_extension(shell)
 

@@ -30,7 +30,7 @@ STORE_BYTES = 80 << 20
 
 
 def say(what):
-    print(f"{time.perf_counter() - BEGAN_S:5.1f} s: {what}", file=sys.stderr, flush=True)  # noqa: T201 - shows where the script hangs
+    print(f"{time.perf_counter() - BEGAN_S:5.1f} s: {what}", file=sys.stderr, flush=True)  # noqa: T201 - shows a hang
 
 
 class Recurrent:
@@ -219,7 +219,7 @@ async def check_deadlines(port):
     found = {
         "http": await asyncio.to_thread(post, url, x_request_timeout_seconds=60.0),
         "late": await asyncio.to_thread(post, url, x_request_timeout_seconds=60.0, x_streaminfer_timeout_s=0.25),
-        # Ray's proxy and the batcher both enforce this timeout; if the proxy is first, the replica may not get the request
+        # Ray's proxy and the batcher both enforce this timeout; if the proxy is first, the replica may get no request
         "late for both": await asyncio.to_thread(post, url, x_request_timeout_seconds=0.25),
         # batches have one row, so the response to this request comes after all earlier requests have ended
         "last": await asyncio.to_thread(post, url, x_request_timeout_seconds=60.0),

@@ -172,7 +172,7 @@ def test_time_left_of_the_objective_is_a_header(scripted, ask_app, body_of):
 
 @pytest.mark.parametrize(("slo_s", "timeout_s"), [(1.0, 15.0), (15.0, 1.0)], ids=["loose client", "tight client"])
 def test_the_tightest_of_objective_and_client_wins(scripted, ask_app, body_of, slo_s, timeout_s):
-    """The tighter of objective and client timeout is the deadline: the timeout of a proxy's route replaces no objective."""
+    """The tighter of objective and client timeout is the deadline; a proxy's timeout does not replace the objective."""
     _, _, app = scripted(batcher=si.AdaptiveBatcher(max_batch_size=8, slo_s=slo_s))
 
     async def scenario():
@@ -414,7 +414,7 @@ def test_a_server_starts_and_stops_the_stacks(scripted):
 
 
 def test_an_interrupted_server_stops_the_stacks(scripted):
-    """The stacks stop even if the lifespan is cancelled: a second Ctrl-C ends uvicorn's loop without a shutdown event."""
+    """The stacks stop if the lifespan is cancelled: a second Ctrl-C ends uvicorn's loop without a shutdown event."""
     _, stack, app = scripted()
 
     async def scenario():

@@ -70,7 +70,7 @@ def test_generate_takes_the_shape_of_the_lists(sizes, value, shape, ask_app):
     ids=["parameters", "priority", "explicit", "object", "not offered", "no input"],
 )
 def test_other_fields_of_generate_are_parameters(fields, status, found, ask_app):
-    """Other fields of `generate` are parameters, as in Triton, and many clients rely on it; `parameters` has priority."""
+    """Other fields of `generate` are parameters, as many clients expect from Triton; `parameters` has priority."""
 
     class Model:
         async def call(self, request):
@@ -198,7 +198,7 @@ def test_stored_heads_are_limited(scripted, ask_app):
 
 
 def test_an_answer_without_a_body_ends(scripted, ask_app):
-    """A response without a body has a last message; otherwise servers close the connection and log an error per probe."""
+    """A response without a body has a last message; without it, servers close the connection and log each probe."""
     _, _, app = scripted()
     sent = []
 

@@ -131,7 +131,7 @@ def test_our_own_client_gets_the_bits_of_a_local_run(ask_remotely, affine_stack)
 
 
 def test_own_client_accepts_a_cpu_backend(ask_remotely):
-    """The server announces the tensors that `CpuBackend` learns from its example, so our own client accepts the model."""
+    """The server announces the tensors that `CpuBackend` learns from its example, so our client accepts the model."""
     stack = runpy.run_path(str(EXAMPLES / "serve.py"))["stack"]
 
     remote, answers = ask_remotely("doubles", stack, X[:, :4])

@@ -95,7 +95,7 @@ def metered(loop, *layers):
 
 
 async def test_the_meter_measures_what_requests_cost(loop):
-    """For batches of four that take 8 ms, the meter reports 2 ms per request and the queue delay of the second batch."""
+    """For batches of four that take 8 ms, the meter reports 2 ms per request and the delay of the second batch."""
     meter, stack = metered(loop, si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.008))
     async with stack:
         requests = [asyncio.create_task(stack(float(number))) for number in range(8)]
@@ -113,7 +113,7 @@ async def test_the_meter_measures_what_requests_cost(loop):
 
 
 async def test_rejected_requests_count_as_long_waits(loop):
-    """Rejected requests count as long waits, so the queue delay shows overload although served requests waited little."""
+    """Rejected requests count as long waits: the queue delay shows overload although served requests waited little."""
     meter, stack = metered(loop, si.AdaptiveBatcher(max_batch_size=1, slo_s=0.5), ScriptedBackend(duration_s=0.1))
     async with stack:
         await asyncio.gather(*(stack(float(number)) for number in range(40)), return_exceptions=True)

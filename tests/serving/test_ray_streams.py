@@ -175,7 +175,7 @@ async def test_a_stop_completes_the_move_that_has_begun(loop):
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_start_repeats_claims_cancelled_by_the_stop(loop, turns):
-    """A restarted replica repeats claims that its stop cancelled, whether the claim was at the store or not yet begun."""
+    """A restarted replica repeats a claim that its stop cancelled, at the store or before the claim had begun."""
     reference = Reference()
 
     class Slow(StreamStore):
@@ -196,7 +196,7 @@ async def test_start_repeats_claims_cancelled_by_the_stop(loop, turns):
 
 
 async def test_cancelled_stop_stops_inner_stack(loop):
-    """A replica whose stop is cancelled, while the stop ends the replica's own tasks, can be stopped and started again."""
+    """A replica whose stop is cancelled while it ends the replica's own tasks can be stopped and started again."""
     async with Fleet(loop) as fleet:
         for turns in range(20):
             stopping = asyncio.create_task(fleet.stacks["a"].stop())
@@ -373,7 +373,7 @@ async def test_stream_end_releases_waiting_requests(loop):
 
 
 async def test_rejected_snapshot_keeps_restarted_stream(loop):
-    """A rejected snapshot does not end a stream that has started again meanwhile."""
+    """A rejected snapshot does not end a stream that has started again in the meantime."""
 
     class Slow(StreamStore):
         async def store(self, replica, records):

@@ -122,7 +122,7 @@ async def test_only_a_batcher_offers_begin_call(loop):
 
 
 async def test_ended_request_is_freed_without_the_collector(loop):
-    """A completed request is in no reference cycle, which would leave some thousand objects a second to the collector."""
+    """A completed request is in no reference cycle; cycles would leave the collector some thousand objects a second."""
     told = Told()
     gc.collect()
     gc.disable()
@@ -144,7 +144,7 @@ async def test_ended_request_is_freed_without_the_collector(loop):
     ids=["error", "cancelled", "interrupt"],
 )
 async def test_a_receiver_that_fails_harms_no_other_request(loop, failure):
-    """If a receiver raises, the other requests of its batch complete, and the loop's exception handler gets the error."""
+    """If a receiver raises, the other requests of its batch complete, and the loop's exception handler is called."""
     reported, told = [], Told()
     loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
 

@@ -58,7 +58,7 @@ def test_map_keeps_concurrency_inputs_in_flight(concurrency, max_batch_size, in_
 
 
 def test_layers_see_a_request_from_its_place_on():
-    """The latency of a request excludes its wait for a place, and telemetry does not count a request without a place."""
+    """The latency of a request excludes its wait for a place, and a request that gets no place is not counted."""
 
     async def main(loop):
         options = {"max_batch_size": 1, "max_queue_size": 1, "max_in_flight": 1}
@@ -148,7 +148,7 @@ def test_wrong_settings_are_raised_once(settings, error, says, inputs):
 
 @contextlib.asynccontextmanager
 async def one_place(loop):
-    """Yield a stack with one place in its queue, a function that waits for the place, and the order of the responses."""
+    """Yield a stack whose queue has one place, a function that waits for the place, and the order of the responses."""
     order = []
     async with stack_of(ScriptedBackend(duration_s=0.01), loop, max_queue_size=1, max_batch_size=1) as stack:
 

@@ -1,4 +1,4 @@
-"""Explicit "no deadline", which overrides the default from a batcher's `slo_s`, and `timeout_s` in each kind of call."""
+"""Explicit "no deadline", which overrides the default from a batcher's `slo_s`, and `timeout_s` in all calls."""
 
 import asyncio
 import math

@@ -48,7 +48,7 @@ def test_uncallable_layer_methods_raise():
 
 
 def test_rejected_stack_leaves_its_layers_unchanged():
-    """A stack with a clock that rejects one of its layers has neither bound the others to its clock nor wrapped them."""
+    """A stack with a clock that rejects one of its layers does not bind the others to its clock or wrap them."""
     batcher = si.AdaptiveBatcher(max_batch_size=1)
     for wrong, says in ((si.Telemetry, "got the class Telemetry"), (3, "expected layers")):
         with pytest.raises(TypeError, match=says):

@@ -103,7 +103,7 @@ def test_requests_and_answers_can_be_pickled():
 
 
 def test_pickles_of_one_build_are_read_by_the_other():
-    """Compiled and uncompiled builds read each other's pickles, so machines with and without a compiler can be mixed."""
+    """Compiled and uncompiled builds read each other's pickles: a machine without a compiler can call one with it."""
     sent = [
         si.Request({"x": 1.0}, priority=2, stream_id=3, tenant="b", subject="c", tags=("d",), key=(4,), store=False),
         si.Response({"y": 2.0}, True, "model", si.request.Timings(1000, 2000, 4000, 11_000, 4)),

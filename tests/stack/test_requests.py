@@ -470,7 +470,7 @@ CALLS = {
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("call", CALLS)
 async def test_inputs_are_freed_without_the_collector(loop, call, end):
-    """Whatever its outcome, a request leaves its inputs in no cycle: under overload they would be most of the memory."""
+    """Whatever its outcome, a request leaves its inputs in no cycle: in overload they would be most of the memory."""
 
     class Backend:
         async def infer(self, batch):

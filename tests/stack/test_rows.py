@@ -70,7 +70,7 @@ def test_rows_returns_a_list_if_outputs_are_no_arrays():
 
 @pytest.mark.parametrize("kind", ["U", "S"])
 def test_text_of_several_lengths_is_one_array(kind):
-    """Text of several lengths is one array with the dtype of the longest, although each batch has a dtype of its own."""
+    """Text of several lengths is one array with the dtype of the longest, although each batch has its own dtype."""
     words = np.array(["cat", "horse", "ox"], kind)
     answers = answer(lambda batch: words[batch.inputs.astype(int)].copy(), np.arange(3.0), max_batch_size=1)
     assert answers.dtype == words.dtype
@@ -88,7 +88,7 @@ def test_text_of_several_lengths_is_one_array(kind):
     ids=["shapes", "dtypes", "names", "lengths"],
 )
 def test_outputs_that_cannot_form_an_array_raise(outputs, says):
-    """Outputs of different shapes, dtypes or names raise an error, because the data must not change the kind of result."""
+    """Outputs of different shapes, dtypes or names raise an error; the kind of result must not depend on the data."""
     with pytest.raises(si.BackendError, match=f"cannot form one: .*{says}.*map"):
         answer(lambda batch: outputs, np.arange(2.0))
 

@@ -272,7 +272,7 @@ def test_threads_and_functions_are_warm():
 
 
 async def test_failed_start_stops_parts_outermost_first(loop):
-    """A failed start stops the started parts outermost first, as each stop does, so no layer outlives its inner part."""
+    """A failed start stops the started parts outermost first, like a stop, so that no layer outlives its inner part."""
     log = []
 
     class Part:

@@ -265,7 +265,7 @@ class BruteForce:
         return float((total / self.candidates.rates[normal].sum()).max(initial=-np.inf))
 
     def _largest_flow(self, counts, mask, demand):
-        """Return the largest flow, by duality the least of a subset's pool capacity plus the demand outside the subset."""
+        """Return the largest flow: by duality, the least sum of a subset's pool capacity and the demand outside it."""
         flow = np.full(len(counts), demand.sum())
         for subset in self.subsets:
             pools = mask[subset].any(axis=0)
