@@ -104,7 +104,7 @@ class Container:
         self.first = int(found[0])
 
     def run(self, *command, user=0):
-        """Run a command of this machine in the container's network, or, with another user, inside the container."""
+        """Run a command: as root in the container's network only, as another user inside the container."""
         where = ["--net"] if user == 0 else ["--net", "--mount", "--root", f"--setuid={user}", f"--setgid={user}"]
         enter = ["nsenter", f"--target={self.first}", *where, *command]
         return subprocess.run(enter, capture_output=True, text=True, timeout=120, check=False)

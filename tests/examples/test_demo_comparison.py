@@ -104,7 +104,7 @@ def test_repeats_on_both_sides_are_too_noisy(demo, comparison, batched, unbatche
 
 
 def test_repeats_that_differ_on_one_side_give_a_bound(demo, comparison):
-    """Ratios of 2, 4 and 8 disagree about the ratio and agree that it is at least 2."""
+    """Repeats with ratios of 2, 4 and 8 disagree about the ratio, but agree that it is at least 2."""
     found, said = say(demo, [1.0, 2.0, 2.0], [0.5, 0.5, 0.25])
     assert found.verdict is comparison.Verdict.AT_LEAST
     assert found.ratio == pytest.approx(2.0, rel=0.02)

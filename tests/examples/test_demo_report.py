@@ -229,7 +229,7 @@ def test_each_figure_has_a_summary_line_and_details(sentences):
 
 
 def test_cpu_of_a_picture_is_that_of_the_window(live_demo):
-    """CPU time per picture is that of the window, because it is read over a little longer than pictures are counted."""
+    """CPU time per picture or chunk is that of the window, although it is read over a slightly longer time."""
     machine = importlib.import_module("demo.machine")
     _, outcome = make_outcome(on_time=(100, 98))
     hold = outcome.holds[0]

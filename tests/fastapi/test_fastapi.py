@@ -979,7 +979,7 @@ def test_sync_handler_calls_service_from_its_thread():
 
 
 def test_background_task_calls_service_after_response():
-    """A background task can call the service after the client has the whole response; the end of it ends no call."""
+    """A background task can call the service after the client has the whole response, whose end ends no call."""
     _, stack = make_stack(None, duration_s=0.1)
     app = FastAPI()
     add_stacks(app, stack)

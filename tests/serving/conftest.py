@@ -1,4 +1,4 @@
-"""An app without a network, models behind it, and servers on loopback."""
+"""Fixtures: an app without a network, models for it, and servers on loopback."""
 
 import asyncio
 import contextlib

@@ -175,7 +175,7 @@ async def test_a_stop_completes_the_move_that_has_begun(loop):
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_start_repeats_claims_cancelled_by_the_stop(loop, turns):
-    """A restarted replica repeats a claim that its stop cancelled, at the store or before the claim had begun."""
+    """A restarted replica repeats a claim that its stop cancelled, whether the claim had begun or not."""
     reference = Reference()
 
     class Slow(StreamStore):

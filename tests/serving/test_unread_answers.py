@@ -30,7 +30,7 @@ class Answers:
 
 
 class Service:
-    """Service that opens responses ``after_s`` after each call, even if the call is cancelled."""
+    """Service that opens responses after a delay, from ``after_s`` for each call, even if the call is cancelled."""
 
     many_answers = True
 

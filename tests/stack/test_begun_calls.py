@@ -104,7 +104,7 @@ async def test_layers_see_begun_calls(loop):
 
 
 async def test_only_a_batcher_offers_begin_call(loop):
-    """Only a stack that ends in a batcher offers `begin_call`, and only if no subclass replaces its `call`."""
+    """Only a stack with a batcher offers `begin_call`, and only if no subclass replaces its `call`."""
 
     class Counted(si.Stack):
         async def call(self, request, *, timeout_s=None):

@@ -90,7 +90,7 @@ def test_sync_infer_is_rejected_at_construction(backend, layers):
 
 
 def test_infer_may_return_an_awaitable():
-    """A plain ``infer`` is accepted if its annotation is an awaitable or if it decorates an async function."""
+    """A plain ``infer`` is accepted if it is annotated to return an awaitable, or if it wraps an async function."""
 
     async def answer(_self, batch):
         return batch.inputs

@@ -161,7 +161,7 @@ def test_map_accepts_no_common_cache_key():
 def test_limit_treats_none_and_never_ns_alike():
     """A limit learns the same from the deadlines `None` and `NEVER_NS`.
 
-    A `TimeoutError` of a call with `NEVER_NS` does not count as a call that had 292 years.
+    A `TimeoutError` of a call without a deadline does not count as a timeout of 292 years.
     """
 
     def learned(deadline_ns):

@@ -25,7 +25,8 @@ async def refuses(self, request, *_):
 def test_uncallable_optional_methods_raise(name, method, says, where):
     """An optional method that the stack cannot call as specified raises a `TypeError`.
 
-    The construction raises, because a wrong `stop` would fail at the end and a check without await would pass all.
+    The stack raises when it is made: a wrong `stop` would fail only at the end, and a check that is not awaited would
+    accept every request.
     """
 
     async def serve(self, request):

@@ -78,8 +78,8 @@ class Browser:
         return self
 
     def __exit__(self, *_):
-        with contextlib.suppress(ProcessLookupError):  # it has ended
-            os.killpg(self._process.pid, signal.SIGKILL)  # with its helpers, which are of its group
+        with contextlib.suppress(ProcessLookupError):  # the browser has ended
+            os.killpg(self._process.pid, signal.SIGKILL)  # with its helpers, which are in its group
         self._process.wait(TIMEOUT_S)
         os.close(self._commands)
         os.close(self._replies)

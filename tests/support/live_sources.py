@@ -68,7 +68,7 @@ class Service:
 
     Args:
         answer: an async function of the request that returns the outputs.
-        states: of a recurrent model.
+        states: stream states of a recurrent model.
     """
 
     def __init__(self, answer, states=None):

@@ -123,7 +123,7 @@ def test_the_headers_of_a_response_are_its_own(scripted):
 
 @pytest.mark.parametrize(("numbers", "is_view"), [(4, False), (1000, True)], ids=["small", "large"])
 def test_large_inputs_are_views_of_the_body(ask_app, numbers, is_view):
-    """A large input is a view of the body, and a small one is a copy; both are aligned and read-only."""
+    """A large input is a view of the body, and a small one a copy, wherever it lies; both are aligned and read-only."""
     seen = []
 
     class Service:
@@ -218,7 +218,7 @@ def test_request_counts_as_failed_if_stream_end_fails(ask_app, caplog):
 
 
 class Door(SyncLayer):
-    """Rejects requests until it is opened."""
+    """Layer that rejects requests until it is opened."""
 
     is_open = False
 
