@@ -39,7 +39,7 @@ def test_metrics_server_counts_its_requests():
 
 
 def test_metrics_server_writes_rules_and_dashboard(tmp_path, monkeypatch):
-    """The example that runs as a script writes alert rules and a dashboard."""
+    """As a script, the example writes alert rules and a dashboard."""
     monkeypatch.chdir(tmp_path)
 
     runpy.run_path(str(EXAMPLE), run_name="__main__")

@@ -652,7 +652,7 @@ async def test_exception_group_with_a_handler_bug_is_raised(loop):
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_disconnect_is_noticed_if_no_body_is_read(loop, method):
-    """The bound service notices a disconnect even if the handler reads no body, because the request has none."""
+    """The bound service notices a disconnect even if the request has no body that the handler reads."""
     backend, stack = make_stack(loop, HANG)
     app = FastAPI()
     add_stacks(app, stack)
@@ -979,7 +979,7 @@ def test_sync_handler_calls_service_from_its_thread():
 
 
 def test_background_task_calls_service_after_response():
-    """A background task can call the service after the client has the whole response, whose end ends no call."""
+    """A background task can call the service after the client has the response: the end of the response ends no call."""
     _, stack = make_stack(None, duration_s=0.1)
     app = FastAPI()
     add_stacks(app, stack)

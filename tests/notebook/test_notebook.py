@@ -54,7 +54,7 @@ async def test_failed_start_does_not_register_a_stack(loop):
 
 @pytest.mark.parametrize("of", [si.Stack.blocking, type], ids=["blocking", "class"])
 async def test_unawaitable_service_is_rejected_before_start(loop, of):
-    """A service that cannot be awaited is rejected before its start, and the one of the same name continues."""
+    """A service that cannot be awaited is rejected before its start, and the service of the same name keeps running."""
     served, refused = stack(loop), stack(loop)
     await notebook.serve(served)
     with pytest.raises(TypeError, match="service: expected a Stack, or an object with async start and stop"):

@@ -1,4 +1,4 @@
-"""Our server conforms to the protocol, by standard clients; the benchmark `conformance` checks other servers too."""
+"""Conformance of our server, checked with standard clients; the benchmark `conformance` checks other servers too."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor

@@ -21,7 +21,7 @@ def test_retry_after_is_a_number_of_seconds(kind, retry_after_s, seconds):
 
 
 def test_an_error_without_a_text_is_internal():
-    """An error of a library is internal, and its text is not read, because it is for the log only."""
+    """An error of a library is internal, and its text is not read, because the text is for the log only."""
 
     class Unprintable(Exception):
         def __str__(self):

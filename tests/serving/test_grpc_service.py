@@ -272,7 +272,7 @@ def test_stream_responds_in_order_despite_errors(scripted, serve_grpc):
 def test_an_error_in_a_stream_names_its_request(scripted, serve_grpc):
     """An error in a stream has the id of its request, because responses to other requests come before and after it.
 
-    Only a request that is cut off has no id.
+    The error for a request that is cut off has no id.
     """
     messages = {
         "cut": call_of(id="cut").SerializeToString()[:-1],
@@ -376,7 +376,7 @@ def test_requests_with_one_head_have_own_contents(scripted, serve_grpc):
 
 
 def test_a_model_that_is_named_twice_is_rejected(scripted, serve_grpc):
-    """A request with two model names is rejected: protobuf takes the last, and the request belongs to the first."""
+    """A request with two different model names is rejected: protobuf takes the last name, but the first one counts."""
     _, one, _ = scripted()
     _, other, _ = scripted()
     message = call_of().SerializeToString()

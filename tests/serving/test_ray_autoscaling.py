@@ -121,7 +121,7 @@ async def test_rejected_requests_count_as_long_waits(loop):
 
 
 async def test_the_meter_tells_routers_which_share_fails(loop):
-    """The meter counts failures and forgets them in time; an invalid input or a cancelled call is no failure."""
+    """The meter counts failures and forgets them after a while; an invalid input or a cancelled call is no failure."""
     faults = [si.InvalidInput("no such shape"), HANG, *[OSError("device lost")] * 14]
     meter, stack = metered(loop, ScriptedBackend(*faults, duration_s=0.01))
     async with stack:

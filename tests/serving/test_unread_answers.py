@@ -201,10 +201,10 @@ def test_batch_closes_answers_of_callers_that_left(timeouts_s):
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("kind", ["stack", "layer", "function"])
 def test_batch_closes_answers_as_their_caller_leaves(kind, is_first):
-    """A batch closes the responses of a caller that leaves as they come.
+    """A batch closes the responses whose caller leaves at the moment when they come.
 
-    The caller is cancelled just before or just after their delivery, so it never gets them. A layer that awaits
-    changes nothing.
+    The caller is cancelled just before or just after their delivery, so it never gets them. A layer around the batch
+    that awaits makes no difference.
     """
     opened = []
 
@@ -279,7 +279,7 @@ def test_hedged_function_closes_answers_that_lost():
 
 
 def test_answers_close_if_client_leaves_at_deadline():
-    """A client that leaves at the deadline does not cancel the task that closes the responses before it begins."""
+    """If a client leaves at the deadline, the task that closes the responses is not cancelled before it begins."""
     answers = Answers()
 
     async def main(loop):
@@ -376,7 +376,7 @@ def test_hedge_around_backend_closes_answers_that_lost():
 
 
 def test_batch_part_closes_answers_as_caller_leaves():
-    """Part of a failed batch, like a whole batch, closes the responses of a caller that leaves as they come.
+    """Part of a failed batch, like a whole batch, closes the responses whose caller leaves when they come.
 
     The caller is cancelled just before their delivery.
     """

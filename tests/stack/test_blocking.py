@@ -113,7 +113,7 @@ def test_exception_in_the_block_ends_calls_in_flight():
 
 
 def test_a_call_that_crosses_the_end_never_hangs():
-    """Each call of threads that call without pause while the block ends gets its response or `Closed`."""
+    """If threads call without pause while the block ends, each call returns its response or raises `Closed`."""
     for _ in range(20):
         outcomes = []
 

@@ -334,7 +334,7 @@ def test_no_order_suggested_for_layer_that_never_fits():
     ids=["batcher", "telemetry", "backend", "stack", "retention log", "tier", "keys"],
 )
 def test_clock_in_seconds_is_rejected_at_construction(make):
-    """A clock in seconds is rejected: latencies would be some nanoseconds, and deadlines would seem to be wrong."""
+    """A clock in seconds is rejected: latencies would be some nanoseconds, and each deadline an error of its caller."""
     with pytest.raises(TypeError, match=r"clock\(\): expected a whole number of nanoseconds"):
         make(time.monotonic)
 

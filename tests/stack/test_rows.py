@@ -140,7 +140,7 @@ def test_the_first_error_ends_the_other_rows():
 
 @pytest.mark.parametrize("how", ["timeout_s", "slo_s", "plain"])
 def test_rows_share_one_deadline(how):
-    """The deadline of the call ends all rows: of 10 rows that take 10 ms each, the last has no deadline of its own."""
+    """All rows share the deadline of the call: 10 rows that take 10 ms each end at 55 ms, as no row has its own."""
 
     async def main(loop):
         slo_s = 0.055 if how == "slo_s" else None

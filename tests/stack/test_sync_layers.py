@@ -220,7 +220,7 @@ def test_layer_with_its_own_clock_reads_that_clock():
 
 
 def test_layers_that_await_nothing_are_joined():
-    """A layer that awaits nothing wraps as a `SyncService`; a limit with a queue awaits its permits, so it does not."""
+    """A layer that awaits nothing wraps services as a `SyncService`; a limit with a queue, which awaits, does not."""
     model = Model()
     for layer in (si.Telemetry(), si.ConcurrencyLimit(), si.CircuitBreaker(), si.RateLimit(1.0), Signature()):
         assert isinstance(layer.wrap(model), SyncService), layer
