@@ -979,7 +979,7 @@ def test_sync_handler_calls_service_from_its_thread():
 
 
 def test_background_task_calls_service_after_response():
-    """A background task can call the service after the client has the response: the end of the response ends no call."""
+    """A background task can call the service after the client has the response: its end ends no call."""
     _, stack = make_stack(None, duration_s=0.1)
     app = FastAPI()
     add_stacks(app, stack)

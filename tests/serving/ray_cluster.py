@@ -30,7 +30,7 @@ STORE_BYTES = 80 << 20
 
 
 def say(what):
-    print(f"{time.perf_counter() - BEGAN_S:5.1f} s: {what}", file=sys.stderr, flush=True)  # noqa: T201 - shows a step that hangs
+    print(f"{time.perf_counter() - BEGAN_S:5.1f} s: {what}", file=sys.stderr, flush=True)  # noqa: T201 - shows the step that hangs
 
 
 class Recurrent:

@@ -667,7 +667,7 @@ def test_wrong_limits_are_named(doubling_stack):
 
 
 def test_uninstalled_package_has_unknown_version(scripted, ask_app, monkeypatch):
-    """A server from a bare checkout has the version "unknown" and no error: clients read it before the first request."""
+    """A server from a bare checkout has the version "unknown" and no error: clients read it before any request."""
     _, _, app = scripted()
 
     def missing(name):
