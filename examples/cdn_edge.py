@@ -31,7 +31,7 @@ Handler = Callable[[str, str, dict[str, str], bytes], Awaitable[Answer]]
 
 
 class Kept(NamedTuple):
-    """An answer, encoded once, with the data that decides which caches may store it."""
+    """Response that is encoded once, with the data that decides which caches may store it."""
 
     request: si.Request
     response: si.Response
@@ -41,15 +41,15 @@ class Kept(NamedTuple):
 
 
 class Edge:
-    """Application that answers a method, a path, header fields (names in lower case) and a body.
+    """Application that responds to a method, a path, header fields (names in lower case) and a body.
 
     Args:
-        service: answers a request.
-        cache: stores answers under tenant and path; an erased answer is not found again.
+        service: computes the response to a request.
+        cache: stores responses under tenant and path; an erased response is not found again.
         policy: rules for outside caches.
-        version: of the model.
+        version: version of the model.
         tenants: tenant of each known ``Authorization`` field.
-        wall: returns the present time, in seconds since 1970.
+        wall: returns the current time, in seconds since 1970.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Edge:
         self.asked = 0
 
     async def __call__(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Answer one HTTP request; no cache may store the answer to a failure."""
+        """Respond to one HTTP request; no cache may store the response to a failure."""
         self.asked += 1
         credentials = headers.get("authorization")
         tenant = self.tenants.get(credentials) if credentials else None
@@ -84,14 +84,14 @@ class Edge:
         return 404, NOT_KEPT, b""
 
     def repeat(self, method: str, path: str, headers: dict[str, str], tenant: str | None) -> Answer:
-        """An answer that was computed before, unless the client has it already."""
+        """Return a stored response, 304 if the client has it already, or 404."""
         kept = self.cache.get((tenant, path))
         if kept is None:
             return 404, NOT_KEPT, b""
         return answer_conditional(method, headers, self.headers(kept), kept.body)
 
     async def infer(self, headers: dict[str, str], body: bytes, tenant: str | None) -> Answer:
-        """Compute an answer and store it under the digest of the posted body, which the server computes itself."""
+        """Compute a response and store it under the digest of the posted body, which the server computes itself."""
         try:
             numbers = np.array(json.loads(body), np.float32)
             if numbers.ndim != 1 or not numbers.size:
@@ -112,7 +112,7 @@ class Edge:
         return 200, fields, answer
 
     def headers(self, kept: Kept) -> dict[str, str]:
-        """Return the header of a stored answer at the present time."""
+        """Return the header fields of a stored response at the current time."""
         fields = edge_headers(
             self.policy,
             kept.request,
@@ -130,8 +130,8 @@ async def serve(handler: Handler, port: int = 0) -> AsyncIterator[int]:
     """Serve HTTP/1.1 on loopback while the block runs, with only the features that a server behind a proxy needs.
 
     Args:
-        handler: answers a request.
-        port: to listen on; 0 picks a free one.
+        handler: responds to a request.
+        port: port to listen on; 0 picks a free one.
 
     Yields:
         The port.
@@ -162,7 +162,7 @@ async def serve(handler: Handler, port: int = 0) -> AsyncIterator[int]:
 
 
 async def _one(handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Answer one request of a connection; return whether another may follow."""
+    """Respond to one request of a connection; return whether another can follow."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     method, _, rest = head[0].partition(" ")
     path, _, protocol = rest.rpartition(" ")
@@ -190,7 +190,7 @@ async def _one(handler: Handler, reader: asyncio.StreamReader, writer: asyncio.S
 
 
 def normalize(batch: np.ndarray) -> np.ndarray:
-    """Return each row divided by its length, as the model."""
+    """Return each row divided by its length; this is the model."""
     return batch / np.maximum(np.linalg.norm(batch, axis=1, keepdims=True), 1e-9)  # type: ignore[no-any-return]
 
 

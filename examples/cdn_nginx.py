@@ -1,4 +1,4 @@
-"""Runs nginx with ``cdn_edge.conf``, in a separate folder and on free ports, while a block runs."""
+"""Context manager that runs nginx with ``cdn_edge.conf``, in a separate folder and on free ports."""
 
 import contextlib
 from collections.abc import Iterator

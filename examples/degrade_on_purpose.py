@@ -1,7 +1,7 @@
 """Two real face detectors behind one router, with more frames than the better detector can process.
 
 The full model reads 192² pixels, the front model 128²; the router makes the smaller image only for requests that go
-to the front model. Takes some seconds of real time on this machine's CPU. Run it from the root of a checkout.
+to the front model. The example takes some seconds on a CPU. Run it from the root of a checkout.
 """
 
 import asyncio

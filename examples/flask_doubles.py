@@ -34,13 +34,13 @@ def answer() -> dict[str, Any]:
 
 @app.get("/health/ready")
 def ready() -> tuple[str, int]:
-    """Answer the readiness probe."""
+    """Respond to the readiness probe."""
     return "", 200 if stack.ready else 503
 
 
 @app.errorhandler(si.StreamInferError)
 def failed(error: si.StreamInferError) -> tuple[dict[str, str], int, dict[str, str]]:
-    """Answer with the status of the error."""
+    """Respond with the status of the error."""
     failure = si.serving.describe_failure(error)
     if failure.is_internal:
         app.logger.error("a request failed", exc_info=error)

@@ -48,7 +48,7 @@ class Faces:
         return json.dumps({"faces": response.outputs.tolist(), "source": response.source}).encode()
 
     def handlers(self) -> Any:
-        """The handlers to add to a server."""
+        """Return the handlers to add to a server."""
         return grpc.method_handlers_generic_handler(
             "faces.Faces", {"Find": grpc.unary_unary_rpc_method_handler(self.find)}
         )

@@ -23,7 +23,7 @@ metrics = si.telemetry.metrics_app(stack)
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer ``/metrics``, and a number after any other path: ``/21`` gives 42."""
+    """Respond to ``/metrics``, and double the number in any other path: ``/21`` gives 42."""
     if scope["type"] == "lifespan":
         for step, change in (("startup", stack.start), ("shutdown", stack.stop)):
             await receive()

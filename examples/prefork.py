@@ -72,7 +72,7 @@ async def answer(row: Row, service: Annotated[BoundService, Depends(bind(doubles
 
 @app.get("/tail")
 async def tail() -> dict[str, Any]:
-    """Return the counts of all workers: this one up to now, others up to a second ago, dead ones included."""
+    """Return the counts of all workers, dead ones included; those of other workers are up to a second old."""
     latency = app.state.workers.merge()["latency"]
     quantiles = {f"p{percent}_s": latency.quantile(percent / 100) for percent in (50, 99)}
     return {"count": latency.count, "worker": os.getpid(), **quantiles}

@@ -2,8 +2,8 @@
 
 Start as many workers as you like: they form one consumer group, and each message goes to one of them.
 
-* The step that writes an answer also acknowledges the message, so a message has one answer, or none yet.
-* The deadline of a message follows from its age: an answer to an old picture is worthless, so it costs no inference.
+* The step that writes a response also acknowledges the message, so a message has one response, or none yet.
+* The deadline of a message follows from its age: a response to an old picture is worthless, so it costs no inference.
 * If a worker crashes or its model fails, the message stays pending, and another worker claims it after a while.
 * Claimed messages run one at a time. So a message that kills its worker delays few others, and after three deliveries
   it goes to the stream of dead letters.
@@ -41,11 +41,11 @@ class Settings:
     """Names and limits of a worker.
 
     Attributes:
-        stream: stream of messages with the field ``picture``; answered messages are deleted.
-        answers: stream of answers: ``id`` of the message, and ``faces`` or ``error``.
+        stream: stream of messages with the field ``picture``; completed messages are deleted.
+        answers: stream of responses: ``id`` of the message, and ``faces`` or ``error``.
         dead: stream of abandoned messages.
         group: consumer group, which is made if missing.
-        max_age_s: an older message is answered with an error.
+        max_age_s: an older message gets an error.
         attempt_s: most seconds of one attempt.
         claim_after_s: a message that has been pending for longer is claimed; must be longer than an attempt.
         max_deliveries: most deliveries of one message.
@@ -67,7 +67,7 @@ class Worker:
     """One consumer of the group.
 
     Args:
-        client: of the Valkey server.
+        client: client of the Valkey server.
         service: a running stack.
         settings: names and limits.
     """
@@ -139,7 +139,7 @@ class Worker:
                 continue
 
     async def _serve(self, identity: bytes, fields: dict[bytes, bytes]) -> None:
-        """Answer a message, or leave it pending."""
+        """Respond to a message, or leave it pending."""
         left_s = self._settings.max_age_s - self._age_s(identity)
         try:
             picture = read_picture(fields.get(b"picture", b""))

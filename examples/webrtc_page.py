@@ -77,7 +77,7 @@ Say = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Page:
-    """The application, and its two models.
+    """Application with its two models.
 
     Attributes:
         results: number of results of each kind of source.

@@ -24,7 +24,7 @@ class Clip:
     Attributes:
         name: name of the file.
         samples: float32 in -1…1, the last chunk filled up with zeros.
-        chunks: one float32[512] each, views of one array, so that sending one copies nothing.
+        chunks: float32[512] each, views of one array, so that sending a chunk copies nothing.
     """
 
     name: str

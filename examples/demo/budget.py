@@ -22,9 +22,9 @@ from streaminfer.telemetry import Alert, AlertPair, SloStatistics
 __all__ = ["Budget", "BudgetWatch", "make_objective", "watching"]
 
 MARGIN_S = 1.0
-"""The period is longer than a trial by this: while a trial runs, no event of it leaves the period."""
+"""Seconds by which the period is longer than a trial, so that no event leaves the period while the trial runs."""
 LOOK_S = 0.1
-"""Time between two checks. A callback would come at once, but then timed requests would make the checks."""
+"""Time between two checks. A callback would check at once, but within the requests that are timed."""
 MINIMUM_EVENTS = 30
 
 
@@ -61,7 +61,7 @@ def make_objective(name: str, *, threshold_s: float, objective: float, seconds: 
         name: name to show.
         threshold_s: a response within this time is good.
         objective: share of requests that must be good.
-        seconds: how long the trial takes.
+        seconds: duration of the trial.
     """
     period_s = seconds + MARGIN_S
     pairs = [

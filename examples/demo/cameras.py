@@ -30,7 +30,7 @@ class Cameras:
     """Cameras that all play one clip, over and over, each from another place in it.
 
     Args:
-        service: answers a normalized frame with ``{"boxes": …, "scores": …}``.
+        service: returns ``{"boxes": …, "scores": …}`` for a normalized frame.
         frames: clip that they play.
 
     Attributes:

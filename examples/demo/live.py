@@ -45,7 +45,7 @@ class LiveStreams:
         return meter
 
     async def wait_until(self, instant_ns: int) -> None:
-        """Wait until an instant; raise the error of a stream that fails meanwhile."""
+        """Wait until an instant; raise the error of a stream that fails in the meantime."""
         left_s = max(0.0, (instant_ns - self._clock()) / 1e9)
         if not self._tasks:
             await asyncio.sleep(left_s)
@@ -70,7 +70,7 @@ class SessionStreams(LiveStreams):
     Args:
         session: session that reads the streams; its results are rarely or never older than ``slo_ns``.
         slo_ns: a result of at most this age is on time.
-        clock: of the session.
+        clock: clock of the session.
         take: gets each result with outputs.
     """
 
@@ -109,7 +109,7 @@ class DirectStreams(LiveStreams):
     Args:
         respond: returns the response to a frame of a stream, or ``None`` if it was skipped.
         slo_ns: a response of at most this age is on time.
-        clock: of the event loop.
+        clock: clock of the event loop.
         take: gets the stream, the number of the frame in it and the response.
     """
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class _Services(Node):
-    """Services of the demo that run now; the demo makes one after the other."""
+    """Services of the demo that are running; the demo makes one after the other."""
 
     name = "demo"
 
@@ -52,7 +52,7 @@ def show(stack: si.Stack) -> si.Stack:
 
 
 async def serve_page_during(work: Coroutine[Any, Any, T], say: Callable[[str], None]) -> T:
-    """Await some work, and serve the page meanwhile.
+    """Await some work, and serve the page until it ends.
 
     Args:
         work: the demo.

@@ -31,7 +31,7 @@ LOADS = (0.25, 0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 2.8, 4.0)
 """Times the calibrated rate."""
 WINDOW_S = 0.25
 SETTLE_S = 0.1
-"""Between the start of the microphones and the window: the start of hundreds of streams is not measured."""
+"""Seconds from the start of the microphones to the window: the start of hundreds of streams is not measured."""
 MINIMUM_REPEATS = 3
 MAXIMUM_REPEATS = 7
 

@@ -42,7 +42,7 @@ class Metronome:
         self._count = 0
         self.stopped = False
         self.passed_ns = [self._began_ns - CHUNK_NS + phase * CHUNK_NS // PHASES for phase in range(PHASES)]
-        """The last instant at which each phase was due, by phase."""
+        """Last instant at which each phase was due, by phase."""
         self._beat()
 
     async def next_beat(self, phase: int) -> None:

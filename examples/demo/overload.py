@@ -26,7 +26,7 @@ MEASURE_S = 0.6
 CALM = 0.4
 """Frames of the cameras that send all the time, over the frames that the detector completes."""
 EXCESS = 2.0
-"""Frames of all cameras, over the same."""
+"""Frames of all cameras, over the frames that the detector completes."""
 GREED = 5
 LOOK_NS = 250_000_000
 

@@ -29,7 +29,7 @@ class Progress:
         return time.monotonic() - self._began_s
 
     def say(self, what: str) -> None:
-        """Show the present step."""
+        """Show the current step."""
         line = f"{self.elapsed_s:5.1f} s  {what}"[:LONGEST]
         if self._stream.isatty():
             self._stream.write(f"\r{line:<{LONGEST}}")

@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time: which variant is loaded, and that a call never reads memory it should not."""
+"""Kernels compiled ahead of time: the choice of the variant, and the check of arguments before any memory access."""
 
 import importlib
 import logging
@@ -16,7 +16,7 @@ def variant(request):
 
 
 def test_every_variant_is_built_from_current_sources():
-    """Every variant of the compiled kernels is built from the present sources."""
+    """Every variant has all kernels and is built from the current sources."""
     exports = {name for module in MODULES for name in importlib.import_module(module).EXPORTS}
 
     built = [load_variant(name) for name in VARIANTS]
@@ -27,7 +27,7 @@ def test_every_variant_is_built_from_current_sources():
 
 
 def test_processor_flags_choose_the_variant():
-    """A single missing feature means the baseline: an illegal instruction would end the process."""
+    """If any feature is missing, the baseline is chosen, because an illegal instruction would end the process."""
     flags = ["fpu", "sse2", *X86_64_V3_FLAGS]
 
     assert variants(flags) == list(VARIANTS)
@@ -58,7 +58,7 @@ def test_kernels_of_other_sources_are_not_loaded(monkeypatch, caplog):
 
 
 def test_kernels_load_without_their_sources(monkeypatch, tmp_path):
-    """A package without sources, bytecode only, has nothing to compare with."""
+    """A package without sources, which has only bytecode, loads its kernels, because it has nothing to compare with."""
     monkeypatch.delenv("STREAMINFER_DISABLE_COMPILED", raising=False)
     monkeypatch.setattr(_compiled_kernels, "source_of", lambda name: tmp_path / name)
     assert load.__wrapped__().variant in VARIANTS
@@ -115,7 +115,7 @@ class TestChecked:
 
 
 def test_kernels_keep_no_reference_to_their_arrays(variant):
-    """A call that leaked one would hold every batch for ever."""
+    """A kernel keeps no reference to its arrays; a call that leaked one would hold every batch forever."""
     import sys
 
     deadlines = np.array([12, 30], np.int64)

@@ -1,4 +1,4 @@
-"""The examples are scripts and not part of the package: their folder is where Python looks when one is started."""
+"""Fixtures for the examples, which are scripts outside the package: their folder is on the path, as when they run."""
 
 import asyncio
 import importlib
@@ -28,7 +28,7 @@ def examples():
 
 @pytest.fixture
 def demo(_examples_can_be_imported):
-    """Imports a module of the live demo by name."""
+    """Return a function that imports a module of the examples by name."""
     return importlib.import_module
 
 
@@ -40,7 +40,7 @@ def clip(demo):
 
 @pytest.fixture
 def make_voice():
-    """A scripted model behind the states of its streams, as the demo's voice detector is."""
+    """Return a function that makes a scripted model and the states of its streams, like the demo's voice detector."""
 
     def make(*steps, then, **options):
         example = {"input": np.zeros(576, np.float32), "state": np.zeros((2, 128), np.float32)}
@@ -52,7 +52,7 @@ def make_voice():
 
 
 class DetectorByHand:
-    """Some threads in virtual time, each of which takes 4.5 ms for a chunk."""
+    """Detector with some threads in virtual time, each of which takes 4.5 ms for a chunk."""
 
     def __init__(self, loop, threads):
         self.clock = loop.clock
@@ -74,7 +74,10 @@ class DetectorByHand:
 
 @pytest.fixture
 def make_stage(demo, clip, make_voice):
-    """A machine that takes 4 ms a batch and 0.5 ms a chunk; it holds about 50 microphones batched, and 7 unbatched."""
+    """Return a function that makes a stage on a machine of 4 ms per batch and 0.5 ms per chunk.
+
+    The machine holds about 50 microphones batched, and 7 unbatched.
+    """
 
     def detect(batch):
         states = batch.inputs["state"]

@@ -1,7 +1,7 @@
-"""What the Containerfile runs, as in its container: a read-only root, a user without rights, a network of its own.
+"""The server of the Containerfile, as in its container: read-only root, unprivileged user, network of its own.
 
-The root is made of read-only mounts of this machine, and once more that of the image, where the machine can build it:
-that compiles the whole package.
+The tests run on a root of read-only mounts of this machine and, if the machine can build the image, on the image's
+root. The build compiles the whole package.
 """
 
 import contextlib
@@ -48,19 +48,19 @@ exec chroot --userspec="$user:$user" "$root" env -C /app "$@"
 
 
 def instruction(name):
-    """The last instruction of that name in the image that is run."""
+    """Return the arguments of the last instruction of that name in the final image."""
     return re.findall(rf"^{name} (.*)$", LAST_STAGE, re.MULTILINE)[-1]
 
 
 @attrs.frozen
 class ContainerRoot:
-    """What a container's root has.
+    """Root of a container.
 
     Attributes:
-        image: the folder of an image's root; empty: mounts of this machine.
-        path: where programs are.
-        package: the folder with the package.
-        variables: of its processes, beside those of the Containerfile.
+        image: folder of an image's root; empty for mounts of this machine.
+        path: search path of programs.
+        package: folder with the package.
+        variables: environment variables of the processes, beside those of the Containerfile.
     """
 
     image: str
@@ -70,7 +70,7 @@ class ContainerRoot:
 
 
 def this_machine():
-    """Its folders, read-only."""
+    """Return a root of read-only mounts of this machine's folders."""
     bin_folder = Path(sys.executable).parent.resolve()
     if sys.prefix != sys.base_prefix:
         bin_folder = Path(sys.prefix).resolve() / "bin"
@@ -81,7 +81,7 @@ def this_machine():
 
 
 def built_image(builder):
-    """The image, built from this checkout."""
+    """Return the root of the image, built from this checkout."""
     root = builder.build(FILE, ROOT, builder.make_base())
     (package,) = root.glob("opt/venv/lib/python3*/site-packages/streaminfer")
     path = "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -89,7 +89,7 @@ def built_image(builder):
 
 
 class Container:
-    """What the image runs, in namespaces of its own."""
+    """Running server of the image, in namespaces of its own."""
 
     def __init__(self, root, folder):
         self.root = root
@@ -104,13 +104,13 @@ class Container:
         self.first = int(found[0])
 
     def run(self, *command, user=0):
-        """Run a command of this machine in the container's network, or, as its user, inside it."""
+        """Run a command: as root in the container's network only, as another user inside the container."""
         where = ["--net"] if user == 0 else ["--net", "--mount", "--root", f"--setuid={user}", f"--setgid={user}"]
         enter = ["nsenter", f"--target={self.first}", *where, *command]
         return subprocess.run(enter, capture_output=True, text=True, timeout=120, check=False)
 
     def python(self, code):
-        """What a Python program prints in the container's network."""
+        """Run a Python program in the container's network; return the JSON that it prints."""
         done = self.run(sys.executable, "-c", f"from urllib.request import *\n{code}")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -150,7 +150,7 @@ def test_container_responds_and_merges_tail_of_workers(container):
     """A worker reports the tail latency of all workers of the container."""
     answer = container.python(f"print(urlopen({POST}).read().decode())")
     counts = [0]
-    while counts[-1] == 0:  # the other worker learns it within a second
+    while counts[-1] == 0:  # the other worker learns of the request within a second
         counts.append(container.python("print(urlopen('http://127.0.0.1:8000/tail').read().decode())")["count"])
 
     assert answer["y"] == [2.0, 4.0, 6.0, 8.0]
@@ -158,7 +158,7 @@ def test_container_responds_and_merges_tail_of_workers(container):
 
 
 def test_container_has_compiled_modules_and_kernels(container):
-    """Each source of them has its module beside it; the image has no compiler."""
+    """Each source of a compiled module has its module in the package, and the image has no compiler."""
     package = ROOT / "streaminfer"
     sources = {path.relative_to(package).with_suffix("") for path in package.rglob("*_cy.py")}
     modules = container.root.package.rglob("*.so")
@@ -173,7 +173,7 @@ def test_container_has_compiled_modules_and_kernels(container):
 
 
 def test_container_has_no_privileges(container):
-    """Its processes are a user's without capabilities, and only /tmp can be written."""
+    """The container's processes run as a user without capabilities, who can write only to /tmp."""
     status = Path(f"/proc/{container.first}/status").read_text()
     user = instruction("USER")
 
@@ -184,7 +184,7 @@ def test_container_has_no_privileges(container):
 
 
 def test_the_container_stops_on_sigterm(container):
-    """The first process gets the signal, as from a container engine, and ends its workers."""
+    """On SIGTERM to its first process, as from a container engine, the server ends its workers and exits with 0."""
     os.kill(container.first, signal.SIGTERM)
 
     assert container.process.wait(60) == 0

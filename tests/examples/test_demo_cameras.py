@@ -1,4 +1,4 @@
-"""Cameras of the live demo that are for a while too many, in virtual time: nothing depends on the machine."""
+"""Temporary overload by cameras in the live demo, in virtual time, so that nothing depends on the machine."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ PERIOD_S = 1 / 24
 
 
 def look(batch):
-    """One face nowhere."""
+    """Return the outputs for frames without a face."""
     return [
         {"boxes": np.zeros((2304, 16), np.float32), "scores": np.full((2304, 1), -9, np.float32)} for _ in batch.rows
     ]
@@ -29,7 +29,10 @@ def found():
 
 @pytest.fixture
 def overload(demo, frames, found):
-    """Six seconds of a detector that completes 125 frames a second: 2 cameras, then 6 of which one sends five times."""
+    """Return the outcome of six seconds of a detector that completes 125 frames a second.
+
+    It gets the frames of 2 cameras, then of 6, one of which sends five times as many as the others.
+    """
 
     async def main(loop):
         def make_service(_name):
@@ -56,7 +59,7 @@ def test_every_frame_of_an_overload_is_accounted_for(overload):
 
 
 def test_results_do_not_age_with_the_overload(overload):
-    """A result is at most a frame interval and a turn of all cameras old, however long the overload lasts."""
+    """A result is at most a frame interval and two service times old, however long the overload lasts."""
     calm, busy, after = (overload.ages_of(third) for third in range(3))
     assert max(calm.max(), np.quantile(after, 0.9)) <= 3 * SERVICE_S
     assert busy.max() <= PERIOD_S + 2 * SERVICE_S

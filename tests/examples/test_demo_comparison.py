@@ -1,4 +1,4 @@
-"""Conclusions from the repeats of a load series, with made-up repeats."""
+"""Conclusions of the live demo from the repeats of a load series, with made-up repeats."""
 
 import importlib
 import math
@@ -17,7 +17,7 @@ def comparison(demo):
 
 
 def make_sweep(demo, batched, unbatched):
-    """Repeats that hold every load up to the given one (0: none) and lose nearly everything above."""
+    """Return repeats that hold every load up to the given one (0: none) and lose nearly everything above it."""
     findings, services = demo("demo.findings"), demo("demo.services")
 
     def curve(way, limits):
@@ -77,7 +77,7 @@ def test_repeats_that_agree_give_the_ratio(demo, comparison):
 
 
 def test_repeats_that_disagree_are_too_noisy(demo, comparison):
-    """Ratios of 1, 4 and 8 are no statement, though none of them is below 1."""
+    """Repeats with ratios of 1, 4 and 8 are too noisy to tell, although none of them is below 1."""
     found, said = say(demo, [1.0, 2.0, 4.0], [1.0, 0.5, 0.5])
     assert found.verdict is comparison.Verdict.TOO_NOISY
     assert math.isnan(found.ratio)
@@ -92,7 +92,7 @@ def test_repeats_that_disagree_are_too_noisy(demo, comparison):
         ([1.0, 2.0, 1.0], [1.0, 1.0, 2.0]),
         ([2.0, 2.0, 0], [1.0, 1.0, 1.0]),
         ([2.0, 2.0, 4.0], [1.0, 1.0, 4.0]),
-        ([0, 4.0, 4.0], [0, 1.0, 1.0]),  # one repeat knows nothing
+        ([0, 4.0, 4.0], [0, 1.0, 1.0]),  # one repeat gives no bound
     ],
     ids=["sides", "straddle", "batched missed once", "both beyond once", "neither once"],
 )
@@ -104,7 +104,7 @@ def test_repeats_on_both_sides_are_too_noisy(demo, comparison, batched, unbatche
 
 
 def test_repeats_that_differ_on_one_side_give_a_bound(demo, comparison):
-    """Ratios of 2, 4 and 8 disagree about the ratio and agree that it is at least 2."""
+    """Repeats with ratios of 2, 4 and 8 disagree about the ratio, but agree that it is at least 2."""
     found, said = say(demo, [1.0, 2.0, 2.0], [0.5, 0.5, 0.25])
     assert found.verdict is comparison.Verdict.AT_LEAST
     assert found.ratio == pytest.approx(2.0, rel=0.02)
@@ -113,7 +113,7 @@ def test_repeats_that_differ_on_one_side_give_a_bound(demo, comparison):
 
 
 def test_the_stated_limits_are_where_the_medians_cross(demo, comparison):
-    """A lucky repeat does not move them: what the sentence says is what the lines of the figure show."""
+    """The sentence has the limits at which the figure's median lines cross 99 %, so a lucky repeat changes nothing."""
     found, said = say(demo, [1.0, 1.0, 4.0], [0.5, 0.5, 0.25])
     assert found.batched_median.low == pytest.approx(1.0, rel=0.02)
     assert found.verdict is comparison.Verdict.AT_LEAST
@@ -147,7 +147,7 @@ def test_equal_capacity_beyond_sweep_is_not_compared(demo, comparison):
     ids=["beyond", "below"],
 )
 def test_repeats_with_bounds_that_agree_are_not_noisy(demo, comparison, batched, unbatched, bound):
-    """Where limits lie outside the loads, the repeats say too little and do not disagree."""
+    """If limits lie outside the loads, the loads do not reach far enough, and the repeats are not called noisy."""
     _, said = say(demo, batched, unbatched)
     assert said == (
         "The loads do not reach far enough to tell how many more live microphones batching allows: a limit lies outside "
@@ -168,7 +168,7 @@ def test_equal_limits_give_the_verdict_same(demo, comparison):
 
 
 def test_batched_above_all_loads_is_a_lower_bound(demo, comparison):
-    """The bound is the smallest of the repeats, rounded down."""
+    """If the batched way holds every load, the stated bound is the smallest of the repeats, rounded down."""
     found, said = say(demo, [4.0, 4.0, 4.0], [1.0, 1.0, 0.5])
     assert found.verdict is comparison.Verdict.AT_LEAST
     assert 3.9 < found.ratio <= 4.0
@@ -177,7 +177,7 @@ def test_batched_above_all_loads_is_a_lower_bound(demo, comparison):
 
 
 def test_unbatched_below_all_loads_is_a_lower_bound(demo, comparison):
-    """Only one way crosses 99 %: the other is below the lowest load, which is all that is known of it."""
+    """If the unbatched way holds no load, its limit is only known to be below all loads, so the ratio is a bound."""
     found, said = say(demo, [1.0, 1.0, 2.0], [0, 0, 0])
     assert found.verdict is comparison.Verdict.AT_LEAST
     assert found.ratio == pytest.approx(4.0, rel=0.02)
@@ -202,7 +202,7 @@ held = st.sampled_from([0.0, *LOADS])
 
 @given(st.lists(st.tuples(held, held), min_size=3, max_size=7))
 def test_no_statement_contradicts_a_repeat(pairs):
-    """A ratio lies within those of the repeats; a bound is one for each of them; otherwise nothing is claimed."""
+    """A stated ratio lies within those of the repeats, and a stated bound holds for each; else nothing is stated."""
     comparison = importlib.import_module("demo.comparison")
     found, said = say(importlib.import_module, *zip(*pairs, strict=True))
     lows, highs = [ratio.low for ratio in found.ratios], [ratio.high for ratio in found.ratios]

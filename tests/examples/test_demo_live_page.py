@@ -1,4 +1,4 @@
-"""The live page of the demo: served while the demo runs, with the services that run then."""
+"""Live page of the demo, which is served while the demo runs and shows the services that are running."""
 
 import asyncio
 import importlib

@@ -1,4 +1,4 @@
-"""The whole demo, headless and short; what it prints and what its report holds."""
+"""The whole demo, headless and short: its printed lines and its report."""
 
 import ast
 import functools
@@ -27,7 +27,7 @@ SHORT = ["--window", "0.05", "--seconds", "0.5", "--cameras", "1", "--overload",
 
 
 class Page(HTMLParser):
-    """Tags, what they refer to, and the text."""
+    """Parsed page: its tags, their references and identifiers, and its text."""
 
     def __init__(self, text):
         super().__init__()
@@ -60,7 +60,7 @@ def test_a_short_run_prints_and_writes_the_report(live_demo, tmp_path, capsys):
     assert live_demo.main(options) == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
-    # what it says depends on the machine, and here on windows of 50 ms; that it is a statement does not
+    # which statement it is depends on the machine, and here on windows of 50 ms; but there is always one
     assert re.match("Batched, |Batched or not, |Too noisy to tell |The loads do not |Nothing to compare: ", lines[0])
     assert [line.split()[0] for line in lines if "×  " in line[:7]] == [f"{load:.2f}×" for load in LOADS]
     rows = [line for line in lines if line.startswith(("microphones, ", "cameras "))]
@@ -75,12 +75,12 @@ def test_a_short_run_prints_and_writes_the_report(live_demo, tmp_path, capsys):
 
     page = Page(path.read_text(encoding="utf-8"))
     assert lines[0] in page.text.replace("\N{NO-BREAK SPACE}", " ")
-    assert page.tags.count("svg") == 2 * (page.tags.count("section") + 3)  # both forms; three are not sections' own
+    assert page.tags.count("svg") == 2 * (page.tags.count("section") + 3)  # both forms: one per section, 3 more
     compared, equal = re.search(r"Of\s(\d+)\sresponses that were stored or shared, (\d+) are, to", page.text).groups()
     assert int(compared) == int(equal) > 0
     assert page.text.count("alerts: ") == 2
     assert "by hand, 2 sessions, 2 threads" in page.text
-    # self-contained: it refers to nothing but its own parts and to pictures inside it
+    # self-contained: the page refers only to its own parts and to pictures inside it
     own = {f"#{identifier}" for identifier in page.identifiers}
     assert all(reference in own or reference.startswith("data:image/png;base64,") for reference in page.references)
     assert len(page.identifiers) == len(set(page.identifiers))
@@ -94,7 +94,7 @@ def test_report_omits_figures_of_what_did_not_run(live_demo, tmp_path, capsys):
     options = ["--window", "0.05", "--seconds", "0.3", "--cameras", "0", "--repeats", "1"]
     assert live_demo.main([*options, "--overload", "0", "--visitors", "0", "--report", str(path)]) == 0
     printed = capsys.readouterr().out
-    # on a machine that is busy no load may have its chunks on time
+    # on a busy machine it can happen that no load has its chunks on time
     assert re.match("Too few repeats to tell |Nothing to compare: ", printed)
     assert len(re.findall(r"^microphones, ", printed, re.MULTILINE)) == 2
     assert "cameras beside" not in printed
@@ -117,7 +117,7 @@ def test_impossible_options_are_rejected(live_demo, options, capsys):
 
 
 def make_total(good):
-    """The counters of a session that answered so many of a hundred chunks."""
+    """Return the counters of a session that delivered ``good`` of a hundred chunks."""
     return StreamSessionStatistics(
         received=100,
         delivered=good,
@@ -133,7 +133,7 @@ def make_total(good):
 
 
 def make_budget(*, bad):
-    """The budget of a service that completed a hundred requests, so many of them late."""
+    """Return the budget of a service that completed a hundred requests, ``bad`` of them late."""
     budget = importlib.import_module("demo.budget")
     slo = budget.make_objective("chunks", threshold_s=0.032, objective=0.99, seconds=8.0)
     for number in range(100):
@@ -142,7 +142,7 @@ def make_budget(*, bad):
 
 
 def make_outcome(*, on_time, shares=(1.0, 1.0)):
-    """What a run would have found out, with the chunks on time of each way and the shares at two loads."""
+    """Return the report module and the outcome of a run, made from each way's chunks on time and its share on time."""
     findings, report, services, machine, audio, video, meter = (
         importlib.import_module(f"demo.{name}")
         for name in ("findings", "report", "services", "machine", "audio", "video", "meter")
@@ -193,7 +193,7 @@ def sentences(demo):
 
 
 def test_the_tables_show_medians_ranges_and_losses(live_demo):
-    """A percentile that falls on a lost chunk is called lost."""
+    """The tables have medians, ranges and losses; a percentile that falls on a lost chunk is called lost."""
     report, outcome = make_outcome(on_time=(99, 98))
     assert report.make_sweep_rows(outcome.sweep) == [
         ("0.50×", "50", *("100.0% (100.0 to 100.0)", "2.0 ms") * 2),
@@ -229,7 +229,7 @@ def test_each_figure_has_a_summary_line_and_details(sentences):
 
 
 def test_cpu_of_a_picture_is_that_of_the_window(live_demo):
-    """Processor time is read a little longer than pictures are counted, and both ways take the share of the window."""
+    """CPU time per picture or chunk is that of the window, although it is read over a slightly longer time."""
     machine = importlib.import_module("demo.machine")
     _, outcome = make_outcome(on_time=(100, 98))
     hold = outcome.holds[0]
@@ -241,7 +241,7 @@ def test_cpu_of_a_picture_is_that_of_the_window(live_demo):
 def test_microphone_without_response_affects_fairness(live_demo):
     """A microphone without a response counts in the fairness.
 
-    One of two that gets everything is the most unfair share of two.
+    If one of two microphones gets everything, the index is 0.5, the lowest for two.
     """
     _, outcome = make_outcome(on_time=(99, 98))
     hold = attrs.evolve(outcome.holds[1], heard=[np.ones(3, np.float32), np.empty(0, np.float32)])
@@ -250,7 +250,7 @@ def test_microphone_without_response_affects_fairness(live_demo):
 
 @pytest.mark.parametrize("shares", [(1.0, 1.0), (1.0, 0.0), (0.0, 0.0)], ids=["both", "one", "neither"])
 def test_page_can_be_drawn_without_any_response(live_demo, shares):
-    """The page is complete without one response, and wherever the limits are."""
+    """The page is complete even without any response, wherever the limits are."""
     _, outcome = make_outcome(on_time=(0, 0), shares=shares)
     page = Page(importlib.import_module("demo.page").make_page(outcome))
     assert page.tags.count("svg") == 2 * 4
@@ -259,7 +259,7 @@ def test_page_can_be_drawn_without_any_response(live_demo, shares):
 
 @pytest.mark.parametrize("p99_s", [0.0003, 0.002, math.inf], ids=["fast", "usual", "lost"])
 def test_every_p99_lies_within_the_axis(live_demo, p99_s):
-    """The latencies of a fast machine too; a usual one has the axis that the README shows."""
+    """The axis has every p99, also that of a fast machine; a usual machine has the axis that the README shows."""
     drawing, findings, comparison = (
         importlib.import_module(f"demo.{name}") for name in ("drawing", "findings", "comparison")
     )
@@ -279,7 +279,7 @@ def test_every_p99_lies_within_the_axis(live_demo, p99_s):
 
 
 def test_the_page_fits_phones_and_dark_screens(live_demo):
-    """It names a viewport, follows the color scheme, and keeps a number and its unit on one line."""
+    """The page names a viewport, follows the color scheme, and keeps each number and its unit on one line."""
     _, outcome = make_outcome(on_time=(99, 98))
     text = importlib.import_module("demo.page").make_page(outcome)
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
@@ -288,7 +288,7 @@ def test_the_page_fits_phones_and_dark_screens(live_demo):
     said = Page(re.sub("<svg.*?</svg>", "", text, flags=re.DOTALL)).text
     assert re.search("\\d\N{NO-BREAK SPACE}ms", said)
     assert not re.search(r"\d (ms|s|µs|times|microphones)\b", said)
-    # no drawing has a color of its own where text or lines could become invisible
+    # no drawing has a fixed color with which text or lines could become invisible
     assert set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", drawn)) <= {"#39ff14"}
     defined = set(re.findall(r"--(\w+):", text))
     assert set(re.findall(r"var\(--(\w+)\)", text)) <= defined
@@ -310,7 +310,7 @@ def test_the_columns_of_the_table_are_aligned(live_demo):
 
 
 def _code(text):
-    """The syntax of a module without docstrings and annotations of what is returned."""
+    """Return the syntax of a module without its docstrings and return annotations."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.AsyncFunctionDef, ast.FunctionDef)):

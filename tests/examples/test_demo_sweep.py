@@ -1,4 +1,4 @@
-"""Calibration and the series of offered loads, in virtual time: nothing depends on the machine."""
+"""Calibration and the series of offered loads, in virtual time, so that nothing depends on the machine."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def sweep(demo, make_stage, said=None, **options):
 
     async def main(loop):
         stage = make_stage(loop, (lambda _: None) if said is None else said.append)
-        # 1 / 4.5 ms, what a batch of one takes
+        # a batch of one takes 4.5 ms
         return await demo("demo.load_sweep").sweep_loads(
             stage, ways, 1 / 0.0045, seconds=0.64, now_s=loop.time, **options
         )
@@ -23,7 +23,7 @@ def sweep(demo, make_stage, said=None, **options):
 
 
 def test_rates_are_of_the_machine_and_sorted(demo, make_stage):
-    """Two sessions complete twice what one does; the fastest way comes first."""
+    """Two threads complete twice as many chunks as one, and the fastest way comes first."""
 
     async def main(loop):
         return await demo("demo.calibration").measure_rates(make_stage(loop), 0.2)
@@ -43,7 +43,7 @@ def test_the_baseline_holds_most_chunks_on_time(demo, make_stage):
     )
 
     async def main(loop):
-        # rates as if the way with one session were faster when saturated
+        # rates as if the way with one thread were faster when saturated
         rates = {one: 400.0, two: 390.0, slow: 10.0}
         return await demo("demo.calibration").choose_baseline(make_stage(loop), rates, 0.64)
 
@@ -67,7 +67,7 @@ def test_each_load_is_measured_with_both_ways_in_turn(demo, make_stage):
 
 
 async def test_a_window_that_was_disturbed_is_measured_again(demo, make_stage, loop, monkeypatch):
-    """Until a way has missed two loads; the better window counts."""
+    """A window that misses is measured again and the better one counts, until a way has missed two loads."""
     load_sweep, findings = demo("demo.load_sweep"), demo("demo.findings")
     shares = iter((1.0, 0.5, 0.99, 0.7, 0.6, 0.4, 0.8, 0.3))
     asked = []
@@ -87,7 +87,7 @@ async def test_a_window_that_was_disturbed_is_measured_again(demo, make_stage, l
 
 
 def test_study_finds_the_limits_of_the_machine(demo, make_stage):
-    """Two batches of 24 fill 32 ms, or seven single chunks: the batched limit is several times the other."""
+    """The batched limit is several times the unbatched one: two batches of 24 chunks, or 7 single ones, fill 32 ms."""
     found = sweep(demo, make_stage, loads=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0), repeats=3)
     comparison = demo("demo.comparison").compare(found)
     assert comparison.verdict is demo("demo.comparison").Verdict.RATIO
@@ -102,7 +102,7 @@ def test_study_finds_the_limits_of_the_machine(demo, make_stage):
 
 
 def test_an_overload_leaves_nothing_behind(demo, make_stage):
-    """A load that is easily held is held after a load of eight times the machine's limit, too."""
+    """A load that is easily held is also held after a load of eight times the machine's limit."""
     found = sweep(demo, make_stage, loads=(8.0, 0.25), repeats=1)
     assert [points[-1].share_on_time for points in (found.batched.repeats[0], found.unbatched.repeats[0])] == [1.0, 1.0]
 

@@ -1,4 +1,4 @@
-"""Microphones of the live demo and what is known about them, in virtual time: nothing depends on the machine."""
+"""Microphones of the live demo and their measurements, in virtual time, so that nothing depends on the machine."""
 
 import io
 import itertools
@@ -13,14 +13,14 @@ CHUNK_NS = 32_000_000
 
 
 def listen(batch):
-    """The 'probability' is the first state, and each state is one more than the one before."""
+    """Return the first number of the state as the probability, and a new state that is one more than the old one."""
     states = batch.inputs["state"]
     return [{"output": states[0, row, :1], "stateN": states[:, row] + np.float32(1)} for row in range(states.shape[1])]
 
 
 @pytest.fixture
 def play(demo, clip, make_voice):
-    """What some microphones heard in some seconds, their meter, and the model."""
+    """Return a function that runs some microphones and returns what they heard, their meter and the model."""
 
     def play(*steps, count=1, seconds=0.32, duration_s=0.001, then=listen, during=lambda loop: None):
         model, states = make_voice(*steps, then=then, duration_s=duration_s)
@@ -41,7 +41,7 @@ def play(demo, clip, make_voice):
 
 
 def rows_of(model):
-    """Who sent each row that the model has seen, and its chunk."""
+    """Return the stream and the chunk of each row that the model has seen."""
     return [
         (row.stream_id, chunk)
         for batch in model.batches
@@ -55,13 +55,13 @@ def test_microphones_send_on_time_with_separate_state(play):
     assert meter.share_on_time == 1.0
     assert meter.lost == {}
     assert abs(meter.sent - 7 * 20) <= 7
-    assert meter.latency.max < 0.004  # no chunk waits longer than the batch before
+    assert meter.latency.max < 0.004  # no chunk waits longer than for the previous batch
     for stream in heard:
         assert np.array_equal(stream, np.arange(len(stream)) % 10)  # the state begins again with the clip
 
 
 def test_chunks_of_one_microphone_come_in_order(play):
-    """Each chunk is behind the end of the one before, which the detector reads again."""
+    """Chunks come in order, each after the end of the previous chunk, which the detector reads again."""
     _, _, model = play(count=3, seconds=0.64)
     for microphone in range(3):
         chunks = [chunk for stream_id, chunk in rows_of(model) if stream_id == microphone]
@@ -75,7 +75,7 @@ def test_microphones_are_spread_over_the_period(play):
 
 
 def test_lost_chunks_at_the_end_are_noted(play):
-    """A microphone that gets no more responses lost its last chunks, but for those that the stop ended."""
+    """The last chunks of a microphone that gets no more responses are lost, except those that the stop ended."""
     heard, meter, model = play(listen, listen, *[ValueError("no")] * 100, count=2)
     assert len(model.batches) < 100
     assert all(np.isnan(stream).any() for stream in heard)
@@ -92,7 +92,7 @@ def test_lost_chunk_keeps_the_last_stream_state(play, step):
 
 
 def test_a_late_chunk_does_not_move_the_next_ones(play):
-    """A slow response, within the deadline, costs nothing: the next chunk is still due 32 ms after the one before."""
+    """A slow response within the deadline delays no chunk: each is due 32 ms after the previous one."""
     durations = itertools.cycle([0.030, 0.001, 0.001])
     _, meter, _ = play(duration_s=lambda _: next(durations))
     assert meter.share_on_time == 1.0
@@ -100,7 +100,7 @@ def test_a_late_chunk_does_not_move_the_next_ones(play):
 
 
 def test_chunks_due_during_a_loop_stall_count_as_lost(play):
-    """Every chunk that was due while the loop stood still counts, as lost."""
+    """Each chunk that was due while the loop stalled counts as lost."""
 
     def stall(loop):
         loop.call_later(0.2, lambda: setattr(loop, "now_ns", loop.now_ns + 20 * CHUNK_NS))
@@ -125,7 +125,7 @@ def hold(demo, make_stage, count):
 
 
 def test_trial_within_the_limit_is_consistent(demo, make_stage):
-    """All that is known about some seconds of microphones agrees."""
+    """All measurements of a trial within the limit agree with each other."""
     found = hold(demo, make_stage, 30)
     assert found.chunks.share_on_time >= 0.99
     assert found.seconds == pytest.approx(1.0, abs=0.1)
@@ -142,7 +142,7 @@ def test_trial_beyond_the_limit_drops_chunks(demo, make_stage):
 
 
 def test_quantiles_of_the_meter_count_lost_requests(demo):
-    """A quantile that falls on a lost request is infinite; the others are what they are among all requests."""
+    """Quantiles are over all requests, and a quantile that falls on a lost request is infinite."""
     meter = demo("demo.meter").Meter(1_000_000)
     for latency_ns in (500_000, 1_000_000, 1_001_000):
         meter.sent += 1

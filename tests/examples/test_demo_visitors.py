@@ -1,4 +1,4 @@
-"""The visitors of the live demo and the error budgets, in virtual time: nothing depends on the machine."""
+"""Visitors of the live demo and error budgets, in virtual time, so that nothing depends on the machine."""
 
 import asyncio
 import importlib
@@ -36,7 +36,7 @@ def frames(visitors):
 
 
 def look(batch):
-    """The answer tells which picture it was."""
+    """Return outputs that identify the picture."""
     return [{"boxes": np.full(3, picture[0, 0, 0])} for picture in batch.inputs]
 
 
@@ -63,7 +63,7 @@ def test_the_same_seed_brings_the_same_visitors(visitors):
     assert counts[0] / counts[1] == pytest.approx(2, rel=0.2)
     assert counts[0] / counts[9] == pytest.approx(10, rel=0.3)
     assert counts[0] / 6000 == pytest.approx(1 / sum(1 / n for n in range(1, 101)), rel=0.1)
-    # the popular ones are anywhere in the clip, not its beginning
+    # the popular pictures are anywhere in the clip, not only at its beginning
     assert not np.array_equal(np.argsort(-np.bincount(one.pictures))[:5], np.arange(5))
 
 
@@ -86,7 +86,7 @@ def test_cache_sustains_load_that_overloads_detector(visitors, findings, frames)
     assert cached.meter.share_on_time >= 0.99
     for served in (plain, cached):
         assert served.meter.sent == served.meter.ended == len(uploads) == len(served.became)
-    # nothing is evicted: every picture is computed once, and callers that come meanwhile share that
+    # nothing is evicted: each picture is computed once, and callers that come in the meantime share the computation
     assert cached.cache.evicted == 0
     assert (cached.became == findings.COMPUTED).sum() == cached.flights.computations == uploads.different
     assert (cached.became == findings.SHARED).sum() == cached.flights.collapsed > 0
@@ -96,7 +96,7 @@ def test_cache_sustains_load_that_overloads_detector(visitors, findings, frames)
 
 
 def test_wrong_responses_from_the_cache_are_found(visitors, frames):
-    """A model that never repeats its outputs plays a cache that mixes up its responses."""
+    """The comparison finds wrong responses: a model that never repeats its outputs simulates a cache that errs."""
     calls = iter(range(10**6))
 
     async def main(loop):
@@ -109,7 +109,7 @@ def test_wrong_responses_from_the_cache_are_found(visitors, frames):
 
 
 def test_latency_counts_from_when_an_upload_was_due(visitors, findings, frames):
-    """A stall of the loop is charged to every upload that was due meanwhile."""
+    """A stall of the loop counts in the latency of each upload that was due during the stall."""
 
     async def main(loop):
         uploads = findings.Uploads(10.0, np.array([0.1, 0.2, 0.3, 0.9]), np.array([0, 1, 2, 3]))
@@ -140,7 +140,7 @@ def test_lost_uploads_are_counted_and_not_compared(visitors, findings, frames):
 
 
 def spend(budgets, latencies_s, seconds):
-    """The budget of a service that is called every 10 ms and takes so long."""
+    """Return the budget of a service that is called every 10 ms and has the given latencies."""
 
     async def main(loop):
         slo = budgets.make_objective("one", threshold_s=0.05, objective=0.99, seconds=seconds)
@@ -163,7 +163,7 @@ def test_error_budget_without_errors_is_unspent(budgets):
 
 
 def test_ended_alert_is_still_reported(budgets):
-    """Half a second of late answers in the middle."""
+    """An alert during half a second of late responses is reported after it has ended."""
     budget = spend(budgets, [0.01] * 150 + [0.06] * 50 + [0.01] * 200, 4.0)
     assert budget.statistics.alerts == ()
     # the pair over a fifth of a second sees too few requests to fire at this rate
@@ -185,9 +185,9 @@ def test_failure_of_the_budget_watch_is_raised(budgets, monkeypatch):
 
 
 def test_shares_of_uploads_include_lost_ones(visitors, frames):
-    """The uploads that are reported include those that were lost.
+    """Reported shares are of all uploads, lost ones included.
 
-    Shares are of the uploads: of four, one was computed, one answered from the cache, and two were lost.
+    Of four uploads, one was computed, one came from the cache, and two were lost.
     """
 
     def refuse_odd_ones(batch):

@@ -33,7 +33,7 @@ http {
 
 
 class HangingModel(ScriptedBackend):
-    """A model whose batches run until they are cancelled; says when one runs, and when it has ended."""
+    """Model whose batches run until they are cancelled, with events for the start and the end of a batch."""
 
     def __init__(self):
         super().__init__(HANG, HANG)
@@ -49,7 +49,7 @@ class HangingModel(ScriptedBackend):
 
 @pytest.fixture
 def edge(demo, tmp_path):
-    """The URL of nginx, the model behind it, and the errors that the handler got."""
+    """Yield the URL of nginx, the model that it serves, and the errors that the handler got."""
     model, errors = HangingModel(), queue.SimpleQueue()
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=8), model)
     app = FastAPI()

@@ -15,7 +15,7 @@ def example(_examples_can_be_imported):
 async def test_cameras_beyond_capacity_get_fresh_results(example, loop):
     """Cameras that send twice the capacity have fresh results.
 
-    Half of the frames are dropped for newer ones, and what is delivered is a frame and a batch old at most.
+    Half of the frames are dropped for newer ones, and results are at most a frame interval and two batches old.
     """
     model = ScriptedBackend(duration_s=0.01)
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), model, clock=loop.clock) as service:

@@ -1,4 +1,4 @@
-"""The example of a server with `/metrics`."""
+"""Example of a server with `/metrics`."""
 
 import asyncio
 import runpy
@@ -10,7 +10,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "metrics_server.py"
 
 
 def test_metrics_server_counts_its_requests():
-    """After one request the metrics have it."""
+    """After one request, the metrics of the example count it."""
     app = runpy.run_path(str(EXAMPLE))["app"]
     told = []
 
@@ -39,7 +39,7 @@ def test_metrics_server_counts_its_requests():
 
 
 def test_metrics_server_writes_rules_and_dashboard(tmp_path, monkeypatch):
-    """As a script it writes both files."""
+    """As a script, the example writes alert rules and a dashboard."""
     monkeypatch.chdir(tmp_path)
 
     runpy.run_path(str(EXAMPLE), run_name="__main__")

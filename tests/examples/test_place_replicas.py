@@ -26,7 +26,7 @@ def test_example_plans_on_real_measurements(place_replicas, capsys):
 
 
 def test_example_names_clients_that_cannot_be_served(place_replicas, tmp_path):
-    """Round trips of three seconds keep no promise of two."""
+    """The example names a cluster whose round trips of three seconds break a promise of two."""
     file = tmp_path / "rtt.csv"
     file.write_text("cluster,site,rtt_s\n" + "far,away,3.0\n" * 100)
 

@@ -51,7 +51,7 @@ class Server:
         return httpx.post(f"{self.url}/double", timeout=60.0, **options)
 
     def scraped(self):
-        """What Prometheus would read: how many responses all workers gave."""
+        """Return the number of responses of all workers, as Prometheus would read it."""
         page = httpx.get(f"{self.url}/metrics/", timeout=60.0).text
         count = 'streaminfer_workers_duration_seconds_count{service="doubles",layer="WorkerHistograms",of="latency"} '
         return next(int(line.removeprefix(count)) for line in page.splitlines() if line.startswith(count))
@@ -76,7 +76,7 @@ def test_workers_share_one_tail_including_dead_workers(tmp_path):
             sent += reply is not None
         while (tail := server.tail())["count"] < sent + 1:
             assert tail["count"] <= sent + 1
-        while (scraped := server.scraped()) < sent + 1:  # of any worker
+        while (scraped := server.scraped()) < sent + 1:  # the metrics of any worker
             pass
 
     assert scraped == sent + 1
@@ -85,7 +85,10 @@ def test_workers_share_one_tail_including_dead_workers(tmp_path):
 
 
 def test_metrics_are_those_of_the_present_lifespan(tmp_path, monkeypatch):
-    """Tests of an application start and stop it again and again in one process."""
+    """The metrics are those of the current lifespan, even if a process has started and stopped the application before.
+
+    Tests of an application do so repeatedly.
+    """
     monkeypatch.setenv("TAIL_FOLDER", str(tmp_path))
     app = importlib.import_module("prefork").app
 
@@ -100,7 +103,7 @@ def test_metrics_are_those_of_the_present_lifespan(tmp_path, monkeypatch):
 
 
 def _try(server):
-    """``None``: the connection was the dead worker's."""
+    """Send a request; return ``None`` if its connection was to the dead worker."""
     try:
         return server.post(json=ROW)
     except httpx.TransportError:
@@ -109,7 +112,7 @@ def _try(server):
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["", "preload"])
 def test_flask_under_gunicorn_meets_caller_deadline(preload):
-    """Flask under gunicorn responds by the deadline of its caller, with 504 where that has passed."""
+    """Flask under gunicorn responds by the deadline of its caller, with 504 if the deadline has passed."""
     command = ["gunicorn", "-c", "gunicorn_hooks.py", "-b", "127.0.0.1:{port}", "--log-level", "warning", *preload]
     with Server(*command, "flask_doubles:app") as server:
         with concurrent.futures.ThreadPoolExecutor(16) as callers:

@@ -16,7 +16,7 @@ def text(_examples_can_be_imported):
 
 @pytest.fixture(scope="module")
 def words():
-    """Eight words of each length there is, from this suite's own sources and the example."""
+    """Return eight words of each available length, from the sources of these tests and the example."""
     from pathlib import Path
 
     here = Path(__file__).parent
@@ -52,7 +52,7 @@ def padded(rows, length, garbage=0):
         ("activationist", "AE2 K T IH0 V EY1 SH AH0 N IH0 S T"),  # the package's own example
         ("cat", "K AE1 T"),
         ("inference", "IH1 N F ER0 AH0 N S"),
-        ("counterrevolutionary", "K AW2 N T ER0 AH0 V ER1 AH0 SH AH0 L EH2 R IY0"),  # as the original gets it wrong
+        ("counterrevolutionary", "K AW2 N T ER0 AH0 V ER1 AH0 SH AH0 L EH2 R IY0"),  # wrong, as in the original
     ],
 )
 def test_words_have_the_expected_phonemes(text, session, word, sound):
@@ -105,7 +105,7 @@ def test_script_prints_one_line_per_word(text, capsys):
 
 
 def test_planner_starts_from_a_profile_of_the_model(text):
-    """It comes before the stack starts, and the stack starts all the same."""
+    """A batcher starts from a profile of the model that was measured before the stack starts."""
 
     async def main():
         model = si.OnnxBackend(text.MODEL)

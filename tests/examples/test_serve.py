@@ -1,4 +1,4 @@
-"""The example of a server of the Open Inference Protocol."""
+"""Example of a server of the Open Inference Protocol."""
 
 import json
 import runpy

@@ -26,25 +26,25 @@ def _load(load_frames, path):
 
 @pytest.fixture
 def picture(demo, examples):
-    """The pixels of one face, 192 × 192."""
+    """Return the pixels of a picture of one face, 192 × 192."""
     frames = _load(demo("demo.video").load_frames, examples / "assets" / "astronaut_pan.mp4")
     return frames.pixels[len(frames) // 2].tobytes()
 
 
 @pytest.fixture
 def make_faces(demo):
-    """A pipeline with a deadline that a busy machine does not exceed."""
+    """Return a function that makes the pipeline, with a deadline that even a busy machine meets."""
     return functools.partial(demo("face_pipeline").make_faces, slo_s=60.0)
 
 
 def test_pipeline_imports_no_video_or_server_package(examples):
-    """A server has no use for FFmpeg, or for the demo's page."""
+    """The pipeline imports neither FFmpeg nor the demo's page, because a server needs neither."""
     code = "import sys; sys.modules |= {'av': None, 'uvicorn': None}; import face_pipeline"
     subprocess.run([sys.executable, "-c", code], cwd=examples, env=os.environ | {"PYTHONPATH": PATH}, check=True)
 
 
 def test_pipeline_finds_the_same_face_on_both_routes(demo, make_faces, picture):
-    """The smaller model's faces are in the pixels of the whole picture, and are never cached."""
+    """The smaller model finds the same face in pixels of the whole picture, and its responses are not cached."""
 
     async def main():
         faces = make_faces()
@@ -89,7 +89,7 @@ def test_fastapi_example_finds_a_face(demo, make_faces, monkeypatch, picture):
 
 
 async def printed_port(capsys):
-    """The port that a server which has just been started prints."""
+    """Return the port that a server prints when it starts."""
     printed = []
 
     def has_port():

@@ -1,11 +1,11 @@
-"""The example serves two real models on one device, and both of them."""
+"""Example of two real models on one device, which serves both."""
 
 import asyncio
 import importlib
 
 
 def test_both_models_are_served_on_one_device(capsys):
-    # objectives that a busy machine keeps, too
+    # objectives that even a busy machine meets
     statistics = asyncio.run(importlib.import_module("share_device").main(0.3, cameras_slo_s=60.0, uploads_slo_s=60.0))
 
     assert list(statistics.models) == ["blaze_front", "blaze_full"]

@@ -1,4 +1,4 @@
-"""Examples of one file, each run with little work: they print what they say."""
+"""Examples of one file, each run with little work: they print what their documentation says."""
 
 import asyncio
 import importlib
@@ -7,7 +7,7 @@ import importlib
 def test_router_with_time_uses_only_the_better_model(monkeypatch, capsys):
     """A router with enough time sends all frames to the better model.
 
-    A limit that a busy machine keeps, and a few frames.
+    The test sets a limit that even a busy machine meets, and sends few frames.
     """
     example = importlib.import_module("degrade_on_purpose")
     monkeypatch.setattr(example, "LIMIT_S", 60.0)
@@ -22,7 +22,7 @@ def test_router_with_time_uses_only_the_better_model(monkeypatch, capsys):
 
 
 def test_folding_prints_the_duration_per_row(monkeypatch, capsys):
-    """Each size of a batch has a line, before and after."""
+    """Each batch size has a line with the duration per row before and after folding."""
     example = importlib.import_module("fold_batches")
     monkeypatch.setattr(example, "ROUNDS", 1)
 

@@ -1,4 +1,4 @@
-"""The worker of the Valkey example, on a real server: answers, deadlines, crashes, messages that kill."""
+"""Worker of the Valkey example, on a real server: responses, deadlines, crashes, messages that kill their worker."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ def example(demo):
 
 @pytest.fixture
 def database(server):
-    """The server, empty."""
+    """Return the server with an empty database."""
     with server.client() as client:
         client.flushall()
     return server
@@ -53,14 +53,14 @@ def serve_while(database, example, backend, scenario, **settings):
 
 
 async def answers_of(client, count):
-    """The answers by the id of their message, when there are so many."""
+    """Wait for ``count`` responses; return them by the id of their message."""
     while await client.xlen("out") < count:
         await asyncio.sleep(0.01)
     return {entry.pop(b"id"): entry for _, entry in await client.xrange("out")}
 
 
 def left_over(database):
-    """What is still in the stream, and pending."""
+    """Return the number of messages that are still in the stream, and of those that are pending."""
     with database.client() as client:
         pending = client.xpending("in", "group")["pending"] if client.exists("in") else 0
         return client.xlen("in"), pending
@@ -128,7 +128,7 @@ def test_message_is_abandoned_after_three_failures(database, example):
 
 
 def test_failing_row_is_retried_and_ends_no_worker(database, example):
-    """An exception that the model returned as a row, of any class, leaves its message pending."""
+    """A message whose row is an exception, of any class, stays pending and is retried, and the worker continues."""
     backend = ScriptedBackend([ValueError("this row")], then=lambda batch: [row[0, 0] for row in batch.inputs])
 
     async def scenario(client):
@@ -143,9 +143,9 @@ def test_failing_row_is_retried_and_ends_no_worker(database, example):
 
 
 def test_message_of_two_workers_gets_one_response(database, example):
-    """Two workers that have the same message give one response.
+    """Two workers that have the same message write one response.
 
-    A worker that was only slow finds that its message was claimed and answered.
+    A worker that was only slow finds that its message was claimed and completed.
     """
 
     async def main():
@@ -208,7 +208,7 @@ def _environment():
 
 
 def test_message_that_kills_its_worker_is_abandoned(database):
-    """Workers die at it three times, are started again, and answer everything else."""
+    """A message that kills three workers is abandoned; restarted workers respond to all other messages."""
     with database.client() as client:
         deadly = client.xadd("in", {"picture": b"\xff" * PIXELS})
         harmless = [client.xadd("in", {"picture": bytes([number]) * PIXELS}) for number in range(4)]
@@ -227,7 +227,7 @@ def test_message_that_kills_its_worker_is_abandoned(database):
 
 
 def test_worker_command_answers_and_stops_on_sigterm(database):
-    """SIGTERM ends it after what is in flight; the pictures are the real pipeline's."""
+    """The command serves a picture with the real pipeline, and exits with 0 on SIGTERM."""
     command = [sys.executable, ROOT / "examples" / "valkey_worker.py", database.url]
     with (
         database.client() as client,

@@ -1,4 +1,4 @@
-"""The voice detector's example: each microphone hears the speech of the recording, from wherever it begins."""
+"""Example of the voice detector: each microphone hears the speech of the recording, wherever it begins."""
 
 import asyncio
 import importlib
@@ -13,7 +13,7 @@ def example(_examples_can_be_imported):
 
 
 def test_each_microphone_detects_the_speech(example, capsys):
-    """All play the same recording, so they hear about the same, and one that begins at its start what it hears alone."""
+    """All microphones hear about the same speech; the one that starts with the recording hears the same as alone."""
     heard = asyncio.run(example.main())
 
     assert len(heard) == example.MICROPHONES

@@ -1,4 +1,4 @@
-"""The adapters of Pipecat and LiveKit, run by the frameworks themselves in environments of their own."""
+"""Adapters of Pipecat and LiveKit, run by the frameworks in environments of their own."""
 
 import json
 import os
@@ -40,7 +40,10 @@ def test_segments_equal_those_of_framework_detector(framework):
 
 
 def test_failed_window_does_not_affect_later_windows():
-    """The sound that was given with it is lost; each later window has its own confidence. Another rate is named."""
+    """A failed window loses the sound that came with it, and each later window has its own confidence.
+
+    The error for another sample rate names the rate.
+    """
     found = json.loads(run("pipecat", Path(__file__).with_name("voice_frameworks.py"), "pipecat-fails"))
     whole, with_failure, error = found
     assert error.startswith("sample_rate: expected 16000, got 8000")

@@ -1,4 +1,4 @@
-"""The page with the browser's microphone and camera, in headless Chromium, over WebRTC and over WebSockets."""
+"""Page with the browser's microphone and camera, in headless Chromium, over WebRTC and over WebSockets."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ def browser():
 @pytest.mark.needs("chromium")
 @pytest.mark.parametrize("query", ["", "?socket"], ids=["webrtc", "websocket"])
 def test_browser_gets_results_of_microphone_and_camera(query, demo, browser):
-    """Both sources deliver, the models answer, and closing the page and the server leaves no task."""
+    """The page shows the results of both sources, and no task is left after the page and the server close."""
 
     async def main():
         page = demo("webrtc_page").Page()

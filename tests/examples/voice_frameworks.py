@@ -1,7 +1,7 @@
-"""Runs in the environment of a voice framework, for test_voice_frameworks.py: its detector and ours hear the same.
+"""Script for test_voice_frameworks.py, in the environment of a voice framework: its detector and ours hear the same.
 
-voice_frameworks.py pipecat|livekit      prints, as JSON, what each of them finds in each recording
-voice_frameworks.py pipecat-fails        what Pipecat finds with a detector that fails once, and without that sound
+voice_frameworks.py pipecat|livekit      prints, as JSON, the results of both detectors for each recording
+voice_frameworks.py pipecat-fails        prints the results of Pipecat without and with a window that fails
 """
 
 import asyncio
@@ -16,7 +16,7 @@ STREAMS = 3
 
 
 def recordings():
-    """Speech; speech between music and noise, which make Pipecat reset its model; and silence. In odd frames, too."""
+    """Return speech, speech between music and noise, which make Pipecat reset its model, and silence."""
     with wave.open(str(RECORDING)) as file:
         speech = np.frombuffer(file.readframes(file.getnframes()), np.int16)
     rng = np.random.default_rng(16)
@@ -29,7 +29,7 @@ def recordings():
 
 
 def frames_of(samples, size):
-    """Frames of so many samples, as bytes."""
+    """Return the frames of a recording, ``size`` samples each, as bytes."""
     pcm = samples.astype(np.int16).tobytes()
     return [pcm[start : start + 2 * size] for start in range(0, len(pcm) - 2 * size + 1, 2 * size)]
 
@@ -53,7 +53,7 @@ async def pipecat():
             for size in (320, 777):
                 frames = frames_of(samples, size)
                 own = await states_of(SileroVADAnalyzer(), frames)
-                # more conversations than places, one case after the other: each gives its place back
+                # all cases together have more conversations than there are places, so each must free its place
                 ours = await asyncio.gather(*(states_of(BatchedVADAnalyzer(detector), frames) for _ in range(STREAMS)))
                 found[f"{name}, {size}"] = [own, *ours]
         return found
@@ -69,7 +69,7 @@ async def pipecat_fails():
     broken = np.concatenate([loud, np.full(512, -1, np.int16)])  # the second window fails
 
     class Detector:
-        """Hears speech in what is loud."""
+        """Detector that hears speech in loud samples."""
 
         stream_states = None
 

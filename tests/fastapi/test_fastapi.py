@@ -37,7 +37,7 @@ def _requests_age_in_virtual_time(monkeypatch):
 
 @contextlib.asynccontextmanager
 async def client_of(app):
-    """A client of a running app, without a network."""
+    """Yield a client of a running app, without a network."""
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client,
@@ -46,7 +46,7 @@ async def client_of(app):
 
 
 def serve(stack, **options):
-    """An app that answers ``{"x": 1.5}`` with what the stack makes of it; lists what its handler got."""
+    """Return an app that sends ``x`` of ``{"x": 1.5}`` to the stack, and a list of the errors that its handler gets."""
     app = FastAPI()
     add_stacks(app, stack)
     seen = []
@@ -69,7 +69,7 @@ def make_stack(loop, *steps, slo_s=None, **options):
 
 
 class Raises:
-    """A service that raises."""
+    """Service that raises an error."""
 
     def __init__(self, error):
         self.error = error
@@ -253,7 +253,7 @@ async def test_a_handler_of_the_app_comes_first(loop):
 
 
 async def test_earlier_handler_of_the_app_comes_first(loop):
-    """Also one for all of our errors, which the application was made with."""
+    """A handler that the application was made with comes first, even one for all errors of this library."""
 
     async def own(_request, _error):
         return fastapi.Response(status_code=418)
@@ -325,7 +325,10 @@ async def test_handler_timeout_replaces_only_the_objective(loop):
 
 @pytest.mark.parametrize("headers", [{}, {"x-request-timeout-seconds": "15"}], ids=["none", "deadline"])
 async def test_request_without_a_deadline_gets_none(loop, headers):
-    """The objective is no limit of it, whatever the client says, whose header only tightens a limit."""
+    """The objective does not limit a request with an explicit "no deadline", even if the client sends a deadline.
+
+    A header of the client can only tighten a limit.
+    """
     _, stack = make_stack(loop, slo_s=0.01, duration_s=1.0)
     app = FastAPI()
     add_stacks(app, stack)
@@ -385,7 +388,7 @@ async def test_deadline_counts_from_arrival_of_request_head(loop, monkeypatch):
 
 @pytest.mark.parametrize("slo_s", [None, 0.5])
 async def test_a_deadline_that_has_passed_ends_the_call(loop, slo_s):
-    """Also where it passed while the handler did something else."""
+    """A deadline that has passed ends the call before any batch, even if it passed while the handler did other work."""
     backend, stack = make_stack(loop, slo_s=slo_s)
     app, _ = serve(stack)
 
@@ -508,7 +511,7 @@ def test_wrong_arguments_are_named(make, argument):
 
 
 class Conversation:
-    """One request by hand: what the client sends, and when it goes away."""
+    """One request of a client that sends given messages and can go away."""
 
     def __init__(self, app, method="POST", messages=(b'{"x": 1}',), headers=(), path="/"):
         self.app = app
@@ -569,7 +572,7 @@ async def test_disconnect_cancels_request_in_its_batch(loop):
 async def test_mounted_protocol_disconnect_is_no_failure(loop, leaves_early):
     """A client that leaves a mounted protocol causes no failure in a middleware around it.
 
-    Starlette's raises where an app that it is around ends without a response.
+    Starlette's middleware raises if the app inside it ends without a response.
     """
     backend, stack = make_stack(loop, HANG)
     app = FastAPI()
@@ -593,7 +596,7 @@ async def test_mounted_protocol_disconnect_is_no_failure(loop, leaves_early):
 
 
 def serve_pairs(stack):
-    """An app whose handler calls the stack twice at the same time."""
+    """Return an app whose handler calls the stack twice at the same time."""
     app = FastAPI()
     add_stacks(app, stack)
 
@@ -611,7 +614,7 @@ def serve_pairs(stack):
 async def test_disconnect_during_task_group_is_no_failure(loop):
     """A client that disconnects during a task group of the handler causes no failure.
 
-    The group of errors that a TaskGroup raises is the response to the first of them.
+    The response to the exception group that a task group raises is that of its first error.
     """
     backend, stack = make_stack(loop, HANG)
     app = serve_pairs(stack)
@@ -649,7 +652,7 @@ async def test_exception_group_with_a_handler_bug_is_raised(loop):
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_disconnect_is_noticed_if_no_body_is_read(loop, method):
-    """A handler that reads no body of a request that has none leaves it to us to find the end."""
+    """The bound service notices a disconnect even if the request has no body that the handler reads."""
     backend, stack = make_stack(loop, HANG)
     app = FastAPI()
     add_stacks(app, stack)
@@ -689,7 +692,7 @@ async def test_disconnect_during_stream_is_no_error(loop):
         running = asyncio.ensure_future(talk.run())
         await until(lambda: backend.running)
         talk.leave()
-        await running  # a server would log what it raises
+        await running  # a server would log an error
         await until(lambda: not backend.running)
 
     assert talk.status == 200
@@ -738,7 +741,7 @@ async def test_all_calls_of_a_disconnected_client_end(loop):
 
 @pytest.mark.parametrize("messages", [[b""], [b"ab"], [b"a", b"b"]], ids=["none", "one", "two"])
 async def test_a_body_that_is_read_after_the_call_is_whole(loop, messages):
-    """Listening for the client takes no message away from the application."""
+    """A call that listens for a disconnect takes no message of the body away from the application."""
     _, stack = make_stack(loop, duration_s=1.0)
     app = FastAPI()
     add_stacks(app, stack)
@@ -837,7 +840,7 @@ async def test_cancellation_by_the_server_is_passed_on(loop):
         talk = Conversation(app)
         running = asyncio.ensure_future(talk.run())
         await until(lambda: backend.running)
-        await asyncio.sleep(1.0)  # it listens
+        await asyncio.sleep(1.0)  # the call listens by then
         talk.leave()
         await asyncio.sleep(0)
         running.cancel()
@@ -850,7 +853,7 @@ async def test_cancellation_by_the_server_is_passed_on(loop):
 async def test_disconnect_cancels_request_only_once(loop):
     """A client that disconnects cancels its request once.
 
-    Also where the handler itself listens for the client, as responses that stream do.
+    This holds even if the handler itself listens for the client, as streaming responses do.
     """
     backend, stack = make_stack(loop, HANG)
     app = FastAPI()
@@ -921,7 +924,7 @@ def test_closed_socket_cancels_request_in_its_batch():
 
 
 def test_proxy_deadline_ends_request_in_its_batch():
-    """As behind Envoy or a gateway: the proxy's header is the only limit, and the connection stays open."""
+    """A deadline in a proxy's header, as from Envoy or a gateway, ends the request while its connection stays open."""
     backend, stack = make_stack(None, HANG)
     app, seen = serve(stack)
 
@@ -956,7 +959,7 @@ def test_protocol_metrics_and_page_are_mounted():
 
 
 def test_sync_handler_calls_service_from_its_thread():
-    """Handlers in threads share batches, and their requests have the deadlines of the edge."""
+    """A synchronous handler can call the service from its thread, and its requests have the deadlines of the edge."""
     backend, stack = make_stack(None)
     app = FastAPI()
     add_stacks(app, stack)
@@ -976,7 +979,7 @@ def test_sync_handler_calls_service_from_its_thread():
 
 
 def test_background_task_calls_service_after_response():
-    """The client has the whole response: that the server has nothing more of it to say ends no call."""
+    """A background task can call the service after the client has the response: its end ends no call."""
     _, stack = make_stack(None, duration_s=0.1)
     app = FastAPI()
     add_stacks(app, stack)

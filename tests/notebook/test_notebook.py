@@ -31,7 +31,7 @@ async def test_serve_replaces_the_stack_of_the_same_name(loop):
 
 
 async def test_concurrent_serve_calls_leave_one_stack(loop):
-    """The latest to start replaces the other, and nothing runs after the stop."""
+    """Of concurrent calls, the last stack that starts replaces the others, and nothing runs after the stop."""
     stacks = [stack(loop) for _ in range(4)]
     await asyncio.gather(*map(notebook.serve, stacks))
     assert [each.ready for each in stacks].count(True) == 1
@@ -54,7 +54,7 @@ async def test_failed_start_does_not_register_a_stack(loop):
 
 @pytest.mark.parametrize("of", [si.Stack.blocking, type], ids=["blocking", "class"])
 async def test_unawaitable_service_is_rejected_before_start(loop, of):
-    """The object served under the name continues, and the rejected object is not started."""
+    """A service that cannot be awaited is rejected before its start, and the service of the same name keeps running."""
     served, refused = stack(loop), stack(loop)
     await notebook.serve(served)
     with pytest.raises(TypeError, match="service: expected a Stack, or an object with async start and stop"):
@@ -65,7 +65,7 @@ async def test_unawaitable_service_is_rejected_before_start(loop, of):
 
 
 class Stubborn:
-    """A service that does not stop."""
+    """Service whose stop fails."""
 
     async def start(self):
         pass
@@ -131,7 +131,7 @@ def test_other_lines_stay(line):
 
 
 def test_magic_without_a_stack_shows_its_syntax():
-    """Lines that stay reach IPython's own magic, which would be said to be missing."""
+    """A `%serve` line without a stack's name raises an error with the syntax; IPython would call the magic missing."""
     shell = make_shell()
     si.load_ipython_extension(shell)
 
@@ -143,7 +143,7 @@ def test_magic_without_a_stack_shows_its_syntax():
 
 
 def test_magic_in_the_loading_cell_names_the_cell():
-    """IPython has transformed the whole cell when its first line loads the extension."""
+    """In the cell that loads the extension, the error asks for a later cell: IPython has transformed the whole cell."""
     shell = make_shell()
     si.load_ipython_extension(shell)
 

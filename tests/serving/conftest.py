@@ -1,4 +1,4 @@
-"""An app without a network, models behind it, and servers on loopback."""
+"""Fixtures: an app without a network, models for it, and servers on loopback."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ def nothing_left_behind(caplog):
     before = set(threading.enumerate())
     yield
     if left := set(threading.enumerate()) - before:
-        # a logged error has its frames, in CPython 3.12 and 3.13 also those that called them: one holds the channel
+        # a logged error holds its frames (in CPython 3.12 and 3.13 also its callers' frames), and one holds the channel
         caplog.get_records("call").clear()
         gc.collect()  # grpc's own thread ends with its last channel
         for thread in left:
@@ -34,7 +34,7 @@ def nothing_left_behind(caplog):
 
 
 class Reply:
-    """What an app sent."""
+    """Response that an app sent."""
 
     def __init__(self, messages):
         start, *parts = messages
@@ -48,7 +48,7 @@ class Reply:
 
 
 async def ask(app, method, path, body=b"", headers=(), *, chunks=None, gone=None, root_path=""):
-    """One request without a network; ``gone`` is an event after which the client has gone away."""
+    """Send one request without a network; the client disconnects when the event ``gone`` is set."""
     parts = [body] if chunks is None else list(chunks)
     incoming = [
         {"type": "http.request", "body": part, "more_body": number < len(parts) - 1}
@@ -88,14 +88,14 @@ def body_of():
 
 @pytest.fixture
 def doubling_stack():
-    """Doubles float32[4]."""
+    """Return a stack that doubles float32[4]."""
     backend = si.CpuBackend(lambda rows: rows * 2, example=np.zeros(4, np.float32), executor="inline")
     return si.Stack(si.AdaptiveBatcher(max_batch_size=8), backend)
 
 
 @pytest.fixture
 def scripted():
-    """A stack and an app around a scripted model without a description."""
+    """Return a function that makes a scripted model without a description, a stack around it and an app."""
 
     def make(*steps, limits=None, layers=(), batcher=None, **options):
         backend = ScriptedBackend(*steps, **options)
@@ -107,7 +107,7 @@ def scripted():
 
 @pytest.fixture(scope="session")
 def affine():
-    """The bytes of a model: y = x @ w, z = x + x; float32[batch, 8] and float32[batch, 3]."""
+    """Return the bytes of an ONNX model: y = x @ w, float32[batch, 3], and z = x + x, float32[batch, 8]."""
     weights = np.random.default_rng(0).random((8, 3), np.float32)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Add", ["x", "x"], ["z"])],
@@ -130,7 +130,7 @@ def affine_stack(affine):
 
 @contextlib.asynccontextmanager
 async def grpc_server(*servicers):
-    """A server of grpc.aio; gives its address."""
+    """Run a server of grpc.aio; yield its address."""
     import grpc
 
     server = grpc.aio.server()
@@ -149,13 +149,13 @@ def serve_grpc():
 
 
 class Counting:
-    """A service with many answers to one request: the numbers below its input."""
+    """Service with many responses to one request: the numbers below its input."""
 
     many_answers = True
 
     def __init__(self, *, fails_at=None, hangs_at=None, cancelled_at=None):
         self.fails_at, self.hangs_at, self.cancelled_at, self.closed = fails_at, hangs_at, cancelled_at, 0
-        self.made = []  # held, so that none is closed because nothing refers to it
+        self.made = []  # referred to here, so that the garbage collector closes none
 
     async def call(self, request):
         self.made.append(self.numbers(int(request.inputs[0])))

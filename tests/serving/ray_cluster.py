@@ -1,6 +1,6 @@
-"""Two nodes of Ray on this machine: streams move, a node is killed under load, replicas are added; prints JSON.
+"""Script on two local nodes of Ray: streams move, a node is killed under load, replicas are added; prints JSON.
 
-Run by `test_ray_cluster.py` in an environment that has Ray. Steps of a stream are checked against the model itself.
+`test_ray_cluster.py` runs it in an environment that has Ray. The script checks the steps of a stream against the model.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 
 os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
-os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # five seconds are too few on a machine that is busy
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # five seconds are too few on a busy machine
 import numpy as np
 import ray
 from ray import serve
@@ -30,11 +30,11 @@ STORE_BYTES = 80 << 20
 
 
 def say(what):
-    print(f"{time.perf_counter() - BEGAN_S:5.1f} s: {what}", file=sys.stderr, flush=True)  # noqa: T201 - where it hangs, if it does
+    print(f"{time.perf_counter() - BEGAN_S:5.1f} s: {what}", file=sys.stderr, flush=True)  # noqa: T201 - shows the step that hangs
 
 
 class Recurrent:
-    """h' = 31 h + x, y = the sum of h': the state tells every input that it has seen, in their order."""
+    """Model with h' = 31 h + x and y = the sum of h': the state identifies all inputs and their order."""
 
     returns_new_arrays = True
 
@@ -51,7 +51,7 @@ def make_recurrent():
 
 
 class Slow:
-    """Takes half a second for a batch of any size."""
+    """Model that takes half a second for a batch of any size."""
 
     async def infer(self, batch):
         await asyncio.sleep(0.5)
@@ -63,7 +63,7 @@ def make_slow():
 
 
 class Stream:
-    """Sends steps one after another, and follows what the model must say."""
+    """Stream that sends one step after another and computes the expected responses of the model."""
 
     def __init__(self, handle, name):
         self.handle, self.name = handle, name
@@ -81,13 +81,13 @@ class Stream:
             y = await asyncio.wait_for(self.handle.infer.remote({"x": np.int64(x)}, stream_id=self.name), 5.0)
         except Exception:
             self.failed += 1
-            # it may have been made all the same, and be in the snapshot
+            # the failed step may still have run and be in the snapshot
             known = self.unsure or self.states[-1:]
             self.unsure = [*known, *(self.after(state, x) for state in known)]
             return
         finally:
             self.longest_s = max(self.longest_s, time.perf_counter() - began)
-        # the newest state that explains the response: steps behind it were lost
+        # find the newest state that explains the response: the steps after it were lost
         for number, state in enumerate((*self.unsure, *reversed(self.states))):
             now = self.after(state, x)
             if now.sum() == int(y):
@@ -116,7 +116,7 @@ def replicas_of(app):
 
 
 async def until(condition, about, timeout_s=30.0):
-    """Wait for a condition, a coroutine function; where it does not come, say what `about` says."""
+    """Wait until the coroutine function `condition` returns true; after the timeout, raise with the text of `about`."""
     ends_s = time.perf_counter() + timeout_s
     while not await condition():
         if time.perf_counter() > ends_s:
@@ -172,7 +172,7 @@ async def check_streams(cluster, node):
     load = asyncio.create_task(steps(streams, until=done))
     await asyncio.to_thread(deploy, 2)  # which replaces both replicas, one after the other
     await until(both_own_streams, about)
-    await asyncio.sleep(0.6)  # a snapshot of each
+    await asyncio.sleep(0.6)  # time for a snapshot of each
     say("replaced")
     found["replaced"] = lost_of(streams) | {"moves": (await store.statistics()).to_dict()}
 
@@ -180,7 +180,7 @@ async def check_streams(cluster, node):
         stream.longest_s = 0.0
     killed_s = time.perf_counter()
     await asyncio.to_thread(cluster.remove_node, node, allow_graceful=False)
-    await until(some_resumed, about)  # the processes of a node outlive it for a moment, and still answer
+    await until(some_resumed, about)  # the processes of a node outlive it for a moment and still respond
     before = [stream.succeeded for stream in streams]
     await until(all_go_on, about)
     say("recovered")
@@ -219,9 +219,9 @@ async def check_deadlines(port):
     found = {
         "http": await asyncio.to_thread(post, url, x_request_timeout_seconds=60.0),
         "late": await asyncio.to_thread(post, url, x_request_timeout_seconds=60.0, x_streaminfer_timeout_s=0.25),
-        # Ray's proxy and the batcher keep this one, and either may be the first; the replica may never see it
+        # Ray's proxy and the batcher both enforce this timeout; if the proxy is first, the replica may get no request
         "late for both": await asyncio.to_thread(post, url, x_request_timeout_seconds=0.25),
-        # batches have one row: it is answered when what came before has ended
+        # batches have one row, so the response to this request comes after all earlier requests have ended
         "last": await asyncio.to_thread(post, url, x_request_timeout_seconds=60.0),
         "outcomes": (await handle.statistics.remote())["layers"]["Telemetry"]["outcomes"],
     }
@@ -263,7 +263,7 @@ def main():
         initialize_head=True, head_node_args={**node, "resources": {"place": 1, "slow": 3}, "include_dashboard": False}
     )
     try:
-        # this process belongs to the node that is there first
+        # this process joins the first node
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         second = cluster.add_node(**node)
         say("ray")

@@ -1,6 +1,6 @@
 """Two nodes of Ray behind its HAProxy data plane: replicas are replaced and a node is killed under load; prints JSON.
 
-Run by `test_ray_cluster.py` in an environment that has Ray, which reads the variables when it is imported.
+`test_ray_cluster.py` runs the script in an environment that has Ray. Ray reads the variables when it is imported.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ import time
 
 os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
 os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
-os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "2"  # 30 is for other load balancers
-os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # five seconds are too few on a machine that is busy
+os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "2"  # the default of 30 is for other load balancers
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # five seconds are too few on a busy machine
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
@@ -26,7 +26,7 @@ PLACE = {"num_cpus": 1, "resources": {"place": 1}}
 
 
 class Model:
-    """Takes a moment, and says which process it is in."""
+    """Model that takes 0.1 s and multiplies its inputs by the id of its process."""
 
     async def infer(self, batch):
         await asyncio.sleep(0.1)
@@ -38,7 +38,7 @@ def make_stack():
 
 
 def deploy(replicas):
-    # the data plane routes itself, and Ray accepts no other router beside it
+    # the data plane routes requests, and Ray accepts no other router beside it
     app = si.serving.ray_deployment(
         make_stack, model="slow", num_replicas=replicas, headroom_router=False, ray_actor_options=PLACE
     )
@@ -46,7 +46,7 @@ def deploy(replicas):
 
 
 def post(port, timeout_s):
-    """Status, and which process answered."""
+    """Send a request; return its status and the id of the process that responded."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     headers = {"content-type": "application/json", "x-streaminfer-timeout-s": str(timeout_s)}
     try:
@@ -61,7 +61,7 @@ def post(port, timeout_s):
 
 
 class Load:
-    """Eight clients that send one request after another."""
+    """Eight clients that each send one request after another."""
 
     def __init__(self, port):
         self.port, self.found, self.ends = port, [], False
@@ -72,7 +72,7 @@ class Load:
             self.found.append(await asyncio.to_thread(post, self.port, 10.0))
 
     async def until(self, condition, timeout_s=60.0):
-        """Wait for what was found since the last call to fulfil a condition, and return it."""
+        """Wait until the results since the last call fulfill a condition; return these results."""
         ends_s = time.perf_counter() + timeout_s
         while not condition(self.found):
             assert time.perf_counter() < ends_s, self.found[-20:]
@@ -86,9 +86,10 @@ def workers(found):
 
 
 def statuses(found):
-    """Of the responses. HAProxy reads its configuration again, and may close a connection that has just come.
+    """Return the statuses of the responses, without connection errors.
 
-    A replica that breaks off a request is no such case: HAProxy answers 502 for it.
+    HAProxy can close a new connection when it reloads its configuration. If a replica breaks off a request, HAProxy
+    responds with 502 instead.
     """
     return {status for status, _ in found if isinstance(status, int)}
 
@@ -118,7 +119,7 @@ def main():
     node = {"num_cpus": 4, "object_store_memory": STORE_BYTES, "resources": {"place": 2}}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
-        # this process belongs to the node that is there first
+        # this process joins the first node
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         second = cluster.add_node(**node)
         # the proxies of two nodes on one machine would share a socket

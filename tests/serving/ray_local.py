@@ -1,4 +1,4 @@
-"""A deployment in Ray's local testing mode; prints JSON."""
+"""Script with deployments in Ray's local testing mode; prints JSON."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from streaminfer.testing import ScriptedBackend
 
 
 class Sum:
-    """The state is the sum of what a stream has sent."""
+    """Model whose state is the sum of the inputs of its stream."""
 
     returns_new_arrays = True
 

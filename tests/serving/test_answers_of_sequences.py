@@ -1,4 +1,4 @@
-"""Many answers to each request of a sequence."""
+"""Many responses to each request of a sequence."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ class Sum:
 
 
 class Steps(si.protocols.Wrapper):
-    """Each request brings any number of steps, and has an answer for each."""
+    """Service whose requests bring any number of steps and get a response for each."""
 
     fails_with = None
 
@@ -42,7 +42,7 @@ class Steps(si.protocols.Wrapper):
 
 @pytest.fixture
 def totals(ask_app):
-    """The totals that each request was sent, and how many sequences are left then."""
+    """Return a function that sends requests and returns, for each, its totals and the number of sequences left."""
     model = si.streams.StatefulBackend(Sum(), state={"state": "state_out"}, initial={"state": np.zeros(1, np.float32)})
     steps = Steps(si.Stack(si.AdaptiveBatcher(max_batch_size=4), model))
 
@@ -67,7 +67,7 @@ def totals(ask_app):
 
 
 def test_sequence_ends_after_the_last_response(totals):
-    """It ended before the first one: the last request started again, and left its state behind."""
+    """A sequence ends after the last response to its last request, which continues the state and leaves none behind."""
     found = totals(([1.0, 2.0], {"sequence_start": True}, None), ([3.0, 4.0], {"sequence_end": True}, None))
 
     assert found == [([1.0, 3.0], 1), ([6.0, 10.0], 0)]
@@ -83,7 +83,7 @@ def test_sequence_ends_after_the_last_response(totals):
     ],
 )
 def test_failed_last_request_ends_its_sequence(totals, fails_with, left):
-    """A last request that fails ends its sequence unless the client is to send it again."""
+    """A last request that fails ends its sequence, unless it is rejected before its first response."""
     found = totals(([1.0], {"sequence_start": True}, None), ([2.0, 3.0], {"sequence_end": True}, fails_with))
 
     assert found == [([1.0], 1), left]

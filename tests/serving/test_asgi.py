@@ -19,7 +19,7 @@ X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
 async def messages_of(app, scope, messages):
-    """What an app sends when it gets these messages."""
+    """Return the messages that an app sends when it receives the given messages."""
     sent = []
 
     async def receive():
@@ -64,7 +64,7 @@ def test_rows_are_requests_of_their_own(scripted, ask_app, body_of):
     ],
 )
 def test_changing_or_failed_responses_are_not_cached(scripted, ask_app, method, path, status):
-    """A cache may store a 200, 404 or 405 that says nothing for as long as it likes (RFC 9110 §15.1)."""
+    """Each response has `no-store`: a cache may store a 200, 404 or 405 without it for any time (RFC 9110 §15.1)."""
     _, _, app = scripted()
 
     async def scenario():
@@ -172,7 +172,7 @@ def test_time_left_of_the_objective_is_a_header(scripted, ask_app, body_of):
 
 @pytest.mark.parametrize(("slo_s", "timeout_s"), [(1.0, 15.0), (15.0, 1.0)], ids=["loose client", "tight client"])
 def test_the_tightest_of_objective_and_client_wins(scripted, ask_app, body_of, slo_s, timeout_s):
-    """The time limit of a proxy's route does not switch the objective off."""
+    """The tighter of objective and client timeout is the deadline; a proxy's timeout does not replace the objective."""
     _, _, app = scripted(batcher=si.AdaptiveBatcher(max_batch_size=8, slo_s=slo_s))
 
     async def scenario():
@@ -194,7 +194,7 @@ def test_a_client_that_goes_away_cancels_its_request(scripted, ask_app, body_of)
             while not backend.running:
                 await asyncio.sleep(0)
             gone.set()
-            assert (await asked).status == 499  # which only layers around the app read
+            assert (await asked).status == 499  # only layers around the app read it
             while backend.running:
                 await asyncio.sleep(0)
 
@@ -204,7 +204,7 @@ def test_a_client_that_goes_away_cancels_its_request(scripted, ask_app, body_of)
 def test_client_that_leaves_within_body_gets_499(scripted, ask_app):
     """A request whose client goes away within the body ends with status 499.
 
-    Layers of a framework around the app, as Starlette's ``BaseHTTPMiddleware``, wait for a response all the same.
+    The layers of a framework around the app, such as Starlette's ``BaseHTTPMiddleware``, wait for a response even then.
     """
     _, _, app = scripted()
 
@@ -233,7 +233,7 @@ def test_a_body_in_pieces_is_read_up_to_its_limit(scripted):
 
 
 def test_head_request_and_allowed_methods(scripted, ask_app):
-    """`HEAD` returns only the head of a response; a wrong method gets the allowed methods of the address."""
+    """`HEAD` gets only the head of a response, and a wrong method gets the allowed methods of the path."""
     _, _, app = scripted()
 
     async def scenario():
@@ -414,7 +414,7 @@ def test_a_server_starts_and_stops_the_stacks(scripted):
 
 
 def test_an_interrupted_server_stops_the_stacks(scripted):
-    """A second Ctrl-C ends uvicorn's loop without the event for the shutdown."""
+    """The stacks stop if the lifespan is cancelled: a second Ctrl-C ends uvicorn's loop without a shutdown event."""
     _, stack, app = scripted()
 
     async def scenario():
@@ -463,7 +463,7 @@ def test_a_stack_that_runs_already_is_left_running(scripted):
 
 
 def test_stopping_stack_is_error_at_server_start(scripted):
-    """A server that came up with it would never be ready, and would not say why."""
+    """A server cannot start with a stack that is stopping: it would never be ready, and would not say why."""
 
     async def scenario():
         _, stack, app = scripted(HANG)
@@ -562,7 +562,7 @@ def test_recurrent_model_reads_inputs_by_name(ask_app):
 
 
 class Noting:
-    """A service that notes how its rows lie in memory, and how much was allocated until then."""
+    """Service that records its input arrays, and the peak of allocated memory at each call."""
 
     def __init__(self):
         self.arrays, self.peaks = [], []
@@ -600,7 +600,7 @@ def test_a_large_body_is_copied_once_at_most(ask_app, pieces, copies):
 
 @pytest.mark.parametrize(("stop_timeout_s", "status"), [(1.0, 503), (None, 200)])
 def test_requests_in_flight_have_time_at_the_end(scripted, ask_app, body_of, stop_timeout_s, status):
-    """As long as ``stop_timeout_s`` says: a request of three seconds completes only without a limit."""
+    """A stop waits ``stop_timeout_s`` for requests in flight: one of three seconds succeeds only without a timeout."""
 
     async def scenario(loop):
         backend = ScriptedBackend(duration_s=3.0)
@@ -667,7 +667,7 @@ def test_wrong_limits_are_named(doubling_stack):
 
 
 def test_uninstalled_package_has_unknown_version(scripted, ask_app, monkeypatch):
-    """A server from a bare checkout describes itself all the same: clients read that before they send a request."""
+    """A server from a bare checkout has the version "unknown" and no error: clients read it before any request."""
     _, _, app = scripted()
 
     def missing(name):
@@ -686,7 +686,7 @@ def test_uninstalled_package_has_unknown_version(scripted, ask_app, monkeypatch)
 
 
 def test_bfloat16_model_is_described_and_takes_json(ask_app):
-    """JSON has its numbers as any others, and the model gets the type that it has."""
+    """A bfloat16 model is described as BF16, and JSON has its inputs and outputs as ordinary numbers."""
     example = np.zeros(2, ml_dtypes.bfloat16)
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(lambda x: x + x, example=example))
     app = si.serving.asgi_app({"m": stack})

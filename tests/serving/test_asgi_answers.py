@@ -1,4 +1,4 @@
-"""What the app shares between requests, and answers of several rows or events."""
+"""State that the app shares between requests, and responses of several rows or events."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def test_generate_takes_fields_and_streams_one_event(affine_stack, ask_app):
     [(("n",), [], (0,)), ((2, "n"), [[], []], (2, 0)), (("n", 2), [[1, 2]], (1, 2)), ((2, 2), [1, 2, 3, 4], (2, 2))],
 )
 def test_generate_takes_the_shape_of_the_lists(sizes, value, shape, ask_app):
-    """An axis of any size may be empty; a flat list has the model's shape."""
+    """An axis of variable size can be empty, and a flat list gets the shape of the model's input."""
 
     class Model:
         async def call(self, request):
@@ -70,7 +70,7 @@ def test_generate_takes_the_shape_of_the_lists(sizes, value, shape, ask_app):
     ids=["parameters", "priority", "explicit", "object", "not offered", "no input"],
 )
 def test_other_fields_of_generate_are_parameters(fields, status, found, ask_app):
-    """As Triton takes them, which many clients rely on; one in `parameters` wins."""
+    """Other fields of `generate` are parameters, as many clients expect from Triton; `parameters` has priority."""
 
     class Model:
         async def call(self, request):
@@ -94,7 +94,7 @@ def test_other_fields_of_generate_are_parameters(fields, status, found, ask_app)
 
 @pytest.mark.parametrize("rows", [1, len(X)])
 def test_requests_with_one_head_have_own_contents(rows, scripted, ask_app):
-    """The description of a request is read once for all that share it; contents, deadlines and answers are not."""
+    """The app reads a head once for all requests that share it, but contents, deadlines and responses are their own."""
     _, _, app = scripted()
 
     async def scenario():
@@ -125,7 +125,7 @@ def test_json_that_is_too_deep_is_rejected(scripted, ask_app):
 
 
 def test_a_head_is_read_again_when_the_model_changes(ask_app):
-    """What a shared description means depends on the model, which a reload can exchange."""
+    """The app reads a stored head again when a reload changes the model, because its meaning depends on the model."""
     now_ns = 10**12
 
     class Reloaded:
@@ -198,7 +198,7 @@ def test_stored_heads_are_limited(scripted, ask_app):
 
 
 def test_an_answer_without_a_body_ends(scripted, ask_app):
-    """An answer whose end is not sent makes servers close the connection and log an error, at each probe."""
+    """A response without a body has a last message; without it, servers close the connection and log each probe."""
     _, _, app = scripted()
     sent = []
 
@@ -333,7 +333,7 @@ def test_answers_are_sent_as_they_come(counting, ask_app, options, events):
 
 
 def test_response_that_is_no_tensor_ends_the_stream(counting, ask_app):
-    """The model's generator is closed at once, not when the collector finds it."""
+    """If a response is no tensor, the model's generator is closed at once, not when the garbage collector finds it."""
 
     class Ragged(counting):
         async def numbers(self, below):
@@ -385,7 +385,7 @@ def test_a_client_that_goes_away_ends_its_answers(counting, ask_app, hangs_at, s
 
 @pytest.mark.parametrize(("kind", "status"), [("generate_stream", 200), ("generate", 501)])
 def test_an_iterator_that_is_no_generator_is_closed(counting, ask_app, kind, status):
-    """As clients of other services have them: an `aclose` of their own, and no `asend`."""
+    """The app closes an iterator that has `aclose` but no `asend`, as the responses of other clients do."""
 
     class Answers:
         closed, given = 0, False
@@ -419,7 +419,10 @@ def test_an_iterator_that_is_no_generator_is_closed(counting, ask_app, kind, sta
 
 @pytest.mark.parametrize("sends", [0, 2])
 def test_a_server_that_cannot_send_ends_the_answers(counting, caplog, sends):
-    """As servers of ASGI 2.4 say that the client has gone: no failure of the model, and nothing is sent any more."""
+    """After an `OSError` of `send`, the app closes the responses, sends no further message and logs no failure.
+
+    Servers of ASGI 2.4 report in this way that the client has gone.
+    """
     service, sent = counting(), []
     app = si.serving.asgi_app({"m": si.Stack(service)})
     messages = [{"type": "http.request", "body": b'{"x": [5]}'}]

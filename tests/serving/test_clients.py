@@ -1,4 +1,4 @@
-"""What standard clients get over real connections: tritonclient, and our own `TritonBackend`."""
+"""Standard clients over real connections: tritonclient, and our own `TritonBackend`."""
 
 import asyncio
 import json
@@ -99,7 +99,7 @@ def test_tritonclient_over_grpc(serve_grpc, affine_stack):
 
 @pytest.fixture(params=["http", "grpc"])
 def ask_remotely(request, serve_http, serve_grpc):
-    """Sends inputs to a stack through our own client; returns that and the outputs."""
+    """Return a function that sends inputs to a stack through our own client; it returns the client and the outputs."""
 
     async def through(url, name, inputs):
         remote = TritonBackend(url, name, protocol=request.param)
@@ -131,7 +131,7 @@ def test_our_own_client_gets_the_bits_of_a_local_run(ask_remotely, affine_stack)
 
 
 def test_own_client_accepts_a_cpu_backend(ask_remotely):
-    """What `CpuBackend` learns from its example is announced, so that our own client accepts the model."""
+    """The server announces the tensors that `CpuBackend` learns from its example, so our client accepts the model."""
     stack = runpy.run_path(str(EXAMPLES / "serve.py"))["stack"]
 
     remote, answers = ask_remotely("doubles", stack, X[:, :4])

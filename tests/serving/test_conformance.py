@@ -1,4 +1,4 @@
-"""Standard clients find in our server what the protocol says; the benchmark `conformance` asks other servers too."""
+"""Conformance of our server, checked with standard clients; the benchmark `conformance` checks other servers too."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ def test_own_server_conforms(ours, name):
 
 
 class Careless(grpc.GenericRpcHandler):
-    """Answers every call with an empty message, and a stream with none."""
+    """Handler that returns an empty message for each call, and no message for a stream."""
 
     def service(self, handler_call_details):
         if "Stream" in handler_call_details.method:
@@ -37,7 +37,7 @@ class Careless(grpc.GenericRpcHandler):
 
 @pytest.fixture(scope="module")
 def careless():
-    """A server that answers everything with success and nothing."""
+    """Run a server whose responses to all requests are empty and successful."""
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -54,7 +54,7 @@ def careless():
     executor.shutdown()
 
 
-@pytest.mark.parametrize("name", [name for name in CHECKS if "perf_analyzer" not in name])  # it waits for ever
+@pytest.mark.parametrize("name", [name for name in CHECKS if "perf_analyzer" not in name])  # it waits forever
 def test_every_check_can_fail(careless, name):
     with pytest.raises((AssertionError, KeyError, IndexError, ValueError, InferenceServerException)):
         CHECKS[name](careless)

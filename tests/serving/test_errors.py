@@ -1,4 +1,4 @@
-"""What the client of a failed request is told."""
+"""Descriptions of failures for clients."""
 
 import math
 
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.uncompiled
 )
 @pytest.mark.parametrize("kind", [si.Overloaded, si.CircuitOpen])
 def test_retry_after_is_a_number_of_seconds(kind, retry_after_s, seconds):
-    """Whatever a layer of the user says."""
+    """The retry time is a positive whole number of seconds, whatever value a layer of the user sets."""
     assert describe_failure(kind("full", retry_after_s=retry_after_s)).retry_after_s == seconds
 
 
 def test_an_error_without_a_text_is_internal():
-    """Nothing asks an error of a library for its text, which is for the log only."""
+    """An error of a library is internal, and its text is not read, because the text is for the log only."""
 
     class Unprintable(Exception):
         def __str__(self):
@@ -31,7 +31,7 @@ def test_an_error_without_a_text_is_internal():
 
 
 def test_unprintable_error_text_hides_no_status():
-    """An error text that cannot be shown or sent does not hide the status."""
+    """If the text of an error cannot be shown or sent, the client still gets the status."""
 
     class Unprintable(si.InvalidInput):
         def __str__(self):
@@ -40,7 +40,7 @@ def test_unprintable_error_text_hides_no_status():
     assert describe_failure(Unprintable())[:3] == (
         400, "INVALID_ARGUMENT", "its message cannot be shown (ZeroDivisionError)",
     )  # fmt: skip
-    assert describe_failure(si.InvalidInput("no file \udcff")).text == "no file ?"  # as `os.fsdecode` gives names
+    assert describe_failure(si.InvalidInput("no file \udcff")).text == "no file ?"  # `os.fsdecode` returns such names
 
 
 def test_every_error_has_a_status():

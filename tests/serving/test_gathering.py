@@ -15,7 +15,7 @@ OFTEN_NS = MAX_GAP_NS // 4
 
 
 def busy(clock):
-    """A gatherer whose requests come often."""
+    """Return a gatherer whose requests come often."""
     gatherer = Gatherer(clock)
     while gatherer.arrive() is None:
         clock.now_ns += OFTEN_NS
@@ -39,7 +39,7 @@ def in_loop(scenario):
 
 
 def test_rare_requests_are_not_held():
-    """A request waits for nothing where requests come seldom."""
+    """A request is not held if requests come rarely."""
     clock = FakeClock()
     gatherer = Gatherer(clock)
 
@@ -52,7 +52,7 @@ def test_rare_requests_are_not_held():
 
 
 def test_held_request_is_released_after_its_turns():
-    """A request behind which none comes is held for so many turns of the loop, and no timer."""
+    """A request that no other follows is held for `HOLD_TURNS` turns of the loop, and for no timer."""
 
     async def scenario(gatherer, clock, loop):
         held = gatherer.arrive()
@@ -65,7 +65,7 @@ def test_held_request_is_released_after_its_turns():
 
 
 def test_later_request_begins_the_count_again():
-    """Requests that come within a hold are released in the same turn."""
+    """A request that comes within a hold starts the count of turns again for all held requests."""
 
     async def scenario(gatherer, clock, loop):
         first = gatherer.arrive()
@@ -80,7 +80,7 @@ def test_later_request_begins_the_count_again():
 
 
 def test_hold_waits_for_accepted_calls():
-    """A call that is accepted ends no hold before its message has come."""
+    """A hold does not end before the messages of all accepted calls have come."""
 
     async def scenario(gatherer, clock, loop):
         gatherer.accept()
@@ -96,7 +96,7 @@ def test_hold_waits_for_accepted_calls():
 
 
 def test_message_that_never_comes_is_forgotten():
-    """The timer ends a hold for a call that was cancelled before its message came, and later ones do not wait for it."""
+    """The timer ends a hold for a call that was cancelled before its message came; later holds do not wait for it."""
 
     async def scenario(gatherer, clock, loop):
         for _ in range(3):
@@ -122,7 +122,7 @@ def test_cancelled_request_holds_back_no_others():
 
 
 def test_next_loop_is_not_held_up():
-    """Requests that a closed loop left behind hold up none of the next loop."""
+    """Requests that a closed loop left behind do not hold up requests of the next loop."""
 
     async def leave():
         gatherer = busy(FakeClock())
@@ -141,7 +141,7 @@ def test_next_loop_is_not_held_up():
 
 
 class Context:
-    """Of a call, as the handler sees it."""
+    """Context of a call, as the handler sees it."""
 
     def invocation_metadata(self):
         return ()
@@ -151,7 +151,7 @@ class Context:
 
 
 def test_calls_accepted_one_by_one_share_a_batch(monkeypatch):
-    """Calls of which each is accepted turns after the one before become one batch, where calls come often."""
+    """If calls come often, calls that are accepted a few turns apart share a batch."""
     call = pb.ModelInferRequest(model_name="m", raw_input_contents=[np.zeros(4, np.float32).tobytes()])
     call.inputs.add(name="x", datatype="FP32", shape=[1, 4])
     message = call.SerializeToString()
@@ -169,9 +169,9 @@ def test_calls_accepted_one_by_one_share_a_batch(monkeypatch):
                 handler = servicer.service(SimpleNamespace(method=INFER))
                 await turns(2)
                 calls.append(asyncio.ensure_future(handler.unary_unary(message, Context())))
-                await turns(7)  # until grpc.aio looks up the next one's handler
+                await turns(7)  # until grpc.aio looks up the next call's handler
             await asyncio.gather(*calls)
             return stack.statistics().layers["AdaptiveBatcher"].batch_sizes
 
-    assert run(lambda _loop: main()) == {4: 1}  # a busy machine lets no hold end
+    assert run(lambda _loop: main()) == {4: 1}  # in virtual time, a busy machine cannot end the hold
     assert gathering.HOLD_TURNS > 7

@@ -8,7 +8,7 @@ METHOD = "/a.Service/Method"
 
 
 def ask(answer, message, calls=1, **options):
-    """Send a message to a handler of ``grpc.aio`` so many times at once, through the client of the benchmarks."""
+    """Send a message ``calls`` times at once through the benchmarks' client; return the messages that a server gets."""
     received = []
 
     async def handle(request, context):
@@ -37,14 +37,14 @@ async def echo(request, context):
 
 @pytest.mark.parametrize("size", [0, 100, 1_000_000], ids=["empty", "small", "beyond the window"])
 def test_messages_arrive_whole(size):
-    """Each message arrives as it was given, however many windows of the connection it fills."""
+    """Each message arrives unchanged, however many flow-control windows of the connection it fills."""
     message = bytes(size)
 
     assert ask(echo, message, calls=3) == [message] * 3
 
 
 def test_responses_beyond_the_window_are_taken():
-    """Responses of more bytes together than the window of the connection are all received."""
+    """The client receives all responses, even if together they exceed the flow-control window of the connection."""
 
     async def answer(request, context):
         return bytes(3_000_000)
@@ -53,7 +53,7 @@ def test_responses_beyond_the_window_are_taken():
 
 
 def test_other_status_is_an_error():
-    """A response whose status is not OK raises."""
+    """A call raises `ConnectionError` if the status of its response is not OK."""
 
     async def answer(request, context):
         await context.abort(grpc.StatusCode.INTERNAL, "no")
@@ -63,7 +63,7 @@ def test_other_status_is_an_error():
 
 
 def test_server_that_ends_is_an_error():
-    """A connection that ends raises in each call that waits."""
+    """A call raises `ConnectionError` if its connection ends before the response."""
 
     async def main():
         async def close(reader, writer):
@@ -81,7 +81,7 @@ def test_server_that_ends_is_an_error():
 
 
 def test_cancelled_call_is_reset():
-    """A call that its caller cancels ends the handler."""
+    """If the caller cancels a call, the handler at the server ends."""
 
     async def main():
         begun, ended = asyncio.Event(), asyncio.Event()

@@ -26,7 +26,7 @@ def call_of(array=X, name="x", **more):
 
 
 def ask(scripted_model, serve_grpc, scenario, **options):
-    """Runs a scenario with a channel to a server of a stack."""
+    """Run a scenario with a channel to a server of the model's stack."""
     _, stack, _ = scripted_model
 
     async def main():
@@ -41,7 +41,7 @@ def ask(scripted_model, serve_grpc, scenario, **options):
 
 
 async def raw_infer(channel, message, **options):
-    """The status of a call with any bytes."""
+    """Call with any bytes; return the error, or None."""
     try:
         await channel.unary_unary(INFER)(message, **options)
     except grpc.aio.AioRpcError as error:
@@ -124,7 +124,7 @@ def test_every_mistake_has_its_status(scripted, serve_grpc, message, status):
 
 @pytest.mark.parametrize("name", ["x" * 30_000, "\U0001f600" * 30_000], ids=["ascii", "smileys"])
 def test_a_long_name_does_not_hide_the_status(scripted, serve_grpc, name):
-    """gRPC drops a status whose text is larger than its headers may be, and says RESOURCE_EXHAUSTED in its place."""
+    """A long name is shortened, because gRPC replaces a status whose text exceeds its headers by RESOURCE_EXHAUSTED."""
     call = pb.ModelInferRequest(model_name=name)
 
     error = ask(scripted(), serve_grpc, lambda channel: raw_infer(channel, call.SerializeToString()))
@@ -135,7 +135,7 @@ def test_a_long_name_does_not_hide_the_status(scripted, serve_grpc, name):
 
 
 def test_unencodable_error_text_still_ends_call(scripted, serve_grpc):
-    """An error text that no message can hold does not leave a call without a response."""
+    """A call ends with its status even if no message can hold the text of the error."""
     model = scripted(then=lambda batch: [si.InvalidInput("no file \udcff") for _ in batch.rows])
 
     error = ask(model, serve_grpc, lambda channel: raw_infer(channel, call_of().SerializeToString(), timeout=20.0))
@@ -270,7 +270,10 @@ def test_stream_responds_in_order_despite_errors(scripted, serve_grpc):
 
 
 def test_an_error_in_a_stream_names_its_request(scripted, serve_grpc):
-    """Whatever is wrong with it: answers of other requests come before and behind."""
+    """An error in a stream has the id of its request, because responses to other requests come before and after it.
+
+    The error for a request that is cut off has no id.
+    """
     messages = {
         "cut": call_of(id="cut").SerializeToString()[:-1],
         "missing": call_of(id="missing").SerializeToString().replace(b"m", b"n", 1),
@@ -312,7 +315,7 @@ def test_grpc_stream_is_one_stream_of_the_model(serve_grpc):
 
 
 def test_streams_of_two_servers_share_no_state(serve_grpc):
-    """Both servers have the same stack, and a stream that is open."""
+    """Two servers of one stack that each have an open stream keep the states of these streams apart."""
     stack = running_total()
     message = call_of(np.ones((1, 1), np.float32)).SerializeToString()
 
@@ -338,7 +341,7 @@ def test_streams_of_two_servers_share_no_state(serve_grpc):
 
 
 def test_cancelled_stream_cancels_its_requests(scripted, serve_grpc):
-    """A stream that is cancelled cancels its requests."""
+    """The cancellation of a stream cancels its requests."""
     model = scripted(HANG)
 
     async def scenario(channel):
@@ -352,7 +355,7 @@ def test_cancelled_stream_cancels_its_requests(scripted, serve_grpc):
 
 
 def test_requests_with_one_head_have_own_contents(scripted, serve_grpc):
-    """The description of a request is read once for all that share it; contents and deadlines are not."""
+    """The servicer reads a head once for all requests that share it, but contents and deadlines are their own."""
 
     async def scenario(channel):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -373,7 +376,7 @@ def test_requests_with_one_head_have_own_contents(scripted, serve_grpc):
 
 
 def test_a_model_that_is_named_twice_is_rejected(scripted, serve_grpc):
-    """protobuf takes the last of them; a request must not reach another model than its first field says."""
+    """A request with two different model names is rejected: protobuf takes the last name, but the first one counts."""
     _, one, _ = scripted()
     _, other, _ = scripted()
     message = call_of().SerializeToString()
@@ -467,7 +470,7 @@ def test_a_cancelled_stream_ends_the_answers(counting, serve_grpc):
 
 
 class CallContext:
-    """A call without a server: no deadline, no metadata."""
+    """Context of a call without a server: no deadline, no metadata."""
 
     def time_remaining(self):
         return None
@@ -477,7 +480,7 @@ class CallContext:
 
 
 def test_answers_behind_hanging_one_end_with_call(counting):
-    """Answers that wait for their turn are counted as failed when the client cancels, though none of them was sent."""
+    """Responses that wait behind a hanging one count as failed when the client cancels, although none was sent."""
 
     class HangsAtZero(counting):
         async def call(self, request):

@@ -28,7 +28,7 @@ def run(scenario):
 
 
 def test_many_requests_with_many_answers_all_end():
-    """A request with many answers gives its place back, so that a call can have any number of them."""
+    """A request with many responses frees its place, so that a call can have any number of such requests."""
 
     found = run(collect(several, numbered(200)))
 
@@ -36,7 +36,7 @@ def test_many_requests_with_many_answers_all_end():
 
 
 def test_request_without_responses_delays_no_others():
-    """Whatever it takes to find out that there are none, the order of the others stays."""
+    """A request that ends without responses does not delay the other responses or change their order."""
     late = asyncio.Event()
 
     async def answer(message):
@@ -58,7 +58,7 @@ async def settle():
 
 
 def test_fast_client_is_throttled():
-    """A client that sends faster than responses are made is read no further than the limit."""
+    """If a client sends faster than the service responds, the call stops reading at its limit."""
     read = []
 
     async def messages():
@@ -79,11 +79,11 @@ def test_fast_client_is_throttled():
         gate.set()
         return held, len(await collecting)
 
-    assert run(scenario()) == (65, 200)  # the last one waits for its place
+    assert run(scenario()) == (65, 200)  # the 65th request waits for a place
 
 
 def test_slow_client_holds_up_answers():
-    """A client that reads more slowly than the service answers holds up the answers."""
+    """If a client reads more slowly than the service responds, the service waits for the client."""
     made = []
 
     async def answer(message):

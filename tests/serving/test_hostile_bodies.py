@@ -1,4 +1,4 @@
-"""A part of the benchmark's hostile requests: each gets an allowed status, and none reaches past the limits."""
+"""Some of the benchmark's hostile requests: each gets an allowed status, and none allocates past the limits."""
 
 import asyncio
 import random
@@ -89,7 +89,7 @@ def test_every_hostile_message_gets_an_allowed_status(scripted, serve_grpc):
 
 
 def large_messages(size):
-    """Messages of about so many bytes, each with as much as that holds of one field."""
+    """Yield messages of about ``size`` bytes, each filled with one field."""
     one_input = pb.ModelInferRequest(inputs=[{}]).SerializeToString()
     one_output = pb.ModelInferRequest(outputs=[{}]).SerializeToString()
     many = {
@@ -110,11 +110,11 @@ def large_messages(size):
 
 
 class Aborted(Exception):
-    """The call has ended with a status."""
+    """Raised when a call ends with a status."""
 
 
 class Context:
-    """Of a call without a network, whose copies of the message would count."""
+    """Context of a call without a network, because the network's copies of the message would count."""
 
     def time_remaining(self):
         return None
@@ -159,5 +159,5 @@ def test_no_hostile_message_allocates_past_the_limits(scripted):
         tracemalloc.stop()
 
     assert {"INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"} <= statuses <= ALLOWED_GRPC
-    # what Python makes of the head
+    # the objects that Python makes of the head
     assert max(peaks) < 25 * LIMITS.max_head_bytes

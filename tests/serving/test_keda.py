@@ -1,4 +1,4 @@
-"""KEDA's ScaledObject, checked against models that were made from its definition."""
+"""ScaledObject of KEDA, checked against models that are generated from KEDA's definition."""
 
 import json
 
@@ -18,7 +18,7 @@ assert ScaledObject.model_validate(given).model_dump(by_alias=True, exclude_none
 
 
 def test_scaled_object_conforms_to_keda():
-    """Every field is known to KEDA, and has its type."""
+    """KEDA's definition has every field of the object, with the same type."""
     made = yaml.safe_load(keda_scaled_object("faces", **VALID))
 
     assert run_with_ray("-c", CHECK, json.dumps(made)).stderr == ""

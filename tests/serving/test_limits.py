@@ -1,4 +1,4 @@
-"""Limits of what one request may bring, each in both protocols."""
+"""Limits on the contents of one request, each in both protocols."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""How many replicas are wanted, and what a replica measures of its stack."""
+"""Number of wanted replicas, and the measurements of a replica's stack."""
 
 import asyncio
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ def test_more_delay_never_wants_fewer_replicas(current, states, more_s):
 def test_policy_reads_newest_values_of_replicas():
     """The policy reads the newest values of the replicas that run, and of no others.
 
-    It never reads counts of requests, which Ray's default is made of.
+    It never reads the counts of requests, which Ray's default policy uses.
     """
 
     def series(**values):
@@ -95,7 +95,7 @@ def metered(loop, *layers):
 
 
 async def test_the_meter_measures_what_requests_cost(loop):
-    """Batches of four take 8 ms: 2 ms per request, and the second four wait for the first."""
+    """For batches of four that take 8 ms, the meter reports 2 ms per request and the delay of the second batch."""
     meter, stack = metered(loop, si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.008))
     async with stack:
         requests = [asyncio.create_task(stack(float(number))) for number in range(8)]
@@ -113,7 +113,7 @@ async def test_the_meter_measures_what_requests_cost(loop):
 
 
 async def test_rejected_requests_count_as_long_waits(loop):
-    """Those that got a response waited little; overload is seen all the same."""
+    """Rejected requests count as long waits: the queue delay shows overload although served requests waited little."""
     meter, stack = metered(loop, si.AdaptiveBatcher(max_batch_size=1, slo_s=0.5), ScriptedBackend(duration_s=0.1))
     async with stack:
         await asyncio.gather(*(stack(float(number)) for number in range(40)), return_exceptions=True)
@@ -121,7 +121,7 @@ async def test_rejected_requests_count_as_long_waits(loop):
 
 
 async def test_the_meter_tells_routers_which_share_fails(loop):
-    """Failures count, and are forgotten; what a caller did wrong, and a call that it cancelled, is none."""
+    """The meter counts failures and forgets them after a while; an invalid input or a cancelled call is no failure."""
     faults = [si.InvalidInput("no such shape"), HANG, *[OSError("device lost")] * 14]
     meter, stack = metered(loop, ScriptedBackend(*faults, duration_s=0.01))
     async with stack:
@@ -142,7 +142,7 @@ async def test_the_meter_tells_routers_which_share_fails(loop):
 
 
 async def test_burn_rate_is_that_of_inner_objectives(loop):
-    """The burn rate is that of the objectives inside the stack, and 0 without any."""
+    """The burn rate of a stack is that of the objectives inside it, and 0 without any."""
     slo = si.SLO("model", threshold_s=0.01, objective=0.9)
     stack = si.Stack(si.Telemetry("model", slo=slo), ScriptedBackend(duration_s=0.05), clock=loop.clock)
     async with stack:

@@ -9,7 +9,7 @@ from ray_environment import ROOT, run_with_ray
 
 
 def json_of(done):
-    # its own lines first: Ray's threads write much more when it ends
+    # the script's own lines first: Ray's threads write much more when the script ends
     said = [line for line in done.stderr.splitlines() if " s: " in line]
     assert done.returncode == 0, "\n".join([*said, done.stderr[-4000:]])
     # Ray's own processes print too
@@ -18,7 +18,7 @@ def json_of(done):
 
 @pytest.fixture(scope="module")
 def local():
-    """What happened in Ray's local testing mode."""
+    """Return the results of the script in Ray's local testing mode."""
     return json_of(run_with_ray(Path(__file__).with_name("ray_local.py")))
 
 
@@ -31,12 +31,12 @@ def on_two_nodes(script):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """What happened on two nodes."""
+    """Return the results of the script on two nodes."""
     return on_two_nodes("ray_cluster.py")
 
 
 def test_a_deployment_runs_without_a_cluster(local):
-    """The example, and a recurrent model whose streams have a beginning and an end."""
+    """Ray's local testing mode runs the example, and a recurrent model whose streams begin and end."""
     assert local["doubles"] == [2.0, 4.0, 6.0, 8.0]
     assert local["outcomes"] == {"ok": 1}
     assert (local["sum"], local["again"]) == (6, 5)
@@ -47,13 +47,13 @@ def test_a_deployment_runs_without_a_cluster(local):
 def test_local_deployment_runs_beside_ray(local):
     """A deployment runs locally in a process that uses Ray.
 
-    No replica context is there, although Ray is initialized.
+    There is no replica context then, although Ray is initialized.
     """
     assert local["beside Ray"] == 7
 
 
 def test_deployment_names_wrong_arguments(local):
-    """A stack in place of a function that makes one, though a stack can be called."""
+    """A stack in place of a stack factory is an error, although a stack is callable; so is an unknown router."""
     assert local["wrong arguments"] == [
         "stack_factory: expected a function that returns a Stack, got <Stack, new: ScriptedBackend> (Stack)",
         "headroom_router: expected True or False, got 'round robin' (str)",
@@ -92,13 +92,13 @@ def test_deadline_ends_request_behind_ray_proxy(cluster):
 
 
 def test_replicas_are_added_and_removed_by_queue_delay(cluster):
-    """The script waits for both."""
+    """The script waits until Ray adds a replica because of the queue delay, and until Ray removes it again."""
     assert cluster["autoscaling"]["upscaled_s"] > 0
     assert cluster["downscaled_s"] > 0
 
 
 def test_streams_survive_replacing_both_replicas(cluster):
-    """Streams stay equal while both replicas are replaced. No step fails, none is lost, and none is made twice."""
+    """While both replicas are replaced, no step of a stream fails, is lost or runs twice."""
     assert cluster["streams"]["two replicas"]["failed"] == cluster["streams"]["two replicas"]["lost"] == 0
     replaced = cluster["streams"]["replaced"]
     assert replaced["failed"] == replaced["lost"] == 0
@@ -107,7 +107,10 @@ def test_streams_survive_replacing_both_replicas(cluster):
 
 
 def test_streams_of_killed_node_resume_from_snapshot(cluster):
-    """Each response follows from an earlier state of its stream; what is between is bounded and counted."""
+    """Streams of a killed node resume from a snapshot, none starts again, and no step takes 6 s.
+
+    The script checks that each response follows from an earlier state of its stream.
+    """
     killed = cluster["streams"]["killed"]
     assert killed["moves"]["resumed"] > 0
     assert killed["moves"]["restarted"] == 0
@@ -115,9 +118,9 @@ def test_streams_of_killed_node_resume_from_snapshot(cluster):
 
 
 def test_serving_behind_haproxy_survives_killed_node():
-    """No replica fails a request while both are replaced, and soon after the node is killed none fails either.
+    """No replica fails a request while both are replaced, or soon after a node is killed.
 
-    The script waits for 50 in a row.
+    After the node is killed, the script waits for 50 successful requests in a row.
     """
     found = on_two_nodes("ray_data_plane.py")
 

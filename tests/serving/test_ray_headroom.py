@@ -1,4 +1,4 @@
-"""The ranking of replicas, as a state machine and in a simulated fleet."""
+"""Ranking of replicas, as a state machine and in a simulated fleet."""
 
 import attrs
 import pytest
@@ -48,14 +48,14 @@ def test_replica_without_report_ranks_as_average():
 def test_replica_without_response_ranks_as_average():
     """A replica that has not responded is ranked with the mean of the others.
 
-    It reports that a request takes no time, and would get all of them.
+    It reports that a request takes no time, and would get all requests.
     """
     ranking = ranking_of(old=(0.01, 0.01, 0), new=(0.0, 0.0, 2))
     assert ranking.predicted_s("new") == pytest.approx(0.03)
 
 
 def test_a_replica_that_fails_at_once_is_not_the_best():
-    """It has no queue; the others get the requests until they have ten times as many."""
+    """A replica that fails 90 % of its requests has no queue, but gets none until the other has ten times as many."""
     ranking = ranking_of(sound=(0.01, 0.01, 0), broken=(0.01, 0.01, 0, 0.1))
     sent = []
     for _ in range(10):
@@ -71,7 +71,7 @@ def test_a_replica_that_fails_at_once_is_not_the_best():
 
 
 def test_silent_replica_gets_nothing_until_it_reports():
-    """Reports that do not change are no reports; where all are silent, all stay."""
+    """A replica whose report does not change is silent and gets no requests, unless all replicas are silent."""
     ranking, report = ranking_of(a=(0.01, 0.01, 0), b=(0.01, 0.01, 0)), LoadReport(2, 0.01, 0.01, 0)
     old = LoadReport(1, 0.01, 0.01, 0)
     ranking.update({"a": old, "b": old}, 5 * SILENT_NS)
@@ -104,7 +104,7 @@ def test_only_the_streams_of_a_lost_replica_move():
 
 
 def test_any_text_names_a_stream():
-    """Ray lets requests wait for ever where its router raises an error."""
+    """Even a lone surrogate names a stream, because Ray lets requests wait forever if its router raises an error."""
     ranking = HeadroomRanking()
     ranking.update(dict.fromkeys("abc"), 0)
     assert ranking.home("\ud800") in "abc"
@@ -112,7 +112,7 @@ def test_any_text_names_a_stream():
 
 @given(st.lists(st.tuples(st.sampled_from("sodqr"), st.sampled_from("abcx"), st.integers(0, 5))))
 def test_own_requests_are_those_sent_and_not_completed(calls):
-    """Whatever happens, counts are those of a plain model, and candidates are known replicas."""
+    """After any sequence of calls, the counts equal those of a simple model, and only known replicas are ranked."""
     ranking, own = HeadroomRanking(seed=0), dict.fromkeys("abc", 0)
     ranking.update(dict.fromkeys("abc"), 0)
     for now_ns, (what, replica, number) in enumerate(calls):
@@ -143,7 +143,7 @@ UNEQUAL = Fleet(slowness=[1.0, 4.0], seconds=10.0)
 def test_headroom_beats_queue_length_if_unequal(fleet):
     """Requests to unequal replicas are on time more often than if they are sent by queue length.
 
-    At 0.8 of joint capacity, in virtual time.
+    The load is 0.8 of the joint capacity, in virtual time.
     """
     ours, by_length = (simulate(fleet, choice).on_time for choice in ("headroom", "queue length"))
     assert ours > by_length + 0.05

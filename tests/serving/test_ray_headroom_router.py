@@ -1,4 +1,4 @@
-"""The request router of Ray Serve, whose API is played by a class that only keeps what it is given."""
+"""Request router of Ray Serve, whose base class is replaced by a fake that only stores the replicas."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -10,13 +10,13 @@ from streaminfer.testing import run
 
 
 class RequestRouter:
-    """Of Ray, as far as ours calls it."""
+    """Fake of Ray's base class, as far as our router calls it."""
 
     def update_replicas(self, replicas):
         self.curr_replicas = {one.replica_id: one for one in replicas}
 
     def on_send_request(self, replica_id):
-        """Nothing: Ray counts for itself."""
+        """Do nothing: Ray's own count is not tested."""
 
 
 def replica(name, number, per_request_s):
@@ -26,7 +26,7 @@ def replica(name, number, per_request_s):
 
 @pytest.fixture
 def router(monkeypatch):
-    """Two equal replicas."""
+    """Return a router with two equal replicas."""
     modules = {name: ModuleType(name) for name in ("ray", "ray.serve", "ray.serve.request_router")}
     modules["ray.serve.request_router"].RequestRouter = RequestRouter
     for name, module in modules.items():
@@ -38,7 +38,7 @@ def router(monkeypatch):
 
 
 def choose(router, count, stream_id=None):
-    """Return the first choices for a burst, of which nothing is sent meanwhile."""
+    """Return the first choices for the requests of a burst, none of which is sent in between."""
     pending = SimpleNamespace(metadata=SimpleNamespace(session_id=""), kwargs={"stream_id": stream_id})
 
     async def main(_loop):
@@ -49,7 +49,7 @@ def choose(router, count, stream_id=None):
 
 
 def test_a_burst_is_spread_over_the_replicas(router):
-    """Ray chooses for all of its requests before it sends one."""
+    """A burst is spread evenly, although Ray chooses for all its requests before it sends the first."""
     chosen = choose(router, 20)
     assert chosen.count("a") == 10
 

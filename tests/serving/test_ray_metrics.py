@@ -1,4 +1,4 @@
-"""The statistics of a stack as metrics of Ray, whose module is played by one that remembers."""
+"""Statistics of a stack as metrics of Ray, whose module is replaced by a fake that records values."""
 
 import sys
 from types import ModuleType
@@ -12,7 +12,7 @@ from streaminfer.testing import ScriptedBackend
 
 @pytest.fixture
 def gauges(monkeypatch):
-    """By name and labels the values that were set."""
+    """Return the values that were set, by name and labels."""
     values = {}
 
     class Gauge:
@@ -54,7 +54,7 @@ async def test_publishing_sets_metrics_to_current_values(loop, gauges):
 
 
 async def test_labels_of_ray_keep_their_meaning(loop, gauges):
-    """Ray names the replica of the deployment ``replica``, so ours gets another name."""
+    """Ray's label ``replica`` names the replica of the deployment, so our label gets another name."""
     replicas = si.Replicas(si.Replica("r1", si.Stack(ScriptedBackend())), si.Replica("r2", si.Stack(ScriptedBackend())))
     async with si.Stack(replicas, clock=loop.clock) as stack:
         RayMetrics(stack).publish()
@@ -64,7 +64,7 @@ async def test_labels_of_ray_keep_their_meaning(loop, gauges):
 
 
 async def test_names_of_any_language_are_labels(loop, gauges):
-    """One of them would keep all metrics of its replica from being published."""
+    """Names of any language become distinct ASCII labels, because one bad label stops all metrics of its replica."""
     stack = si.Stack(si.Telemetry("für", labels=("tenant",)), ScriptedBackend(), clock=loop.clock)
     async with stack:
         for tenant in ("ü", "\\xfc", "\ud800"):

@@ -1,4 +1,4 @@
-"""A replica of a deployment whose stack cannot be made."""
+"""Replica of a deployment whose factory fails."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from streaminfer.testing import run
 
 
 def test_a_replica_without_a_stack_ends():
-    """Ray awaits `__del__` of each replica, and logs its error next to that of the factory."""
+    """`__del__` of a replica without a stack raises no error; Ray would log it next to the error of the factory."""
 
     def make_stack():
         raise OSError("no such model")

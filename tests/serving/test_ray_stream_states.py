@@ -1,4 +1,4 @@
-"""States of streams that move between replicas: no place, resets, imports, many at once, a store that starts again."""
+"""States of streams that move between replicas: full replicas, resets, imports, many at once, stores that restart."""
 
 import asyncio
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ async def test_a_stream_without_a_place_keeps_its_state(loop):
 
 
 async def test_rejected_stream_is_left_to_other_replicas(loop):
-    """A stream that a full replica rejects is left to other replicas."""
+    """A stream that a full replica rejects continues on another replica."""
     reference = Reference()
     async with Fleet(loop, "abc") as fleet:
         assert await fleet.step("a", 1) == reference(1)
@@ -42,7 +42,7 @@ async def test_rejected_stream_is_left_to_other_replicas(loop):
 
 
 async def test_reset_holds_while_rejected_state_goes_back(loop):
-    """A reset holds while the state of a rejected stream goes back to the store."""
+    """A reset takes effect even while the state of the rejected stream is on its way back to the store."""
 
     class Slow(StreamStore):
         async def pass_on(self, replica, records):
@@ -64,7 +64,7 @@ async def test_reset_holds_while_rejected_state_goes_back(loop):
 
 
 async def test_a_lost_replica_loses_no_reset(loop):
-    """A stream that was reset, and had no step since, does not continue from the snapshot before."""
+    """If a replica is lost after a reset, the stream does not resume from the snapshot before the reset."""
     async with Fleet(loop) as fleet:
         await fleet.step("a", 1)
         await asyncio.sleep(0.6)
@@ -76,7 +76,7 @@ async def test_a_lost_replica_loses_no_reset(loop):
 
 
 async def test_a_reset_without_a_request_hides_no_later_step(loop):
-    """Its request was rejected, and the stream went on elsewhere."""
+    """A reset whose request was rejected does not hide later steps of the stream on other replicas."""
     reference = Reference()
     async with Fleet(loop) as fleet:
         adapt(fleet.stacks["b"]).capabilities().stream_states.reset_stream("s")
@@ -86,7 +86,7 @@ async def test_a_reset_without_a_request_hides_no_later_step(loop):
 
 
 async def test_state_is_set_while_its_stream_moves(loop):
-    """It is set before the step of the other replica or after it, and neither is lost."""
+    """A state that is imported while its stream moves takes effect either before or after the other replica's step."""
 
     class Slow(StreamStore):
         async def pass_on(self, replica, records):
@@ -111,7 +111,7 @@ async def test_state_is_set_while_its_stream_moves(loop):
 
 
 async def test_a_store_that_started_again_gets_all_states(loop, caplog):
-    """Also those of streams that have no step any more: their replica may be lost later."""
+    """A restarted store gets the states of all streams, even without further steps: their replica may be lost later."""
 
     class Restarting(StreamStore):
         is_down = False
@@ -136,13 +136,13 @@ async def test_a_store_that_started_again_gets_all_states(loop, caplog):
 
 
 async def test_killed_store_is_made_again(loop):
-    """Its replicas send the new one all states."""
+    """After the store is killed, a second one is created, and the replicas send it all states."""
 
     class Died(Exception):
         pass
 
     class Actor:
-        """Calls of an actor, as Ray has them."""
+        """Fake of a Ray actor whose calls fail when it dies."""
 
         def __init__(self):
             self.inner, self.is_dead = StreamStore(loop.clock), asyncio.Event()
@@ -179,7 +179,7 @@ async def test_killed_store_is_made_again(loop):
 async def test_stop_moves_all_idle_streams_in_one_call(loop):
     """A stop sends all idle streams to the store in one call.
 
-    A call for each of thousands would take longer than the store has; one that has a step comes after it.
+    A call for each of thousands of streams would take too long. A stream with a running step follows in a later call.
     """
     calls = []
 

@@ -1,4 +1,4 @@
-"""Streams that move between the replicas of a deployment: the ledger, and replicas with a store in one event loop."""
+"""Streams that move between the replicas of a deployment: the ledger, and replicas and a store in one event loop."""
 
 import asyncio
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ MS = 1_000_000
 
 
 def test_stream_moves_only_after_its_state_is_sent():
-    """A claim is granted once the previous owner has sent the state, and later states of it are stale."""
+    """A claim is granted after the previous owner has sent the state; later states from that owner are stale."""
     ledger = StreamLedger()
     assert ledger.claim("s", "a", 0) == Claim()
     assert ledger.claim("s", "b", 1) == Claim(owner="a")
@@ -47,7 +47,7 @@ def test_silent_owner_loses_streams_to_snapshots():
 
 
 def test_search_for_idle_streams_every_ten_seconds():
-    """Each replica sends two snapshots a second: none of them may cost a look at all streams."""
+    """The ledger searches all streams only every ten seconds, because each replica sends two snapshots a second."""
     ledger, forgotten = StreamLedger(), []
     forget = ledger.forget
     ledger.forget = lambda names: forgotten.append(forget(names))
@@ -57,7 +57,7 @@ def test_search_for_idle_streams_every_ten_seconds():
 
 
 def test_replica_does_not_bring_back_lost_stream():
-    """The stream has ended at the replica that took it; state that its former replica still has is rejected."""
+    """After a stream ends at the replica that took it, the ledger rejects states that its former replica still has."""
     ledger = StreamLedger()
     ledger.claim("s", "a", 0)
     ledger.take("s", "b", "a", 0)
@@ -68,7 +68,7 @@ def test_replica_does_not_bring_back_lost_stream():
 
 @pytest.mark.parametrize(("sends_snapshot", "leaves_s"), [(False, 120.0), (True, 239.0)])
 def test_store_leaves_after_two_minutes_without_calls(sends_snapshot, leaves_s):
-    """Also where every replica was gone before its first snapshot."""
+    """A store leaves after two minutes without calls, even if no replica has ever sent a snapshot."""
 
     async def main(loop):
         left = []
@@ -95,7 +95,7 @@ def test_idle_and_ended_streams_are_forgotten():
 
 @given(st.lists(st.tuples(st.sampled_from("cthsf"), st.sampled_from("xy"), st.sampled_from("abc"))))
 def test_a_stream_has_at_most_one_owner(calls):
-    """Only the records of the replica that got the stream last are kept; one that lost it unasked is told once."""
+    """The ledger stores only records of the stream's last owner, and tells a replica once that it has lost a stream."""
     ledger, owners, now_ns = StreamLedger(), {}, 0
     untold = {name: set() for name in "abc"}
     for what, stream, replica in calls:
@@ -131,7 +131,7 @@ def test_a_stream_has_at_most_one_owner(calls):
 
 
 async def test_moved_stream_gives_equal_results(loop):
-    """Also where the step before still runs, and with steps of several streams at once."""
+    """A stream that moves has the results of one that stays, even if its previous step is still running."""
     reference = Reference()
     async with Fleet(loop, duration_s=0.02) as fleet:
         for number in range(12):
@@ -175,7 +175,7 @@ async def test_a_stop_completes_the_move_that_has_begun(loop):
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_start_repeats_claims_cancelled_by_the_stop(loop, turns):
-    """The stop cancels a claim that the store has not answered, and one that has not taken its first step."""
+    """A restarted replica repeats a claim that its stop cancelled, whether the claim had begun or not."""
     reference = Reference()
 
     class Slow(StreamStore):
@@ -196,7 +196,7 @@ async def test_start_repeats_claims_cancelled_by_the_stop(loop, turns):
 
 
 async def test_cancelled_stop_stops_inner_stack(loop):
-    """The cancellation comes while the stop ends the replica's own tasks; it can start again."""
+    """A replica whose stop is cancelled while it ends the replica's own tasks can be stopped and started again."""
     async with Fleet(loop) as fleet:
         for turns in range(20):
             stopping = asyncio.create_task(fleet.stacks["a"].stop())
@@ -209,7 +209,7 @@ async def test_cancelled_stop_stops_inner_stack(loop):
 
 
 async def test_busy_owner_has_time_to_send_its_state(loop):
-    """Its machine is busy: it answers late, and is heard of all the while."""
+    """An owner on a busy machine, which sends a state late but keeps calling the store, is not taken for dead."""
     reference = Reference()
 
     class Busy(StreamStore):
@@ -272,7 +272,7 @@ async def test_long_step_holds_up_no_other_stream(loop):
 async def test_failed_move_during_stop_leaves_snapshot(loop, caplog):
     """A stop leaves the snapshot of a stream whose state could not be moved.
 
-    Moving a state has begun and fails while its replica stops: the stream continues from what the store has.
+    The move has begun and fails while its replica stops, so the stream continues from the snapshot in the store.
     """
     reference = Reference()
 
@@ -299,7 +299,7 @@ async def test_failed_move_during_stop_leaves_snapshot(loop, caplog):
 
 
 async def test_lost_replica_costs_steps_after_its_snapshot(loop):
-    """What the other one continues from is less than a second old."""
+    """A lost replica costs the steps after its last snapshot, which is at most 1.5 seconds old when it is used."""
     reference, behind = Reference(), Reference()
     async with Fleet(loop) as fleet:
         for x in (1, 2):
@@ -343,7 +343,7 @@ async def test_reset_and_end_apply_at_any_replica(loop):
 
 
 async def test_a_stream_that_has_ended_begins_again(loop):
-    """At once on the replica that was told, wherever the state was, and anywhere when the end has been awaited."""
+    """A stream begins again at once on the replica that ended it, and on any replica after the end was awaited."""
     async with Fleet(loop) as fleet:
         await fleet.step("a", 1)
         adapt(fleet.stacks["b"]).capabilities().stream_states.end_stream("s")
@@ -357,7 +357,7 @@ async def test_a_stream_that_has_ended_begins_again(loop):
 
 
 async def test_stream_end_releases_waiting_requests(loop):
-    """Its owner has no state of it to send any more."""
+    """The end of a stream releases requests that wait for its state, because its owner has none to send."""
 
     class Slow(StreamStore):
         async def forget(self, stream_ids):
@@ -373,7 +373,7 @@ async def test_stream_end_releases_waiting_requests(loop):
 
 
 async def test_rejected_snapshot_keeps_restarted_stream(loop):
-    """A rejected snapshot does not end a stream that has started again meanwhile."""
+    """A rejected snapshot does not end a stream that has started again in the meantime."""
 
     class Slow(StreamStore):
         async def store(self, replica, records):
@@ -393,7 +393,7 @@ async def test_rejected_snapshot_keeps_restarted_stream(loop):
 
 
 async def test_reset_holds_while_the_stream_is_claimed(loop):
-    """A request that ended at its deadline leaves its claim behind; the next one begins the stream again."""
+    """A reset takes effect even while a claim is in flight whose request has ended at its deadline."""
 
     class Slow(StreamStore):
         async def claim(self, stream_id, replica):
@@ -434,7 +434,7 @@ async def test_requests_without_a_stream_reach_the_model(loop):
 
 
 async def test_replica_taken_for_dead_claims_streams_again(loop):
-    """Also those that had no step meanwhile: another replica has gone on with them."""
+    """A replica that was taken for dead claims its streams again, because another replica may have continued them."""
     reference = Reference()
     async with Fleet(loop) as fleet:
         assert await fleet.step("a", 1) == reference(1)
@@ -451,7 +451,7 @@ async def test_replica_taken_for_dead_claims_streams_again(loop):
 
 
 async def test_old_state_hides_no_state_of_another_replica(loop):
-    """A state from long ago hides no state of another replica."""
+    """A state that a replica has from long ago does not hide the newer state of another replica."""
     reference = Reference()
     async with Fleet(loop) as fleet:
         await fleet.step("a", 1)

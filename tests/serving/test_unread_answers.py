@@ -1,4 +1,4 @@
-"""Many answers that no client gets are closed, wherever they were dropped."""
+"""Many responses to one request that no client gets are closed, wherever they were dropped."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from streaminfer.testing import run
 
 
 class Answers:
-    """As clients of other services have them: open from the call on, and no generator."""
+    """Responses as clients of other services return them: open from the call on, and no generator."""
 
     is_closed = False
 
@@ -30,7 +30,7 @@ class Answers:
 
 
 class Service:
-    """Opens answers after so many seconds, at each call, and lets no cancellation keep it from doing so."""
+    """Service that opens responses after a delay, from ``after_s`` for each call, even if the call is cancelled."""
 
     many_answers = True
 
@@ -60,7 +60,7 @@ class Service:
 
 
 def ask_all(layers, service, *, requests=1, timeout_s=None):
-    """Send requests one by one, and leave each answers that came open; return how many there were."""
+    """Send requests one by one and close their responses; return the number of requests that got any."""
 
     async def main(loop):
         got = 0
@@ -86,7 +86,7 @@ def test_cache_closes_rejected_responses():
 
 
 def test_hedge_closes_the_losing_responses():
-    """Also those that come in the very turn of the ones that won."""
+    """A hedge closes the responses that lost, even if they come in the same turn as those that won."""
     service = Service(*[0.010] * 30, 0.500, 0.100, 0.200, 0.200 - 0.0101)
 
     assert ask_all([si.Hedge(max_extra=1.0)], service, requests=32) == 32
@@ -96,7 +96,7 @@ def test_hedge_closes_the_losing_responses():
 
 @pytest.mark.parametrize("callbacks", range(4))
 def test_hedge_closes_answers_of_caller_that_left(callbacks):
-    """It leaves in one of the turns in which they come to it."""
+    """A hedge closes the responses of a caller that leaves in one of the turns in which they reach the caller."""
     service = Service(*[0.010] * 30, 0.100)
 
     async def main(loop):
@@ -130,7 +130,7 @@ def test_a_shadow_closes_the_answers_to_its_copies():
 
 
 def test_stack_closes_answers_after_deadline():
-    """A stack closes answers that come after the deadline."""
+    """A stack closes responses that come after the deadline."""
     service = Service(0.500)
 
     assert ask_all([], service, timeout_s=0.1) == 0
@@ -201,9 +201,10 @@ def test_batch_closes_answers_of_callers_that_left(timeouts_s):
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("kind", ["stack", "layer", "function"])
 def test_batch_closes_answers_as_their_caller_leaves(kind, is_first):
-    """A batch closes the answers of a caller that leaves as they come.
+    """A batch closes the responses whose caller leaves at the moment when they come.
 
-    It is cancelled just before or just behind their delivery, and cannot tell; behind a layer that awaits too.
+    The caller is cancelled just before or just after their delivery, so it never gets them. A layer around the batch
+    that awaits makes no difference.
     """
     opened = []
 
@@ -238,7 +239,7 @@ def test_batch_closes_answers_as_their_caller_leaves(kind, is_first):
 
 @pytest.mark.parametrize("method", ["map", "rows"])
 def test_failed_call_of_many_leaves_no_answers_open(method):
-    """If one of many calls fails, the answers to the others do not stay open."""
+    """If one of many calls fails, the responses to the others do not stay open."""
 
     class FailsLast(Service):
         async def call(self, request):
@@ -257,7 +258,7 @@ def test_failed_call_of_many_leaves_no_answers_open(method):
 
 
 def test_hedged_function_closes_answers_that_lost():
-    """Also those of a call that no cancellation ends."""
+    """A hedged function closes the responses that lost, even those of a call that ignores its cancellation."""
     service = Service(*[0.010] * 30, 0.500, 0.100)
     hedge = si.Hedge(max_extra=1.0)
 
@@ -278,7 +279,7 @@ def test_hedged_function_closes_answers_that_lost():
 
 
 def test_answers_close_if_client_leaves_at_deadline():
-    """The answers are closed in a task of their own, which its leaving must not cancel before it begins."""
+    """If a client leaves at the deadline, the task that closes the responses is not cancelled before it begins."""
     answers = Answers()
 
     async def main(loop):
@@ -303,7 +304,7 @@ def test_answers_close_if_client_leaves_at_deadline():
 
 
 class Batches:
-    """A backend that opens answers for each row after so many seconds, and raises what the script says instead."""
+    """Backend that opens responses for each row after ``after_s``; the script has other delays, or errors to raise."""
 
     def __init__(self, *script, after_s=0.1):
         self.script, self.after_s = list(script), after_s
@@ -326,7 +327,7 @@ class Batches:
 
 
 def ask_at_once(layers, backend, timeouts_s, *, before=0):
-    """Send some requests one by one, then others at once; return the answers that came to these."""
+    """Send ``before`` requests one by one, then the others at once; return the responses to the latter."""
 
     async def main(loop):
         async with si.Stack(*layers, backend, clock=loop.clock) as stack:
@@ -342,7 +343,7 @@ def ask_at_once(layers, backend, timeouts_s, *, before=0):
 
 @pytest.mark.parametrize("timeouts_s", [(None, None, None), (None, 0.05, None)], ids=["none", "one"])
 def test_filled_up_batch_closes_answers_to_copies(timeouts_s):
-    """Also those of callers that left while it ran."""
+    """A batch closes the responses to the copies that filled it up, even if a caller left while it ran."""
     backend = Batches()
     batcher = si.AdaptiveBatcher(max_batch_size=4, preferred_sizes=[4])
 
@@ -353,7 +354,7 @@ def test_filled_up_batch_closes_answers_to_copies(timeouts_s):
 
 
 def test_batch_part_closes_answers_of_caller_that_left():
-    """Part of a failed batch closes the answers of a caller that left. Also those to copies that filled it up."""
+    """Part of a failed batch closes the responses of a caller that left, and those to the copies that filled it up."""
     backend = Batches(ValueError("one of them"))
     batcher = si.AdaptiveBatcher(max_batch_size=8, preferred_sizes=[1, 4, 8])
 
@@ -364,7 +365,7 @@ def test_batch_part_closes_answers_of_caller_that_left():
 
 
 def test_hedge_around_backend_closes_answers_that_lost():
-    """A batch has those of each row."""
+    """A hedge around a backend closes the responses that lost for each row of the batch."""
     backend = Batches(*[0.010] * 30, 0.500, 0.100)
     layers = [si.AdaptiveBatcher(max_batch_size=2), si.Hedge(max_extra=1.0)]
 
@@ -375,9 +376,9 @@ def test_hedge_around_backend_closes_answers_that_lost():
 
 
 def test_batch_part_closes_answers_as_caller_leaves():
-    """Part of a failed batch closes the answers of a caller that leaves as they come.
+    """Part of a failed batch, like a whole batch, closes the responses whose caller leaves when they come.
 
-    As a whole batch does: it is cancelled just before their delivery.
+    The caller is cancelled just before their delivery.
     """
 
     class Leaving(Batches):

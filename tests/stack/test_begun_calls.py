@@ -1,4 +1,4 @@
-"""A request whose end is told (`begin_call`) needs no task; how requests end stays the same."""
+"""`begin_call`: a request whose outcome goes to a receiver needs no task, and has the same outcomes as any other."""
 
 import asyncio
 import gc
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Told:
-    """What a request was told of its end."""
+    """Receiver that records the outcomes of its requests."""
 
     def __init__(self):
         self.ends = []
@@ -25,12 +25,12 @@ class Told:
 
 
 def stack_of(loop, model, *around, **settings):
-    """A stack with a batcher around a model."""
+    """Return a stack with a batcher around a model."""
     return si.Stack(*around, si.AdaptiveBatcher(**{"max_batch_size": 4} | settings), model, clock=loop.clock)
 
 
 async def test_receiver_gets_the_response_as_the_batch_ends(loop):
-    """There is no task but the caller's and the batch's, and nothing is told before the batch has ended."""
+    """The receiver gets the responses when the batch ends; the batch has a task, and the requests have none."""
     told = Told()
     async with stack_of(loop, ScriptedBackend(duration_s=0.01)) as stack:
         tasks = len(asyncio.all_tasks())
@@ -56,7 +56,7 @@ async def test_receiver_gets_the_error(loop):
 
 
 async def test_begin_call_raises_if_rejected(loop):
-    """And not told."""
+    """`begin_call` raises if the request is rejected, and the receiver gets nothing."""
     told = Told()
     stack = stack_of(loop, ScriptedBackend(HANG), max_queue_size=1)
     with pytest.raises(si.Closed):
@@ -75,7 +75,7 @@ async def test_begin_call_raises_if_rejected(loop):
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.001], ids=["queued", "running"])
 async def test_a_cancelled_request_leaves_its_place(loop, pause_s):
-    """It is told of that once, and its batch is cancelled with it."""
+    """A cancelled request leaves the queue or its batch, which is cancelled too; its receiver gets one cancellation."""
     told = Told()
     async with stack_of(loop, ScriptedBackend(HANG), max_queue_size=1) as stack:
         call = stack.begin_call(si.Request(1.0), told)
@@ -91,7 +91,7 @@ async def test_a_cancelled_request_leaves_its_place(loop, pause_s):
 
 
 async def test_layers_see_begun_calls(loop):
-    """Each that was entered is left once, with the outcome."""
+    """A layer is entered and exited once for each begun call."""
     telemetry, told = si.Telemetry("told"), Told()
     async with stack_of(loop, ScriptedBackend([1.0], ValueError("broken")), telemetry) as stack:
         for _ in range(2):
@@ -104,7 +104,7 @@ async def test_layers_see_begun_calls(loop):
 
 
 async def test_only_a_batcher_offers_begin_call(loop):
-    """What has to be awaited, or what a subclass has replaced, is not begun."""
+    """Only a stack with a batcher offers `begin_call`, and only if no subclass replaces its `call`."""
 
     class Counted(si.Stack):
         async def call(self, request, *, timeout_s=None):
@@ -122,7 +122,7 @@ async def test_only_a_batcher_offers_begin_call(loop):
 
 
 async def test_ended_request_is_freed_without_the_collector(loop):
-    """A passage that referred to itself would be: some thousand objects a second."""
+    """A completed request is in no reference cycle; cycles would leave the collector some thousand objects a second."""
     told = Told()
     gc.collect()
     gc.disable()
@@ -144,7 +144,7 @@ async def test_ended_request_is_freed_without_the_collector(loop):
     ids=["error", "cancelled", "interrupt"],
 )
 async def test_a_receiver_that_fails_harms_no_other_request(loop, failure):
-    """The other requests of its batch end, and the loop's exception handler is told."""
+    """If a receiver raises, the other requests of its batch complete, and the loop's exception handler is called."""
     reported, told = [], Told()
     loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
 
@@ -162,13 +162,13 @@ async def test_a_receiver_that_fails_harms_no_other_request(loop, failure):
 
 
 async def test_batch_that_never_ran_is_not_learned_from(loop):
-    """Its callers have left before its first step: that took no time, and says nothing of the model."""
+    """A batch whose caller leaves before its first step takes no time, so the service time does not learn from it."""
     batcher = si.AdaptiveBatcher(max_batch_size=1)
     async with si.Stack(batcher, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:
         await stack(1.0)
         for _ in range(5):
             call = stack.begin_call(si.Request(1.0), Told())
-            loop.call_soon(call.cancel)  # behind the dispatch, before the step of the batch
+            loop.call_soon(call.cancel)  # after the dispatch, before the first step of the batch
             await asyncio.sleep(0.5)
 
         assert batcher.statistics().abandoned_batches == 5

@@ -1,4 +1,4 @@
-"""Synchronous callers, on a real loop in a thread."""
+"""Synchronous callers of a stack whose real event loop runs in a thread."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ def test_answers_and_statistics():
 
 
 def test_calls_of_many_threads_share_batches():
-    """Sixteen threads call at once while the worker is held; what they queued is one batch."""
+    """The calls of sixteen threads while the worker is busy become one batch."""
     release, entered = threading.Event(), threading.Event()
 
     def held(x):
@@ -113,7 +113,7 @@ def test_exception_in_the_block_ends_calls_in_flight():
 
 
 def test_a_call_that_crosses_the_end_never_hangs():
-    """Threads hammer while the block is left: every call ends with its answer or with Closed."""
+    """If threads call without pause while the block ends, each call returns its response or raises `Closed`."""
     for _ in range(20):
         outcomes = []
 
@@ -149,9 +149,9 @@ def test_failed_start_is_raised_and_thread_joined():
 
 
 def test_call_as_failed_start_ends_gets_closed(monkeypatch):
-    """While a start that failed ends, no call is given to its closed loop.
+    """A call while a failed start ends gets `Closed` and does not reach the closed loop.
 
-    Its loop is closed a moment before its thread ends: a call of that moment gets Closed, as before and after.
+    The loop is closed a moment before its thread ends, and the call comes in that moment.
     """
 
     class Broken(ScriptedBackend):
@@ -238,7 +238,7 @@ def test_a_stop_tells_the_layers_whether_to_drain(drain):
 
 
 def test_a_stop_leaves_a_later_start_alone():
-    """Of two stops, one that returns after the stack was started again stops the first start only."""
+    """A stop that returns after the stack was started again does not stop the later start."""
     infer = stack_of(ScriptedBackend()).blocking()
     infer.start()
     thread = infer._thread
@@ -257,7 +257,7 @@ def test_a_stop_leaves_a_later_start_alone():
 
 
 def test_stop_from_its_own_loop_is_error():
-    """A stop from the loop of the stack would wait for itself. It is an error that changes nothing."""
+    """A stop from the loop of the stack would wait for itself, so it is an error that changes nothing."""
     holder = {}
 
     def stop(x):
@@ -284,7 +284,7 @@ def test_stop_without_drain_ends_calls_in_flight():
 
 
 def test_statistics_while_it_drains():
-    """A monitor still gets a snapshot while the last requests end."""
+    """A stack that drains returns statistics, so a monitor gets a snapshot while the last requests complete."""
     entered, release = threading.Event(), threading.Event()
 
     def held(x):
@@ -309,7 +309,7 @@ def test_statistics_while_it_drains():
 
 @pytest.mark.parametrize("how", ["stop", "block"])
 def test_an_error_of_a_stop_is_raised(how):
-    """In the thread that stops it, once; the thread of the loop has ended by then."""
+    """The thread that stops the stack gets the error of the stop, once, and the stack is stopped then."""
 
     class Backend(ScriptedBackend):
         async def stop(self, *, drain=True):
@@ -345,7 +345,7 @@ def test_thread_start_failure_leaves_stack_stopped(monkeypatch):
 
 
 class SlowToStart(ScriptedBackend):
-    """A backend whose start does not end, unless it is ``ready``."""
+    """Backend whose start does not end, unless it is ``ready``."""
 
     def __init__(self):
         super().__init__()
@@ -363,7 +363,7 @@ class SlowToStart(ScriptedBackend):
 
 
 def test_an_interrupted_start_is_cancelled(monkeypatch):
-    """An interrupt does not wait for a start that takes long."""
+    """An interrupt cancels a long start instead of waiting for it."""
     backend = SlowToStart()
     infer = stack_of(backend).blocking()
 
@@ -380,7 +380,7 @@ def test_an_interrupted_start_is_cancelled(monkeypatch):
 
 
 def test_stop_cancels_a_start_in_progress():
-    """The thread that starts it gets Closed."""
+    """A stop cancels a start in progress, and the thread that starts the stack gets `Closed`."""
     backend = SlowToStart()
     infer = stack_of(backend).blocking()
     with ThreadPoolExecutor(1) as threads:
@@ -394,7 +394,7 @@ def test_stop_cancels_a_start_in_progress():
 
 
 def test_a_start_that_failed_does_not_stop_a_later_one(monkeypatch):
-    """Other threads stop and restart the stack before the thread of the failed start continues."""
+    """A later start stays in force if it comes before the thread of the failed start continues."""
     backend = SlowToStart()
     infer = stack_of(backend).blocking()
     wait = Future.result
@@ -418,7 +418,7 @@ def test_a_start_that_failed_does_not_stop_a_later_one(monkeypatch):
 
 
 def test_stop_waits_even_if_join_returns_early():
-    """A join that was interrupted has marked the thread as ended, and returns at once."""
+    """A stop waits for its thread even if `join` returns at once, as after an interrupted join."""
     infer = stack_of(ScriptedBackend()).blocking()
     infer.start()
     infer._thread.join = lambda: None
@@ -430,10 +430,10 @@ def test_stop_waits_even_if_join_returns_early():
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork_during_stop_leaves_startable_stack():
-    """A child has the stack as stopped, or as one of its parent's.
+    """A child that is forked during a stop can start the stack, or gets the error for a stack of another process.
 
-    The main thread forks: a child of another thread ends the variables of this one, and with them threads of PyAV that
-    it lacks, for ever.
+    The main thread forks: a child of another thread would destroy the main thread's variables, and then wait forever
+    for threads of PyAV that the child lacks.
     """
     reached, forked, parent = queue.SimpleQueue(), queue.SimpleQueue(), os.getpid()
 

@@ -1,4 +1,4 @@
-"""Stacks at their edges: clocks of their own, failing stops, services that resist."""
+"""Edge cases of stacks: layers with their own clock, failing stops, services that resist a cancellation."""
 
 import asyncio
 import gc
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 def test_telemetry_measures_on_its_own_clock():
-    """Telemetry that has a clock of its own measures on it."""
+    """Telemetry with a clock of its own measures on that clock."""
     clock = FakeClock()
 
     async def main(loop):
@@ -47,7 +47,7 @@ def test_error_after_caller_left_is_retrieved():
 
 
 class LooksUp:
-    """A layer of a user that awaits something else, for longer than a request has time."""
+    """User's layer that awaits something for longer than a request has time."""
 
     def wrap(self, inner):
         self.inner = inner
@@ -60,9 +60,9 @@ class LooksUp:
 
 @pytest.mark.parametrize("outer", [(), (si.Telemetry("t"), si.ConcurrencyLimit(limit=2))], ids=["alone", "inside"])
 def test_users_layer_ends_at_deadline(outer):
-    """What a layer of a user awaits ends at the deadline.
+    """The stack ends the await of a user's layer at the deadline.
 
-    A batcher ends a request at its deadline, but not what a layer of a user does beside it.
+    A batcher ends a request at its deadline, but not the work of a layer around it.
     """
 
     async def main(loop):

@@ -1,4 +1,4 @@
-"""`Stack.map` and waiting for a place: every input is answered, in order, within the queue's bounds."""
+"""`Stack.map` and calls that wait for a place: each input gets its response, in order, within the queue's limits."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ def test_ten_thousand_inputs_are_answered_in_order(concurrency):
     ids=["given", "the least", "a batch runs and one waits"],
 )
 def test_map_keeps_concurrency_inputs_in_flight(concurrency, max_batch_size, in_hand):
-    """The input that is drawn last counts too, and places do not stay empty."""
+    """`map` keeps exactly as many inputs in flight as its concurrency, including the input that it drew last."""
     most = 0
 
     async def main(loop):
@@ -58,7 +58,7 @@ def test_map_keeps_concurrency_inputs_in_flight(concurrency, max_batch_size, in_
 
 
 def test_layers_see_a_request_from_its_place_on():
-    """The wait for a place is not in the latency, and a request that gets none is not counted."""
+    """The latency of a request excludes its wait for a place, and a request that gets no place is not counted."""
 
     async def main(loop):
         options = {"max_batch_size": 1, "max_queue_size": 1, "max_in_flight": 1}
@@ -76,7 +76,7 @@ def test_layers_see_a_request_from_its_place_on():
 
 
 def test_layers_count_each_attempt_that_is_rejected():
-    """A request that is rejected after it had a place is sent again, as another request for the layers."""
+    """A request that is rejected after it got a place is sent again, and the layers count each attempt as a request."""
 
     async def main(loop):
         full = ScriptedBackend(si.Overloaded("full"), si.Overloaded("full"))
@@ -134,7 +134,7 @@ def test_errors_among_the_answers():
     ids=["value", "another value", "typing error", "key"],
 )
 def test_wrong_settings_are_raised_once(settings, error, says, inputs):
-    """They are no matter of a single request: not even return_exceptions puts them among the answers."""
+    """`map` raises wrong settings itself, even with `return_exceptions`, because they concern no single request."""
     backend = ScriptedBackend()
 
     async def main(loop):
@@ -148,7 +148,7 @@ def test_wrong_settings_are_raised_once(settings, error, says, inputs):
 
 @contextlib.asynccontextmanager
 async def one_place(loop):
-    """A stack whose queue has one place; a function that waits for it; and the order in which it was answered."""
+    """Yield a stack whose queue has one place, a function that waits for the place, and the order of the responses."""
     order = []
     async with stack_of(ScriptedBackend(duration_s=0.01), loop, max_queue_size=1, max_batch_size=1) as stack:
 
@@ -171,7 +171,7 @@ def test_wait_takes_a_place_in_the_order_of_arrival():
 
 
 def test_later_caller_does_not_overtake_waiting_call():
-    """A place that has just become free belongs to the request that waits for it, though it has not looked yet."""
+    """A place that becomes free belongs to the waiting request, even if that request has not run since."""
 
     async def main(loop):
         async with one_place(loop) as (stack, ask, order):
@@ -206,14 +206,14 @@ def test_wait_ends_at_the_deadline():
 def test_place_freed_earlier_than_predicted_is_taken():
     """A request that waits for a place takes one that becomes free sooner than predicted.
 
-    The callers in front leave, so the model is free long before the batch that it ran would have ended.
+    The earlier callers leave, so the model is free long before its batch would have ended.
     """
 
     async def main(loop):
         model = ScriptedBackend(duration_s=10.0)
         batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1)
         async with si.Stack(batcher, model, clock=loop.clock) as stack:
-            await stack(0.0)  # it is known now what a batch takes
+            await stack(0.0)  # teaches the batcher how long a batch takes
             ahead = []
             for number in range(2):
                 ahead.append(asyncio.ensure_future(stack(float(number))))
@@ -250,13 +250,13 @@ def test_a_wrong_concurrency_is_named(concurrency):
 
 @pytest.mark.parametrize("drain", [True, False])
 def test_stop_ends_calls_that_wait_for_a_place(drain):
-    """At once, however long it takes until a place is expected."""
+    """A stop ends calls that wait for a place at once, however long they would have to wait."""
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1, policy="greedy")
         stack = si.Stack(batcher, ScriptedBackend(duration_s=10.0), clock=loop.clock)
         await stack.start()
-        await stack(0.0)  # says how long one takes
+        await stack(0.0)  # teaches the batcher how long a batch takes
         calls = [asyncio.ensure_future(stack(float(number), wait=True)) for number in range(4)]
         calls += [asyncio.ensure_future(stack.map([1.0, 2.0])), asyncio.ensure_future(stack.rows(np.ones(3)))]
         await asyncio.sleep(1.0)
@@ -274,7 +274,7 @@ def test_stop_ends_calls_that_wait_for_a_place(drain):
 def test_stop_ends_waiting_calls_despite_restart():
     """A stop ends the calls that wait for a place, even if the stack starts again at once.
 
-    The queue is full again before the last of them has had a turn.
+    The queue is full again before the last of these calls has run.
     """
 
     async def main(loop):
@@ -305,7 +305,7 @@ def test_stop_ends_waiting_calls_despite_restart():
 def test_waiting_call_ends_at_deadline_if_always_full():
     """A call that waits for a place ends at its deadline, even if a layer always rejects it.
 
-    A layer that rejects without saying so beforehand is not sent the request in a loop without end.
+    The layer rejects without an `admission` that predicts it, and must not get the request in an endless loop.
     """
     sent = 0
 
@@ -327,7 +327,7 @@ def test_waiting_call_ends_at_deadline_if_always_full():
 
 
 def test_waiting_call_retries_with_growing_pauses():
-    """A rejection that does not say when to ask again doubles the pause, up to 50 ms."""
+    """Each rejection without `retry_after_s` doubles the pause before the next attempt, up to 50 ms."""
     asked_s = []
 
     class Full(SyncLayer):
@@ -346,7 +346,7 @@ def test_waiting_call_retries_with_growing_pauses():
 
 
 def test_a_huge_concurrency_costs_nothing():
-    """There are no more tasks than inputs."""
+    """`map` creates no more tasks than it has inputs."""
     created = []
 
     def make(loop, coroutine, **options):
@@ -364,7 +364,7 @@ def test_a_huge_concurrency_costs_nothing():
 
 
 def test_an_input_that_cannot_be_read_ends_the_rest():
-    """No task is left of those that were begun."""
+    """If an input cannot be read, `map` raises the error and ends all tasks that it has begun."""
 
     def inputs():
         yield 1.0
@@ -382,7 +382,7 @@ def test_an_input_that_cannot_be_read_ends_the_rest():
 
 
 def test_tags_of_an_iterator_reach_every_request():
-    """What is erased by a tag later is all that was sent with it."""
+    """Each request of a `map` gets all tags of an iterator, so that an erasure by tag finds each of them later."""
     backend = ScriptedBackend()
 
     async def main(loop):

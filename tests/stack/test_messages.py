@@ -1,4 +1,4 @@
-"""What a wrong use is told: the mistake by its name, and what to write instead."""
+"""Messages for wrong use: each names the mistake and says what to write instead."""
 
 import asyncio
 import copy
@@ -62,14 +62,14 @@ def test_wrong_layers(layers, says):
 
 
 class Plain:
-    """A backend that answers at once."""
+    """Backend with a synchronous ``infer``."""
 
     def infer(self, batch):
         return batch.inputs
 
 
 class PlainByName(Plain):
-    """The same, whose decorator kept the names."""
+    """The same backend, with a decorator that keeps the name of ``infer``."""
 
     @functools.wraps(Plain.infer)
     def infer(self, batch):
@@ -90,7 +90,7 @@ def test_sync_infer_is_rejected_at_construction(backend, layers):
 
 
 def test_infer_may_return_an_awaitable():
-    """A plain function is taken where it is annotated so, and an async one behind a decorator as well."""
+    """A plain ``infer`` is accepted if it is annotated to return an awaitable, or if it wraps an async function."""
 
     async def answer(_self, batch):
         return batch.inputs
@@ -145,14 +145,14 @@ def test_backend_method_with_wrong_result_raises(method, says):
 
 
 class Answers(SyncLayer):
-    """Makes something else of each response."""
+    """Layer whose ``exit`` returns outputs in place of a response."""
 
     def exit(self, request, token, outcome, now_ns):
         return outcome.outputs
 
 
 class AnswersAlone:
-    """A service that returns its outputs."""
+    """Service that returns outputs in place of a response."""
 
     async def call(self, request):
         return request.inputs
@@ -279,9 +279,9 @@ def test_run_inside_a_running_loop():
 
 
 def test_deadline_error_names_the_last_route():
-    """Behind routes, the text of `DeadlineExceeded` says which route's time ran out.
+    """The text of `DeadlineExceeded` from a router names the route whose time ran out.
 
-    The last route's model had 0.05 s of the 0.2 s; the text names it, and the note has the whole time.
+    The last route had 0.05 s of the 0.2 s: the text has the time of the route, and the note has the whole time.
     """
 
     def route(name):
@@ -309,7 +309,7 @@ def test_deadline_error_names_the_last_route():
 def test_no_order_suggested_for_layer_that_never_fits():
     """The error for a layer that fits in no order suggests no other order.
 
-    A fault of batches does not fit in front of a service, whatever else stands where.
+    A fault plan for batches cannot wrap a service, whatever the order of the other layers.
     """
     plan = FaultPlan(partial())
     layers = plan, si.AdaptiveBatcher(max_batch_size=2), si.CircuitBreaker(), ScriptedBackend()
@@ -334,7 +334,7 @@ def test_no_order_suggested_for_layer_that_never_fits():
     ids=["batcher", "telemetry", "backend", "stack", "retention log", "tier", "keys"],
 )
 def test_clock_in_seconds_is_rejected_at_construction(make):
-    """Otherwise every latency is some nanoseconds, and every deadline an error of its caller."""
+    """A clock in seconds is rejected: latencies would be some nanoseconds, and each deadline an error of its caller."""
     with pytest.raises(TypeError, match=r"clock\(\): expected a whole number of nanoseconds"):
         make(time.monotonic)
 
@@ -355,7 +355,7 @@ async def yields_later(batch):
     ids=["backend", "batcher"],
 )
 def test_generator_is_rejected_as_batch_function(make, function):
-    """Its call ends before it has computed a row, so every batch of it would fail."""
+    """A generator is no batch function: its call ends before it computes a row, so each of its batches would fail."""
     with pytest.raises(
         TypeError, match="a function that ends when its work does, not a generator, got <function yield"
     ):
@@ -365,6 +365,6 @@ def test_generator_is_rejected_as_batch_function(make, function):
 @pytest.mark.parametrize("send", [pickle.dumps, copy.deepcopy])
 @pytest.mark.parametrize("of", [lambda stack: stack, si.Stack.blocking], ids=["stack", "blocking"])
 def test_pickled_stack_error_names_the_stack(send, of):
-    """The error named a lock or a module inside it."""
+    """The error for a stack that is pickled or copied names the stack, not a lock or a module inside it."""
     with pytest.raises(TypeError, match="a Stack cannot be copied or pickled: make one where it is used"):
         send(of(si.Stack(si.AdaptiveBatcher(max_batch_size=2), si.CpuBackend(np.negative))))

@@ -1,4 +1,4 @@
-"""An explicit "no deadline", against the default of a batcher's `slo_s`, and `timeout_s` wherever a user calls."""
+"""Explicit "no deadline", which overrides the default from a batcher's `slo_s`, and `timeout_s` in all calls."""
 
 import asyncio
 import math
@@ -20,7 +20,7 @@ def batcher(slo_s=0.05):
 
 
 class Plain:
-    """A service that ends no request at its deadline."""
+    """Service that ends no request at its deadline."""
 
     async def call(self, request):
         await asyncio.sleep(SLOW_S)
@@ -53,7 +53,7 @@ STACKS = {
 
 @pytest.mark.parametrize("layers", STACKS.values(), ids=STACKS)
 def test_infinite_timeout_is_no_deadline_in_any_layer(layers):
-    """With `timeout_s=math.inf` a request outlives the `slo_s` of whatever batcher it meets."""
+    """A request with `timeout_s=math.inf` has no deadline in any layer, whatever the `slo_s` of the batcher."""
 
     async def main(loop):
         async with si.Stack(*layers(ScriptedBackend(duration_s=SLOW_S)), clock=loop.clock) as stack:
@@ -148,7 +148,7 @@ def test_blocking_calls_end_at_their_time_limit():
 
 
 def test_map_accepts_no_common_cache_key():
-    """One cache key for all inputs of a `map` would give all of them one answer."""
+    """`map` accepts no cache key, because one key for all inputs would give all of them one response."""
 
     async def main(loop):
         async with si.Stack(ScriptedBackend(), clock=loop.clock) as stack:
@@ -161,7 +161,7 @@ def test_map_accepts_no_common_cache_key():
 def test_limit_treats_none_and_never_ns_alike():
     """A limit learns the same from the deadlines `None` and `NEVER_NS`.
 
-    A `TimeoutError` of a call without deadline does not stand for a call that was allowed 292 years.
+    A `TimeoutError` of a call without a deadline does not count as a timeout of 292 years.
     """
 
     def learned(deadline_ns):

@@ -1,4 +1,4 @@
-"""Capabilities are declared: no `getattr` or `hasattr` looks for one by name, but in the adapters that are listed here."""
+"""Capabilities are declared: only the adapters listed here use `getattr` or `hasattr` to look one up by name."""
 
 import ast
 from pathlib import Path
@@ -12,11 +12,11 @@ ADAPTERS = {
     "batching/policy.py": ("is_policy",),
     "caching/_keys_cy.py": (
         "_encode_other",
-    ),  # a value in a cache's key, which costs nanoseconds: `adapt` microseconds
+    ),  # a value in a cache's key, which costs nanoseconds; `adapt` would cost microseconds
     "errors.py": ("says_retryable", "says_retry_after_s"),
     "protocols.py": ("_Adapted", "is_service", "has_statistics", "is_backend", "is_layer"),
 }
-"""Where objects, policies, values in keys and errors of users are adapted: file → classes and functions."""
+"""Adapters of users' objects, policies, values in keys and errors: file → classes and functions."""
 
 FOREIGN = {
     "_asdict": "named tuples",
@@ -40,13 +40,13 @@ FOREIGN = {
     "sqlite_errorcode": "errors of SQLite itself, not those of the module",
     "tolist": "arrays of any library",
 }
-"""Attributes of other libraries and of Python itself, so no capabilities: name → whose they are."""
+"""Attributes of other libraries and of Python itself, which are no capabilities: name → owner."""
 
 
 def probes(path):
-    """The names that a file looks for, each with the functions and classes around the call.
+    """Yield the names that a file looks up, each with the functions and classes around the call.
 
-    Names with two underscores are those of Python and NumPy.
+    Names with two leading underscores are left out: they belong to Python and NumPy.
     """
 
     def walk(node, around):

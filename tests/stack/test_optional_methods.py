@@ -25,7 +25,8 @@ async def refuses(self, request, *_):
 def test_uncallable_optional_methods_raise(name, method, says, where):
     """An optional method that the stack cannot call as specified raises a `TypeError`.
 
-    When the stack is made: a stop would fail at its end, and a check that is not awaited would pass everything.
+    The stack raises when it is made: a wrong `stop` would fail only at the end, and a check that is not awaited would
+    accept every request.
     """
 
     async def serve(self, request):
@@ -48,7 +49,7 @@ def test_uncallable_layer_methods_raise():
 
 
 def test_rejected_stack_leaves_its_layers_unchanged():
-    """A class among the layers is named with a clock too, and the others are not bound to it, nor wrapped."""
+    """A stack with a clock that rejects one of its layers does not bind the others to its clock or wrap them."""
     batcher = si.AdaptiveBatcher(max_batch_size=1)
     for wrong, says in ((si.Telemetry, "got the class Telemetry"), (3, "expected layers")):
         with pytest.raises(TypeError, match=says):

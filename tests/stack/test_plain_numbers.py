@@ -1,4 +1,4 @@
-"""Numbers of NumPy's stay inside the planner: timers, timings, statistics and errors have Python's."""
+"""NumPy's numbers stay inside the planner: timers, timings, statistics and errors have Python's numbers."""
 
 import asyncio
 import enum
@@ -18,7 +18,7 @@ SIZE = 8
 
 
 class QueuedModel:
-    """A model behind a queue of its own, so that full batches are sent ahead, at an instant that the planner chose."""
+    """Model with its own queue, so that full batches are pipelined, at an instant that the planner chooses."""
 
     returns_new_arrays = True
     queued_workers = 1
@@ -35,7 +35,7 @@ class QueuedModel:
 
 
 def numbers_of_numpy(value, path="", seen=None):
-    """The paths inside a value, through containers, attrs classes and slots, that end at a number of NumPy's."""
+    """Return the paths to NumPy's numbers inside a value, through containers, attrs classes and slots."""
     seen = set() if seen is None else seen
     if isinstance(value, np.generic):
         return [f"{path}: {value!r}"]
@@ -59,7 +59,7 @@ def numbers_of_numpy(value, path="", seen=None):
 
 
 async def overload(service, requests=300):
-    """More requests than the model can answer; the responses and the errors."""
+    """Send more requests than the model can serve; return the responses and the errors."""
     await asyncio.gather(*(service(np.float32(0)) for _ in range(SIZE)), return_exceptions=True)
     asked = []
     for number in range(requests):
@@ -77,7 +77,7 @@ async def overload(service, requests=300):
 class WatchedLoop(VirtualLoop):
     """Loop that records the types of its timers' instants; uvloop and later Pythons reject NumPy's numbers."""
 
-    kinds = set()  # noqa: RUF012 - of all of them
+    kinds = set()  # noqa: RUF012 - shared by all loops
 
     def call_at(self, when, callback, *args, context=None):
         self.kinds.add(type(when))
@@ -114,7 +114,7 @@ def test_timings_and_statistics_have_python_numbers(monkeypatch):
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_a_real_loop_answers_every_request(new_loop):
-    """A clock of whole milliseconds lags behind the loop, so each timer fires before its instant, as loops may."""
+    """Each request completes, even if timers fire early because a clock of whole milliseconds lags behind the loop."""
 
     async def main():
         coarse = lambda: time.monotonic_ns() // 1_000_000 * 1_000_000  # noqa: E731

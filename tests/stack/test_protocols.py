@@ -10,7 +10,7 @@ from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Node
 
 
 class Foreign:
-    """A wrapper of a user, that knows of nothing but what it is given."""
+    """User's wrapper with an inner object and the attributes that it is given."""
 
     def __init__(self, inner=None, **own):
         self.inner = inner
@@ -146,7 +146,7 @@ def test_reasons_are_words():
 
 
 def test_kernels_are_loaded_inside_routers():
-    """They are loaded before the heap is frozen, which the start of the outermost stack does."""
+    """The start of the outermost stack loads kernels inside routers too, because it freezes the heap afterwards."""
     loaded = []
 
     class Planner(Node):

@@ -1,4 +1,4 @@
-"""What travels, and the errors that end it."""
+"""Requests, responses and batches, and the errors that end a request."""
 
 import copy
 import importlib
@@ -24,7 +24,7 @@ def module(request, plain):
 
 
 def test_copy_with_another_deadline(module):
-    """All other fields stay, as with `replace`."""
+    """`with_deadline` keeps all other fields, as `replace` does."""
     fields = {
         "priority": 2,
         "stream_id": "a",
@@ -75,7 +75,7 @@ def test_bad_fields_are_named(module, field, value):
 
 def test_compiled_objects_cannot_be_changed():
     if importlib.import_module("streaminfer._request_cy").__file__.endswith(".py"):
-        return  # the plain build trusts
+        return  # the uncompiled build does not enforce this
     with pytest.raises(AttributeError):
         si.Request(1.0).priority = 3
     with pytest.raises(AttributeError):
@@ -103,7 +103,7 @@ def test_requests_and_answers_can_be_pickled():
 
 
 def test_pickles_of_one_build_are_read_by_the_other():
-    """A machine without a compiler may send requests to one that has it, and gets its responses."""
+    """Compiled and uncompiled builds read each other's pickles: a machine without a compiler can call one with it."""
     sent = [
         si.Request({"x": 1.0}, priority=2, stream_id=3, tenant="b", subject="c", tags=("d",), key=(4,), store=False),
         si.Response({"y": 2.0}, True, "model", si.request.Timings(1000, 2000, 4000, 11_000, 4)),
@@ -187,7 +187,7 @@ def test_checks_accept_numpy_numbers():
 
 
 def test_request_help_has_no_false_signature():
-    """Cython's own would show ``deadline_ns`` before the ``*``."""
+    """The help of `Request` lacks Cython's signature, which would show ``deadline_ns`` before the ``*``."""
     assert si.Request.__doc__.startswith("One request for one response;")
     with pytest.raises(TypeError, match="positional argument"):
         si.Request(1.0, 5)

@@ -1,4 +1,4 @@
-"""What a review once found: calls that never ended, answers that depended on others, misuse without a clear error."""
+"""Regression tests: calls that never end, responses that depend on other requests, misuse without a clear error."""
 
 import asyncio
 import contextlib
@@ -256,7 +256,7 @@ def test_stack_of_closed_loop_can_start_again():
 @pytest.mark.parametrize("late", [True, False])
 def test_deadlines_hold_with_eager_tasks(late):
     async def main(loop):
-        if hasattr(asyncio, "eager_task_factory"):  # from Python 3.12 on; before, the same must hold all the more
+        if hasattr(asyncio, "eager_task_factory"):  # from Python 3.12 on; the same must hold without it
             loop.set_task_factory(asyncio.eager_task_factory)
 
         class Backend:
@@ -283,7 +283,7 @@ def test_an_own_clock_is_kept_under_two_stacks():
 
 
 def test_batch_of_closed_loop_frees_no_worker_twice():
-    """What a batch left behind on a closed event loop does not free a worker twice."""
+    """A batch that is left behind on a closed event loop does not free a worker twice."""
     backend = ScriptedBackend(HANG, duration_s=0.01)
     service = si.AdaptiveBatcher(max_batch_size=1).wrap(backend)
     dead = asyncio.new_event_loop()
@@ -470,7 +470,7 @@ CALLS = {
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("call", CALLS)
 async def test_inputs_are_freed_without_the_collector(loop, call, end):
-    """However a request ends, no cycle keeps its inputs: under overload these would be most of the memory."""
+    """Whatever its outcome, a request leaves its inputs in no cycle: in overload they would be most of the memory."""
 
     class Backend:
         async def infer(self, batch):

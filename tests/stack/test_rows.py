@@ -70,7 +70,7 @@ def test_rows_returns_a_list_if_outputs_are_no_arrays():
 
 @pytest.mark.parametrize("kind", ["U", "S"])
 def test_text_of_several_lengths_is_one_array(kind):
-    """Its dtype is that of the longest text, though batches of one row each have their own."""
+    """Text of several lengths is one array with the dtype of the longest, although each batch has its own dtype."""
     words = np.array(["cat", "horse", "ox"], kind)
     answers = answer(lambda batch: words[batch.inputs.astype(int)].copy(), np.arange(3.0), max_batch_size=1)
     assert answers.dtype == words.dtype
@@ -88,13 +88,13 @@ def test_text_of_several_lengths_is_one_array(kind):
     ids=["shapes", "dtypes", "names", "lengths"],
 )
 def test_outputs_that_cannot_form_an_array_raise(outputs, says):
-    """Outputs of different shapes raise an error instead of changing the kind of the answer with the data."""
+    """Outputs of different shapes, dtypes or names raise an error; the kind of result must not depend on the data."""
     with pytest.raises(si.BackendError, match=f"cannot form one: .*{says}.*map"):
         answer(lambda batch: outputs, np.arange(2.0))
 
 
 class Unreadable:
-    """Says that it is an array, but cannot be made one."""
+    """Object with an ``__array__`` that fails."""
 
     def __array__(self, *_args, **_options):
         raise OSError
@@ -140,7 +140,7 @@ def test_the_first_error_ends_the_other_rows():
 
 @pytest.mark.parametrize("how", ["timeout_s", "slo_s", "plain"])
 def test_rows_share_one_deadline(how):
-    """The last of 10 rows that take 10 ms each is late by the deadline of the first, not by one of its own."""
+    """All rows share the deadline of the call: 10 rows that take 10 ms each end at 55 ms, as no row has its own."""
 
     async def main(loop):
         slo_s = 0.055 if how == "slo_s" else None
@@ -214,7 +214,7 @@ def test_tags_of_an_iterator_reach_every_row():
 
 
 def test_shed_rows_do_not_add_to_the_rows_in_flight():
-    """A row that was shed for a more urgent request is sent again in place of the next one, not beside it."""
+    """A row that was shed for a more urgent request is sent again in place of the next row, not beside it."""
 
     async def main(loop):
         backend = ScriptedBackend(duration_s=0.01)
@@ -240,7 +240,7 @@ def test_shed_rows_do_not_add_to_the_rows_in_flight():
 def test_rejected_row_is_sent_again_after_retry_after(rejects):
     """A row that was rejected is sent again after the `retry_after_s` of the error.
 
-    As an input of `map` is: a server that says when to retry is not sent the rows at once, and a deadline ends that.
+    An input of `map` behaves so too: a server that says when to retry gets no row earlier. A deadline ends the wait.
     """
     sent_s = []
 
@@ -277,7 +277,7 @@ def test_rejected_row_is_sent_again_after_retry_after(rejects):
 
 
 def test_a_cancelled_caller_ends_its_rows_in_order():
-    """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
+    """A cancelled caller cancels its rows in order, not by memory address, so that runs in virtual time repeat."""
     service = Sleeper()
 
     async def main(loop):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Recorded(ScriptedBackend):
-    """A backend that keeps the order of its life."""
+    """Backend that logs its starts and stops in order."""
 
     def __init__(self, log, name, *steps, fails=(), **options):
         super().__init__(*steps, **options)
@@ -33,7 +33,7 @@ class Recorded(ScriptedBackend):
 
 
 class Logged:
-    """A layer that knows nothing of capabilities, only of ``inner``."""
+    """Layer that declares no capabilities, and has only ``inner``."""
 
     def __init__(self, log, name, fails=()):
         self.log, self.name, self.fails = log, name, fails
@@ -167,7 +167,7 @@ def test_backend_without_batcher_gets_batches_of_one():
 
 
 class PlainService:
-    """A service of the user's that knows nothing of deadlines."""
+    """User's service that ignores deadlines."""
 
     def __init__(self, duration_s):
         self.duration_s = duration_s
@@ -367,7 +367,7 @@ def test_own_clock_of_a_layer_is_kept():
 
 
 def test_start_outside_asyncio_names_the_remedy():
-    """Such as in trio, whose tasks no event loop of asyncio runs."""
+    """A start outside an asyncio loop, for example in trio, raises an error that names the blocking stack."""
     stack = si.Stack(ScriptedBackend())
 
     with pytest.raises(RuntimeError, match=r"event loop of asyncio, .* trio, .* `with stack\.blocking\(\) as infer`"):
@@ -398,7 +398,7 @@ def test_another_loop_gets_a_clear_error():
 def test_stop_from_another_loop_raises_in_every_state():
     """A stop from another event loop raises a `RuntimeError` in every state of the stack.
 
-    Also while the stack starts or stops; it is left alone.
+    The state may be starting or stopping, and does not change.
     """
 
     class Slow(ScriptedBackend):
@@ -476,7 +476,7 @@ def test_call_before_start_and_wrong_clock_raise():
 
 
 def test_members_of_a_new_stack_can_be_inspected():
-    """`inspect.getmembers` and `create_autospec` read every property."""
+    """Each property of a new stack can be read, as `inspect.getmembers` and `create_autospec` do."""
     stack = si.Stack(ScriptedBackend())
 
     assert dict(inspect.getmembers(stack))["stack_state"] == "new"
@@ -506,7 +506,7 @@ def test_statistics_are_frozen_and_drawn():
 
 
 def test_stack_around_running_one_leaves_it_running():
-    """Making a stack around a running one leaves that one running."""
+    """A stack that is made around a running stack leaves the inner stack running."""
 
     async def main(loop):
         async with si.Stack(ScriptedBackend()) as inner:

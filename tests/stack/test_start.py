@@ -1,4 +1,4 @@
-"""Start means ready: the report, the log, and `ready`."""
+"""Start of a stack until it is ready: the report, the log, and `ready`."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Slow(ScriptedBackend):
-    """A backend whose start takes a while."""
+    """Backend whose start takes a while."""
 
     def __init__(self, start_s, **options):
         super().__init__(**options)
@@ -33,7 +33,7 @@ def slow_stack(loop, start_s=1.25, **options):
 
 
 def test_report_names_each_part():
-    """Innermost first, each with its time; the batcher's with what it measured."""
+    """The report has each part with its time, innermost first, and the batcher's measurements."""
 
     async def scenario(loop):
         stack = slow_stack(loop)
@@ -81,7 +81,7 @@ def test_start_is_one_line_in_the_log(caplog):
 
 
 def test_long_start_says_how_far_it_is(caplog):
-    """Every five seconds a line names the part, and what it does."""
+    """Every five seconds of a start, a log line names the part that starts and its current step."""
     caplog.set_level(logging.INFO, "streaminfer")
 
     async def scenario(loop):
@@ -100,7 +100,7 @@ def test_long_start_says_how_far_it_is(caplog):
 
 
 def test_start_reports_the_wait_for_kernels(caplog):
-    """A start that compiles kernels says so meanwhile, and how long that took in its report."""
+    """A start that waits for kernels logs this in the meantime, and its report has the time of the kernels."""
     caplog.set_level(logging.INFO, "streaminfer")
 
     class Compiling(si.AdaptiveBatcher):
@@ -120,7 +120,7 @@ def test_start_reports_the_wait_for_kernels(caplog):
 
 
 def test_ready_from_start_to_stop():
-    """False before, while it starts, while it stops and after."""
+    """`ready` is true only from the end of the start to the beginning of the stop."""
 
     async def scenario(loop):
         stack = slow_stack(loop)
@@ -200,7 +200,7 @@ def test_progress_timer_ends_with_a_cancelled_start(caplog):
 
 @pytest.mark.parametrize("concurrent", [False, True], ids=["router", "replicas"])
 def test_routes_are_all_ready(concurrent):
-    """What starts several services is ready only when each of them is, measured."""
+    """A stack around several services is ready only when each of them is ready and measured."""
 
     async def scenario(loop):
         stacks = [slow_stack(loop, start_s) for start_s in (1.0, 3.0)]
@@ -251,7 +251,7 @@ def test_hanging_request_does_not_outlive_the_stop():
 
 
 def test_threads_and_functions_are_warm():
-    """A function sees batches of its example at start, in its worker threads, and no statistics count them."""
+    """At the start, a function gets batches of its example in its worker threads, and no statistics count them."""
     shapes = []
 
     def double(inputs):
@@ -272,7 +272,7 @@ def test_threads_and_functions_are_warm():
 
 
 async def test_failed_start_stops_parts_outermost_first(loop):
-    """The layers that started are stopped in the order of every stop: no layer outlives what it sends requests to."""
+    """A failed start stops the started parts outermost first, like a stop, so that no layer outlives its inner part."""
     log = []
 
     class Part:
@@ -299,7 +299,7 @@ async def test_failed_start_stops_parts_outermost_first(loop):
 
 
 async def test_no_start_begins_before_a_failed_one_has_ended(loop):
-    """What a failed start stops is not given to another start meanwhile; a stop waits until it has."""
+    """While a failed start stops its parts, another start is an error, and a stop waits for the end."""
 
     class SlowToStop(ScriptedBackend):
         async def start(self):
@@ -329,7 +329,7 @@ async def test_no_start_begins_before_a_failed_one_has_ended(loop):
 
 
 def test_layer_with_failing_statistics_still_serves(caplog):
-    """A start reads statistics to have them loaded; a layer of a user's that has none yet is logged and serves."""
+    """A start reads statistics to load their code; it logs the error of a user's `statistics`, and the stack serves."""
 
     class Untold(ScriptedBackend):
         def statistics(self):
@@ -337,7 +337,7 @@ def test_layer_with_failing_statistics_still_serves(caplog):
 
     async def scenario(loop):
         async with si.Stack(Untold(), clock=loop.clock) as stack:
-            with pytest.raises(ZeroDivisionError):  # who calls it is told
+            with pytest.raises(ZeroDivisionError):  # its caller gets the error
                 stack.statistics()
             return await stack(1.0)
 

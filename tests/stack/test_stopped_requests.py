@@ -1,4 +1,4 @@
-"""Requests that a stop ends, although they are in a part that continues because another stack started it too."""
+"""Requests that a stop ends although they are in a part that keeps running, because another stack started it too."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 def outer_stacks(inner, clock):
-    """Two stacks around one service."""
+    """Return two stacks around one service."""
     return [si.Stack(si.Telemetry(name), inner, clock=clock) for name in ("first", "second")]
 
 
@@ -24,7 +24,7 @@ async def a_call(stack, value=1.0):
 
 @pytest.mark.parametrize("drain", [False, True])
 def test_requests_in_a_shared_stack_end(drain):
-    """A stop ends its own requests, at its limit where it drains, and none of the other stack's."""
+    """A stop ends the requests that its stack sent to a shared stack: at once, or after its timeout if it drains."""
 
     async def main(loop):
         backend = ScriptedBackend(HANG, duration_s=0.0, then=lambda batch: list(batch.inputs))
@@ -47,7 +47,7 @@ def test_requests_in_a_shared_stack_end(drain):
 
 
 def test_requests_of_the_other_stack_continue():
-    """They get their responses after the first stack has stopped."""
+    """Requests of the other stack get their responses after the first stack has stopped."""
 
     async def main(loop):
         inner = si.Stack(si.AdaptiveBatcher(max_batch_size=2), ScriptedBackend(duration_s=0.1))
@@ -84,7 +84,7 @@ def test_stop_ends_calls_queued_for_shared_limit():
 
 
 def test_shared_cache_waiters_end_with_their_stack():
-    """The flight that they wait for is computed for a caller of another stack."""
+    """A stop ends calls that wait for a flight in a shared cache, and not the call of another stack that leads it."""
 
     async def main(loop):
         cache = si.EdgeCache(maxsize=8)
@@ -103,7 +103,7 @@ def test_shared_cache_waiters_end_with_their_stack():
 
 
 def test_a_cancelled_caller_stays_cancelled():
-    """Whether it is cancelled before the stop or after the stop has ended its request."""
+    """A cancelled caller gets its cancellation, whether it comes before or after the stop ends the request."""
 
     async def main(loop):
         inner = si.Stack(si.AdaptiveBatcher(max_batch_size=1, max_in_flight=4), ScriptedBackend(HANG, HANG))
@@ -128,7 +128,7 @@ def test_a_cancelled_caller_stays_cancelled():
 def test_caller_of_stopped_stack_is_not_cancelled():
     """A caller whose request a stop ended continues as one that was not cancelled.
 
-    It gets `Closed`, and time limits around its next calls work as ever.
+    It gets `Closed`, and timeouts around its next calls work as usual.
     """
 
     async def main(loop):
@@ -154,7 +154,7 @@ def test_caller_of_stopped_stack_is_not_cancelled():
 
 
 class Sleepers:
-    """A service or backend that notes which of its calls are cancelled."""
+    """Base class of a service and a backend that record which of their calls are cancelled."""
 
     def __init__(self):
         self.cancelled = []
@@ -179,7 +179,7 @@ class SleepingBackend(Sleepers):
 
 @pytest.mark.parametrize("kind", [SleepingService, SleepingBackend])
 def test_a_stop_ends_requests_in_order(kind):
-    """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
+    """A stop cancels requests in order, not by memory address, so that runs in virtual time repeat."""
 
     async def main(loop):
         inner = kind()

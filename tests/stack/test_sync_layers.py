@@ -19,7 +19,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Signature(SyncLayer):
-    """All that a layer of one's own needs: here it signs each response."""
+    """Smallest custom layer: it signs each response."""
 
     def exit(self, request, token, outcome, now_ns):
         if isinstance(outcome, Response):
@@ -28,7 +28,7 @@ class Signature(SyncLayer):
 
 
 class Recorded(SyncLayer):
-    """Writes down what it is told; ``fails`` names the method that raises."""
+    """Layer that logs each enter and exit; ``fails`` names the method that raises."""
 
     def __init__(self, name, log, fails=""):
         self.name, self.log, self.fails = name, log, fails
@@ -48,7 +48,7 @@ class Recorded(SyncLayer):
 
 
 class Model:
-    """Answers at once, fails, or never answers."""
+    """Service that responds at once, fails or hangs."""
 
     enforces_deadline = True
 
@@ -64,7 +64,7 @@ class Model:
 
 
 def serve(log, last, *, fails=None, timeout_s=None, cancel=False, batched=False):
-    """The outcome of one request through three recorded layers: its outputs, or its error."""
+    """Send one request through three recorded layers; return its outputs or its error."""
 
     async def main(loop):
         layers = [Recorded(name, log, (fails or {}).get(name, "")) for name in "abc"]
@@ -107,7 +107,7 @@ def test_each_layer_exits_once_in_reverse_order(given, outcome):
 def test_cancel_at_deadline_is_deadline_exceeded(makes, timeout_s):
     """A caller that is cancelled at its deadline counts as `DeadlineExceeded` in the layers.
 
-    A server of gRPC cancels its handler at the client's deadline; the caller stays cancelled, whatever they do.
+    A gRPC server cancels its handler at the client's deadline. The caller stays cancelled, whatever the layers do.
     """
     log = []
 
@@ -220,7 +220,7 @@ def test_layer_with_its_own_clock_reads_that_clock():
 
 
 def test_layers_that_await_nothing_are_joined():
-    """A limit with a queue awaits its permits, so it is no such layer."""
+    """A layer that awaits nothing wraps services as a `SyncService`; a limit with a queue, which awaits, does not."""
     model = Model()
     for layer in (si.Telemetry(), si.ConcurrencyLimit(), si.CircuitBreaker(), si.RateLimit(1.0), Signature()):
         assert isinstance(layer.wrap(model), SyncService), layer
@@ -229,7 +229,7 @@ def test_layers_that_await_nothing_are_joined():
 
 @contextlib.contextmanager
 def counted_frames(names):
-    """Collect the coroutines that are entered meanwhile, by their qualified names."""
+    """Add the qualified names of the coroutines that run inside the block to ``names``."""
     frames = {}
 
     def on_call(frame, event, _):
@@ -245,7 +245,7 @@ def counted_frames(names):
 
 
 def frames_of(*layers):
-    """The coroutines of one request alone, without those of the test."""
+    """Return the coroutines of one request, without those of the test."""
     names = []
 
     async def main(loop):
@@ -259,7 +259,7 @@ def frames_of(*layers):
 
 
 def test_joined_layers_cost_no_coroutine():
-    """A request takes one coroutine however many layers that await nothing are in front of the batcher."""
+    """Layers that await nothing add no coroutine to a request, however many wrap the batcher or the service."""
 
     def many():
         return si.Telemetry(), si.RateLimit(100.0), si.ConcurrencyLimit(), Signature(), si.CircuitBreaker()
@@ -275,7 +275,7 @@ def test_joined_layers_cost_no_coroutine():
 def test_async_method_of_sync_layer_raises(name):
     """A method of a `SyncLayer` that would have to be awaited raises a `TypeError`.
 
-    A check in it would pass everything: the Stack awaits no layer of this kind.
+    A check in such a method would pass everything, because the stack does not await layers of this kind.
     """
 
     async def method(self, *_):
@@ -288,7 +288,7 @@ def test_async_method_of_sync_layer_raises(name):
 def test_package_layers_declare_their_fingerprint():
     """Each layer of the package that has an `exit` declares what it makes of responses: its `fingerprint`.
 
-    Else a cache around one could not tell the responses behind it from others, and one with tiers rejects it.
+    Without it, a cache around the layer cannot tell its responses from others, and a cache with tiers rejects it.
     """
     root = Path(streaminfer.__file__).parent
     layers = {}

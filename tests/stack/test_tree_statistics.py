@@ -1,4 +1,4 @@
-"""`Stack.statistics` shows what is inside routers, replicas and the like."""
+"""`Stack.statistics` contains the statistics of the services inside routers, replicas and similar parts."""
 
 import json
 
@@ -9,7 +9,7 @@ from streaminfer.testing import ScriptedBackend, run
 
 
 class Counting:
-    """A service of a user that keeps statistics."""
+    """User's service with statistics."""
 
     def __init__(self, count):
         self.count = count

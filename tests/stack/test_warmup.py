@@ -1,4 +1,4 @@
-"""Kernels at the start of a process that serves: with those compiled ahead of time, with Numba, and with neither."""
+"""Kernels at the start of a serving process: compiled ahead of time, compiled by Numba, and missing."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ async def main():
 
 
 def no_folder(locator):
-    """What Numba does where it cannot write to a folder."""
+    """Raise, as Numba does if it cannot write to a folder."""
     raise PermissionError(locator.get_cache_path())
 
 
@@ -50,7 +50,7 @@ def twice(number):
 
 
 def python(code, **variables):
-    """The output of another interpreter, warnings as errors."""
+    """Return the output of another interpreter, which runs with warnings as errors."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMINFER_", "NUMBA_"))}
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=False)
@@ -71,7 +71,7 @@ def test_serving_process_has_no_numba_and_no_threads():
 def test_child_compiles_kernels_before_requests(tmp_path):
     """Without compiled kernels, a child process compiles them before the first request.
 
-    What the child left in the cache is loaded: the serving process itself compiles nothing.
+    The serving process loads the kernels that the child stored in the cache, and compiles nothing itself.
     """
     code = SERVING + (
         "from streaminfer.batching.planner import kernel_loader\n"
@@ -103,7 +103,7 @@ def test_failed_child_leaves_kernels_to_this_process(monkeypatch, caplog):
 
 
 def test_a_child_that_fails_may_print_any_bytes(monkeypatch, caplog, tmp_path):
-    """A path or a native library need not keep to the encoding of this process."""
+    """The log has the output of a failed child, even if a path or a native library wrote bytes of another encoding."""
     child = tmp_path / "python"
     child.write_bytes(b"#!/bin/sh\nprintf 'no compiler in /caf\\351' >&2\nexit 1\n")
     child.chmod(0o755)
@@ -115,7 +115,7 @@ def test_a_child_that_fails_may_print_any_bytes(monkeypatch, caplog, tmp_path):
 
 
 def test_concurrent_starts_share_one_warmup_child(monkeypatch):
-    """Compiling takes a core for seconds, so the stacks of a process do it once."""
+    """Stacks that start at once share one child process, because compiling takes a core for seconds."""
     children = []
     loaded = threading.Event()
     monkeypatch.setattr(kernel_loader, "is_ready", loaded.is_set)
@@ -137,7 +137,7 @@ def test_concurrent_starts_share_one_warmup_child(monkeypatch):
 
 
 def test_start_without_kernels_or_numba_fails():
-    """One clear error, before any request: no threads, no tracebacks for each decision."""
+    """Without kernels and Numba, the start fails with one clear error, before any request and without threads."""
     code = SERVING + (
         "sys.modules['numba'] = None\n"
         "try:\n"
@@ -172,7 +172,7 @@ def test_the_warmup_command_says_what_is_missing(monkeypatch, capsys):
 
 
 def test_warmup_command_fails_without_a_kernel_cache(monkeypatch, capsys):
-    """An image whose build could not keep the kernels is not built, and does not compile at each start."""
+    """The command fails if the kernels cannot be stored, so that no image is built that compiles at each start."""
     monkeypatch.setattr(kernel_loader, "is_compiled_ahead", lambda: False)
     monkeypatch.setattr(kernel_loader, "load", lambda: compile_exports({"twice": (jit(twice), "int64(int64)")}))
     monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", no_folder)

@@ -1,7 +1,7 @@
-"""A headless Chromium, driven over its debugging pipe: what the browser tests need, and no more.
+"""Headless Chromium, driven over its debugging pipe, with only the features that the browser tests need.
 
-Commands and events are those of the Chrome DevTools Protocol, as JSON, each ended by a zero byte, through the file
-descriptors 3 and 4 of the browser.
+Commands and events of the Chrome DevTools Protocol pass through the file descriptors 3 and 4 of the browser, as JSON,
+each followed by a zero byte.
 """
 
 import base64
@@ -25,15 +25,15 @@ FAKE_MEDIA = (
     "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
     "--autoplay-policy=no-user-gesture-required",
 )  # fmt: skip
-"""A camera and a microphone that the browser makes up itself."""
-TIMEOUT_S = 60.0  # of a machine that does much else
+"""Options for a fake camera and a fake microphone."""
+TIMEOUT_S = 60.0  # for a busy machine
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
 
 
 class Browser:
-    """One browser with one page; a context manager that ends it.
+    """Context manager that runs one browser with one page.
 
-    A condition is waited for with `until`, which looks again every 50 ms; nothing else waits.
+    Only `until` waits for conditions; it checks them every 50 ms.
 
     Args:
         flags: options of Chromium in addition to `FLAGS`.
@@ -78,15 +78,15 @@ class Browser:
         return self
 
     def __exit__(self, *_):
-        with contextlib.suppress(ProcessLookupError):  # it has ended
-            os.killpg(self._process.pid, signal.SIGKILL)  # with its helpers, which are of its group
+        with contextlib.suppress(ProcessLookupError):  # the browser has ended
+            os.killpg(self._process.pid, signal.SIGKILL)  # with its helpers, which are in its group
         self._process.wait(TIMEOUT_S)
         os.close(self._commands)
         os.close(self._replies)
         self._folder.cleanup()
 
     def cdp(self, method, **params):
-        """The result of a command."""
+        """Send a command; return its result."""
         number = next(self._numbers)
         command = {"id": number, "method": method, "params": params}
         if self._session is not None:
@@ -119,7 +119,7 @@ class Browser:
         self.until("return document.readyState === 'complete'")
 
     def run(self, script, *arguments):
-        """What a function body returns, or its promise fulfills."""
+        """Run a function body; return its result, or the value of its promise."""
         expression = f"(function() {{ {script} }}).apply(null, {json.dumps(arguments)})"
         done = self.cdp("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in done, done["exceptionDetails"]
@@ -132,7 +132,7 @@ class Browser:
         self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def press(self, key):
-        """Press and let go one key of `KEYS`."""
+        """Press and release one key of `KEYS`."""
         code, text = KEYS[key]
         event = {"key": key, "code": key.strip() or "Space", "windowsVirtualKeyCode": code}
         self.cdp("Input.dispatchKeyEvent", type="keyDown", text=text, **event)
@@ -143,8 +143,8 @@ class Browser:
         Path(path).write_bytes(base64.b64decode(taken["data"]))
 
     def errors(self):
-        """Exceptions, failed loads and breaches of the page's policy since the last call."""
-        self.run("")  # events before its answer are read with it
+        """Return exceptions, failed loads and violations of the page's policy since the last call."""
+        self.run("")  # reads the events before its response, too
         errors, self._errors = self._errors, []
         return errors
 

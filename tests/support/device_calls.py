@@ -1,4 +1,4 @@
-"""Batchers of one device, and calls of them."""
+"""Batchers of one device, and their calls."""
 
 import asyncio
 
@@ -8,23 +8,23 @@ __all__ = ["ask", "batcher", "call_at_random", "failing_at_random", "settle"]
 
 
 def batcher(loop, device, model, **options):
-    """A model behind a batcher on the device, on the loop's clock."""
+    """Wrap a model in a batcher of the device, on the loop's clock."""
     settings = {"max_batch_size": 8, "slo_s": 0.1, "stack": False, "clock": loop.clock} | options
     return si.AdaptiveBatcher(device=device, **settings).wrap(model)
 
 
 def ask(service, **options):
-    """A call that runs."""
+    """Start a call; return its future."""
     return asyncio.ensure_future(service.call(si.Request(1.0, **options)))
 
 
 async def settle(calls):
-    """Responses and errors."""
+    """Return the responses and errors of calls."""
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
 def failing_at_random(rng):
-    """A step of a model that fails for a tenth of its batches."""
+    """Return a step of a model that fails for a tenth of its batches."""
 
     def step(batch):
         if rng.random() < 0.1:
@@ -35,7 +35,7 @@ def failing_at_random(rng):
 
 
 async def call_at_random(rng, services, *, calls, pause_s):
-    """Call services at random instants, and cancel some calls; responses and errors, once nothing runs."""
+    """Call services at random instants, and cancel some calls; return responses and errors once nothing runs."""
     made = []
     for _ in range(calls):
         await asyncio.sleep(rng.expovariate(1 / pause_s))

@@ -1,7 +1,7 @@
-"""Builds the image of a Containerfile without a container engine: Buildah's ``chroot`` isolation, and a base of Debian.
+"""Builder of an image without a container engine: Buildah's ``chroot`` isolation, and a base of Debian.
 
-The base comes from the machine's own packages (mmdebstrap), as no registry of images need be there. What pip needs to
-reach its registry on this machine (certificates, variables) goes into the base.
+mmdebstrap makes the base from the package sources of the machine, so no image registry is needed. The base also gets
+the certificates and variables with which pip reaches its registry on this machine.
 """
 
 import os
@@ -11,15 +11,15 @@ import subprocess
 from pathlib import Path
 
 NETAVARK = Path("/usr/lib/podman/netavark")
-"""Buildah asks for it even where it makes no network."""
+"""Buildah requires it even if it makes no network."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 FASTEST_BUILD = "-O0 -g0"
-"""Optimizing the package takes most of the time of its build; the suite's other tests run it optimized."""
+"""Optimization takes most of the time of the package's build, and the other tests run the package optimized."""
 PYTHON_PACKAGES = "python3,python3-venv,ca-certificates"
 
 
 def missing_parts():
-    """What a build needs and this machine lacks."""
+    """Return the parts that a build needs and this machine lacks."""
     from servers import lossy_network
 
     lacks = [f"apt-get install {name}" for name in ("buildah", "mmdebstrap") if not shutil.which(name)]
@@ -31,20 +31,20 @@ def missing_parts():
 
 
 def _packages_of_this_machine():
-    """Its release, and the files that name where its packages come from."""
+    """Return the release of this machine, and the files that name the sources of its packages."""
     lines = Path("/etc/os-release").read_text().splitlines()
     release = dict(line.split("=", 1) for line in lines if "=" in line)["VERSION_CODENAME"].strip('"')
     folder = Path("/etc/apt/sources.list.d")
     sources = [Path("/etc/apt/sources.list"), *folder.glob("*.list"), *folder.glob("*.sources")]
-    # a folder of this machine's is not there inside
+    # a folder of this machine does not exist inside the base
     return release, [str(path) for path in sources if path.exists() and "file:" not in path.read_text(encoding="utf-8")]
 
 
 class ImageBuilder:
-    """Builds images in a folder of its own.
+    """Builder of images in a folder of its own.
 
     Args:
-        folder: where images, containers and a log of the commands lie.
+        folder: folder of images, containers and a log of the commands.
     """
 
     def __init__(self, folder):
@@ -59,11 +59,11 @@ class ImageBuilder:
         shutil.rmtree(self.folder)
 
     def buildah(self, command, *arguments):
-        """What a command prints, in one line."""
+        """Run a command of Buildah; return its output."""
         return self._run(*self._buildah, command, *arguments).strip()
 
     def make_base(self):
-        """The name of an image with this machine's Python."""
+        """Make an image with this machine's Python; return its name."""
         release, sources = _packages_of_this_machine()
         copy = [f'--customize-hook=cp {CERTIFICATES} "$1{CERTIFICATES}"'] if CERTIFICATES.exists() else []
         container = self.buildah("from", "scratch")
@@ -77,9 +77,9 @@ class ImageBuilder:
         return "localhost/base"
 
     def build(self, containerfile, context, base):
-        """Build an image, and return the folder of the root of a new container of it."""
+        """Build an image; return the root folder of a new container."""
         limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
-        # Buildah would raise them, which a user without rights over the machine may not
+        # Buildah would raise the limits, which an unprivileged user may not do
         same = [f"--ulimit={name}={':'.join(map(str, resource.getrlimit(kind)))}" for name, kind in limits.items()]
         how = ["--isolation=chroot", "--network=host", f"--build-arg=BASE={base}", *same]
         image = self.buildah("build", "--quiet", *how, f"--file={containerfile}", str(context)).splitlines()[-1]

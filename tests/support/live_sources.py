@@ -68,7 +68,7 @@ class Service:
 
     Args:
         answer: an async function of the request that returns the outputs.
-        states: of a recurrent model.
+        states: stream states of a recurrent model.
     """
 
     def __init__(self, answer, states=None):
@@ -92,18 +92,18 @@ async def echo(request):
 
 
 def others():
-    """The tasks of the loop but for the present one."""
+    """Return the tasks of the loop except the current one."""
     return asyncio.all_tasks() - {asyncio.current_task()}
 
 
 async def settle():
-    """Let everything that is ready run."""
+    """Let all ready callbacks run."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 def add_up(statistics):
-    """Whether each frame that arrived is counted once."""
+    """Return whether each frame that arrived is counted once."""
     return statistics.received == (
         statistics.delivered
         + statistics.failed
@@ -115,6 +115,6 @@ def add_up(statistics):
 
 @contextlib.asynccontextmanager
 async def stack_of(loop, model, **options):
-    """A stack with a batcher around a model."""
+    """Yield a running stack with a batcher around a model."""
     async with si.Stack(si.AdaptiveBatcher(**{"max_batch_size": 4} | options), model, clock=loop.clock) as service:
         yield service

@@ -1,7 +1,7 @@
-"""How xdist's ``--dist loadfile`` gives the files to its workers: what takes longest first, and one server's tests to one.
+"""Order of test files for xdist's ``--dist loadfile``: the longest first, and all tests of a server for one worker.
 
-xdist would begin with the files that have the most tests. Those that take longest have few, so a worker would still be
-at one of them when the others have ended; and each worker would start the servers of whichever tests it was given.
+xdist would begin with the files that have the most tests. The longest files have few tests, so a worker would still run
+one of them after the others have ended. And each worker would start the servers of all tests that it gets.
 """
 
 import itertools
@@ -22,7 +22,7 @@ TOGETHER = (
         ),
     ),
 )
-"""Files whose tests share what is made once in a process, and takes long."""
+"""Files whose tests share servers, which a process starts once and slowly."""
 
 LONGEST = (
     *itertools.chain.from_iterable(TOGETHER),
@@ -39,7 +39,7 @@ LONGEST = (
     "docs/test_notebooks.py",
     "batching/planner/test_pipelined_batches.py",
 )
-"""Files that take more than twenty seconds, the longest first: a new one is entered here."""
+"""Files that take more than twenty seconds, the longest first; add new ones here."""
 
 _RANKS = {f"tests/{file}": rank for rank, file in enumerate(LONGEST)}
 _SCOPES = {f"tests/{file}": f"tests/{files[0]}" for files in TOGETHER for file in files}

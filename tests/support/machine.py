@@ -1,7 +1,7 @@
-"""What a machine must have for some tests, which are left out where it is not.
+"""Parts of a machine that some tests need; tests whose part is missing are left out.
 
-``@pytest.mark.needs("chromium")`` names a part. Tests that need a missing one are deselected, and the report says so;
-with ``STREAMINFER_TEST_EVERYTHING=1``, as in CI, that is an error instead. ``make test`` installs what it may.
+``@pytest.mark.needs("chromium")`` names a part. Tests that need a missing part are deselected, and the report says so;
+with ``STREAMINFER_TEST_EVERYTHING=1``, as in CI, a missing part is an error. ``make test`` installs what it may.
 """
 
 import os
@@ -39,12 +39,12 @@ PARTS = {
 
 
 def missing():
-    """The parts that this machine lacks, and what would give them."""
+    """Return the parts that this machine lacks, each with the commands or features that would provide it."""
     return {part: lacks for part, find in PARTS.items() if (lacks := find())}
 
 
 def pytest_configure():
-    # before xdist starts its workers, which could not say it
+    # before xdist starts its workers, which could not report this
     if os.environ.get("STREAMINFER_TEST_EVERYTHING") == "1" and (lacking := missing()):
         parts = "; ".join(f"{part}: {', '.join(lacks)}" for part, lacks in lacking.items())
         raise pytest.UsageError(f"STREAMINFER_TEST_EVERYTHING=1, and this machine lacks {parts}")

@@ -37,12 +37,12 @@ class Fleet:
 
 
 def pause(moving):
-    """Let a replica stand still, as far as the store can see."""
+    """Stop the snapshots and claims of a replica, so that it looks dead to the store."""
     for task in moving._tasks:
         task.cancel()
 
 
 def go_on(moving):
-    """Let it send snapshots and answer claims again."""
+    """Let a paused replica send snapshots and serve claims again."""
     moving._spawn(moving._send_snapshots())
     moving._spawn(moving._serve_claims())

@@ -1,4 +1,4 @@
-"""Checks that a picture could be printed: no text on other text, on a line or outside, readable sizes, a bounded file."""
+"""Checks that a picture can be printed: no text on other text, on a line or outside, readable sizes, a bounded file."""
 
 import io
 import itertools
@@ -13,7 +13,7 @@ LARGEST_SVG = 600_000
 
 
 def check_printable(axes, *, largest_svg=LARGEST_SVG):
-    """Draws the figure of axes, checks it and returns its SVG."""
+    """Draw the figure of axes, check it and return its SVG."""
     figure = axes.figure
     FigureCanvasAgg(figure)
     figure.canvas.draw()
@@ -47,7 +47,7 @@ def check_printable(axes, *, largest_svg=LARGEST_SVG):
 
 
 def _beyond(axis):
-    """Return tick labels outside the view, which exist, but are not drawn."""
+    """Yield the tick labels outside the view, which exist but are not drawn."""
     low, high = sorted(axis.get_view_interval())
     slack = 1e-9 * max(abs(low), abs(high), 1.0)
     for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
@@ -56,7 +56,7 @@ def _beyond(axis):
 
 
 def _is_clipped(text, axes):
-    """Texts of the data are cut off at the axes; labels of axes have nothing that cuts them."""
+    """Return whether the axes cut off a text among the data; labels of axes have no clip."""
     has_clip = text.get_clip_box() is not None or text.get_clip_path() is not None
     return text.get_clip_on() and has_clip and not axes.bbox.overlaps(text.get_window_extent())
 
@@ -66,7 +66,7 @@ def _box(text, renderer):
 
 
 def _overlap(one, other):
-    """Beside each other, texts need a gap of about a letter: without one they read as one."""
+    """Return whether two texts overlap; without a gap of about a letter, two texts side by side read as one."""
     gap, lead = 3.0, 0.5
     return (
         min(one.x1, other.x1) - max(one.x0, other.x0) > -gap and min(one.y1, other.y1) - max(one.y0, other.y0) > -lead

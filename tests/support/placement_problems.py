@@ -124,7 +124,7 @@ PLENTY = 1e6
 
 
 def satisfiable(candidates, kept, settings=None):
-    """Whether any counts satisfy the constraints that are kept, by brute force."""
+    """Return whether any counts satisfy the kept constraints, by brute force."""
     asked = {(it.kind, it.subject) for it in kept}
     problem = candidates.problem
     allowed = np.zeros(candidates.in_time.shape, bool)
@@ -162,7 +162,7 @@ def satisfiable(candidates, kept, settings=None):
 
 
 class BruteForce:
-    """Every count of replicas, judged by Hall's condition over all subsets of clusters.
+    """Brute force over all counts of replicas, judged by Hall's condition over all subsets of clusters.
 
     Args:
         allowed: shape (scenarios, c, p).
@@ -177,7 +177,7 @@ class BruteForce:
         self.allowed = candidates.allowed if allowed is None else allowed
         self.candidates = candidates
         self.limits = np.array([it.limit for it in candidates.resources]) if limits is None else limits
-        # of pools that serve the same clusters at the same place only the one with the largest rate matters
+        # of pools that serve the same clusters from the same home, only the one with the largest rate matters
         best = {}
         for p, pool in enumerate(candidates.pools):
             key = (pool.home, self.allowed[:, :, p].tobytes())
@@ -197,7 +197,7 @@ class BruteForce:
         ]
 
     def counts(self):
-        """All counts within the limits, the budget and the migrations."""
+        """Return all counts within the limits, the budget and the migrations."""
         is_free = self.budget is None and self.migrations is None
         found = np.zeros((1, len(self.columns)))
         for column in range(len(self.columns)):
@@ -220,7 +220,7 @@ class BruteForce:
         return found
 
     def feasible(self, counts, states=None, rates=None):
-        """Which rows of counts serve everybody in every state."""
+        """Return, for each row of counts, whether it serves all clusters in every state."""
         good = np.ones(len(counts), bool)
         for at, state in enumerate(self.candidates.states if states is None else states):
             demand = (self.candidates.rates if rates is None else rates)[at]
@@ -244,13 +244,13 @@ class BruteForce:
         return total
 
     def least_cost(self):
-        """The least cost; infinite where there is no plan."""
+        """Return the least cost; infinite if there is no plan."""
         counts = self.counts()
         counts = counts[self.feasible(counts)]
         return float(self.costs(counts).min(initial=np.inf))
 
     def most_quality(self, budget):
-        """The most mean quality within a budget."""
+        """Return the highest mean quality within a budget."""
         counts = self.counts()
         counts = counts[self.feasible(counts) & (self.costs(counts) <= budget + 1e-9)]
         normal = [at for at, state in enumerate(self.candidates.states) if not state.lost]
@@ -265,7 +265,7 @@ class BruteForce:
         return float((total / self.candidates.rates[normal].sum()).max(initial=-np.inf))
 
     def _largest_flow(self, counts, mask, demand):
-        """By duality: over all subsets, the demand outside and the capacity of its pools."""
+        """Return the largest flow: by duality, the least sum of a subset's pool capacity and the demand outside it."""
         flow = np.full(len(counts), demand.sum())
         for subset in self.subsets:
             pools = mask[subset].any(axis=0)

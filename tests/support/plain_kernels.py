@@ -1,4 +1,4 @@
-"""The source of a module of kernels, run as plain Python: what its compiled forms are compared with."""
+"""Kernels that run from their source as plain Python, for comparison with their compiled forms."""
 
 import importlib.util
 import sys

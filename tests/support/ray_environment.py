@@ -1,4 +1,4 @@
-"""Runs scripts in the environment that has Ray."""
+"""Runner of scripts in the environment that has Ray."""
 
 import os
 import subprocess
@@ -17,11 +17,11 @@ HAPROXY = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
     "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
 }
-"""Files in a folder that is one for all clusters and users of the machine, if Ray is told no other."""
+"""Files whose default folder is the same for all clusters and users of the machine."""
 
 
 def run_with_ray(*arguments):
-    """What Python there did with these arguments."""
+    """Run Python in that environment with these arguments; return the completed process."""
     path = os.pathsep.join((str(ROOT), str(ROOT / "examples")))
     with tempfile.TemporaryDirectory(prefix="haproxy-") as folder:
         return subprocess.run(
@@ -31,7 +31,7 @@ def run_with_ray(*arguments):
                 "PYTHONPATH": path,
                 # a router of Serve outlives `ray.shutdown`, and its next call would connect again to the cluster that ends
                 "RAY_ENABLE_AUTO_CONNECT": "0",
-                # Ray's is 15: beside any other process its workers would get nearly no time
+                # Ray's default is 15, with which its workers would get nearly no time beside any other process
                 "RAY_worker_niceness": "0",
                 **{name: f"{folder}/{file}" for name, file in HAPROXY.items()},
             },

@@ -1,4 +1,4 @@
-"""A recurrent model of whole numbers, whose state tells every input that it has seen, in their order."""
+"""Recurrent model of whole numbers, whose state identifies all its inputs and their order."""
 
 import numpy as np
 
@@ -12,24 +12,24 @@ EXAMPLE = {"x": np.zeros((), np.int64), "h": np.zeros(SHAPE, np.int64)}
 
 
 def step(batch):
-    """The model: h' = 31 h + x, y = the sum of h'."""
+    """Return the outputs of the model: h' = 31 h + x, y = the sum of h'."""
     state = batch.inputs["h"] * 31 + batch.inputs["x"][None, :, None] * np.arange(1, 4)
     return {"y": state.sum(axis=(0, 2)), "h2": state}
 
 
 class Recurrent(ScriptedBackend):
-    """Several workers take a batch each."""
+    """Scripted backend with two workers that take a batch each."""
 
     queued_workers = 2
 
 
 def recurrent(*steps, duration_s=0.0, then=step):
-    """The model behind a script of failures."""
+    """Return the model with a script of failures."""
     return Recurrent(*steps, then=then, duration_s=duration_s, batch_axes={"x": 0, "h": AXIS}, example=EXAMPLE)
 
 
 class Reference:
-    """One stream alone."""
+    """Expected results of one stream alone."""
 
     def __init__(self):
         self.state = np.zeros(SHAPE, np.int64)

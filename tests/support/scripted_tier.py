@@ -1,4 +1,4 @@
-"""A tier in memory that does what a test tells it to, a model with a delay, and a cache of both."""
+"""Tier in memory whose delays and errors a test sets, a model with a delay, and a cache of both."""
 
 import asyncio
 

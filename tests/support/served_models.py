@@ -1,4 +1,4 @@
-"""Models that servers of the Open Inference Protocol are tested with, and requests to them."""
+"""Models for tests of servers of the Open Inference Protocol, and requests to them."""
 
 import json
 
@@ -13,7 +13,7 @@ INFER = "/v2/models/m/infer"
 
 
 def binary(array, name="x", **parameters):
-    """Body and headers of a request over HTTP whose input lies behind its JSON."""
+    """Return the body and headers of an HTTP request whose input follows its JSON."""
     tensor = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
     tensor["parameters"] = {"binary_data_size": array.nbytes}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True, **parameters}}).encode()
@@ -21,7 +21,7 @@ def binary(array, name="x", **parameters):
 
 
 def running_total():
-    """A stack whose model adds up what a stream has sent."""
+    """Return a stack whose model adds up the inputs of each stream."""
 
     def add(batch):
         total = batch.inputs["state"] + batch.inputs["x"]

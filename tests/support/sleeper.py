@@ -1,4 +1,4 @@
-"""A service whose calls last until they are cancelled, and are noted then."""
+"""Service whose calls last until they are cancelled, and which records the cancelled calls."""
 
 import asyncio
 
@@ -6,7 +6,11 @@ __all__ = ["Sleeper"]
 
 
 class Sleeper:
-    """``cancelled`` has the inputs of the calls that were cancelled, in the order of the cancellations."""
+    """Service whose calls last until they are cancelled.
+
+    Attributes:
+        cancelled: inputs of the cancelled calls, in the order of the cancellations.
+    """
 
     def __init__(self):
         self.cancelled = []

@@ -8,7 +8,7 @@ __all__ = ["files_limited_to"]
 
 @contextlib.contextmanager
 def files_limited_to(size):
-    """Let this process write no file beyond so many bytes; Python ignores the signal and raises ``OSError``."""
+    """Limit the files that this process writes to ``size`` bytes; Python ignores the signal and raises ``OSError``."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -20,7 +20,7 @@ DURATIONS_S = {
 
 
 def telemetry(name, durations_s, **settings):
-    """A telemetry whose requests had these latencies."""
+    """Return a telemetry whose requests had these latencies."""
     found = si.Telemetry(name, **settings)
     found._histograms[0].record_many(durations_s)
     return found

@@ -8,7 +8,7 @@ from streaminfer.backends.triton.transport.headers import Headers
 
 
 def make_settings(protocol="http", url="localhost:9", **given):
-    """Return those of a backend of the model ``m`` that nothing is sent to."""
+    """Return the settings of a backend of the model ``m``, to which nothing is sent."""
     defaults = {
         "address": find_endpoint(url, protocol, None, False),
         "protocol": protocol,

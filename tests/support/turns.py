@@ -1,4 +1,4 @@
-"""A loop in virtual time that acts in one of its turns, and a scenario that is run once for each turn."""
+"""Loop in virtual time that runs an action in one of its turns, and a runner of a scenario for each turn."""
 
 import asyncio
 import itertools
@@ -11,7 +11,7 @@ PATIENCE_S = 1000.0
 
 
 class TurnLoop(VirtualLoop):
-    """Acts in one of its turns, before or behind the callbacks that are ready."""
+    """Loop that runs an action in one of its turns, before or after the ready callbacks."""
 
     turns_left = -1
 
@@ -19,7 +19,7 @@ class TurnLoop(VirtualLoop):
         self.turns_left, self._place, self._action = turns, place, action
 
     async def acted_too_late(self):
-        """Return whether its turn has not come; it does not come any more."""
+        """Return whether the turn of the action has not come, and drop the action in this case."""
         is_over, self.turns_left = self.turns_left >= 0, -1
         await asyncio.sleep(0)  # the action may run later in this turn
         return is_over
@@ -42,7 +42,7 @@ def cancel_twice(victim, bystanders, kept):
 
 
 def cancel_every_task(victim, bystanders, kept):
-    """As ``asyncio.run`` does at its end, with the tasks that layers have for themselves."""
+    """Cancel all tasks, also those that layers have for themselves, as ``asyncio.run`` does at its end."""
     bystanders.clear()
     for task in asyncio.all_tasks() - {kept}:
         task.cancel()

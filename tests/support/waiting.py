@@ -1,17 +1,17 @@
-"""Wait for what a real server, thread or process does; in virtual time tests wait for events instead."""
+"""Wait for a real server, thread or process; tests in virtual time wait for events instead."""
 
 import asyncio
 
 __all__ = ["until"]
 
 PATIENCE_S = 60.0
-"""Only ever reached by a test that fails."""
+"""Only a test that fails reaches it."""
 
 PERIOD_S = 0.001
 
 
 async def until(condition):
-    """Return once a condition is true, which is looked at every millisecond."""
+    """Check a condition every millisecond, and return once it is true."""
     async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(PERIOD_S)

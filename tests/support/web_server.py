@@ -1,4 +1,4 @@
-"""An ASGI app served by uvicorn in a thread, which can be stopped and started again on its port."""
+"""Server of an ASGI app, uvicorn in a thread, which can be stopped and started again on its port."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ import uvicorn
 
 
 class WebServer:
-    """Serves while the context is open.
+    """Context manager that serves an app while it is open.
 
     Args:
         app: the ASGI app.

@@ -1,4 +1,4 @@
-"""Requests on their way through a stack, as one app answers them."""
+"""Requests to a model: the call of its stack and the response of the app."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ HEADERS = {"Inference-Header-Content-Length": str(len(HEAD))}
 
 
 class Rescue(SyncLayer):
-    """Makes a response of an error, or an error of every outcome."""
+    """Layer that replaces a backend error with a response, or every outcome with an error."""
 
     def __init__(self, made):
         self.made = made
@@ -37,7 +37,7 @@ async def counts(app, ask_app):
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_layer_makes_a_response_of_an_error(ask_app, body_of, rows):
-    """What a layer answers in place of a failed model is the answer of the request."""
+    """If a layer replaces the error of a model with a response, the client gets that response."""
     batcher = si.AdaptiveBatcher(max_batch_size=4)
     stack = si.Stack(Rescue(si.Response(X[0])), batcher, ScriptedBackend(*[OSError("x")] * 8))
     app = si.serving.asgi_app({"m": stack})
@@ -55,7 +55,7 @@ def test_a_layer_makes_a_response_of_an_error(ask_app, body_of, rows):
 
 @pytest.mark.parametrize("steps", [(), (OSError("x"),)], ids=["response", "error"])
 def test_a_layer_makes_an_error_of_an_outcome(ask_app, body_of, steps):
-    """Whatever the model did, a layer that raises fails the request, once."""
+    """A layer that raises fails the request, which is counted once, whether the model succeeded or failed."""
     stack = si.Stack(Rescue(si.CircuitOpen("open")), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(*steps))
     app = si.serving.asgi_app({"m": stack})
 
@@ -84,7 +84,7 @@ def test_a_client_that_goes_away_is_counted(scripted, ask_app, body_of):
 
 
 def test_rows_of_a_sequence_are_counted_as_failed(ask_app):
-    """A request of several rows in a sequence is rejected, and counted as every other that a stack rejects."""
+    """A request with several rows in a sequence is rejected and, like all rejected requests, counted as failed."""
     app = si.serving.asgi_app({"m": running_total()})
     tensor = {"name": "x", "datatype": "FP32", "shape": [2, 1], "data": [1, 2]}
     body = json.dumps({"inputs": [tensor], "parameters": {"sequence_id": 1}}).encode()
@@ -97,7 +97,7 @@ def test_rows_of_a_sequence_are_counted_as_failed(ask_app):
 
 
 def test_the_headers_of_a_response_are_its_own(scripted):
-    """Middleware that adds headers in place adds them to this response and to no later one."""
+    """If middleware adds headers in place, they are in this response and in no later one."""
     _, _, app = scripted()
     scope = {"type": "http", "method": "POST", "path": INFER}
     scope["headers"] = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
@@ -123,7 +123,7 @@ def test_the_headers_of_a_response_are_its_own(scripted):
 
 @pytest.mark.parametrize(("numbers", "is_view"), [(4, False), (1000, True)], ids=["small", "large"])
 def test_large_inputs_are_views_of_the_body(ask_app, numbers, is_view):
-    """Small ones are copied, wherever they lie in the body; all are aligned, and nothing can write to them."""
+    """A large input is a view of the body, and a small one a copy, wherever it lies; both are aligned and read-only."""
     seen = []
 
     class Service:
@@ -154,7 +154,7 @@ def test_large_inputs_are_views_of_the_body(ask_app, numbers, is_view):
 
 
 def test_a_failed_request_is_freed_at_once(scripted, ask_app, body_of):
-    """Nothing that a request refers to waits for the garbage collector, not even where the request failed."""
+    """A failed request is freed when it ends, without the garbage collector."""
     _, _, app = scripted(*[si.CircuitOpen("open")] * 3)
 
     def calls():
@@ -163,7 +163,7 @@ def test_a_failed_request_is_freed_at_once(scripted, ask_app, body_of):
     async def scenario():
         async with app:
             gc.collect()
-            others = calls()  # which errors that the parameters of other tests are may hold
+            others = calls()  # errors among the parameters of other tests may refer to them
             gc.disable()
             try:
                 for _ in range(3):
@@ -177,7 +177,7 @@ def test_a_failed_request_is_freed_at_once(scripted, ask_app, body_of):
 
 
 def test_outputs_of_the_other_byte_order_are_converted(scripted, ask_app):
-    """Each time, though the response to one row is kept for the next one."""
+    """The app converts big-endian outputs in each response, although it stores the head of a one-row response."""
     answer = np.arange(4, dtype=">f4")
     _, _, app = scripted(then=lambda batch: [answer for _ in batch.rows])
 
@@ -218,7 +218,7 @@ def test_request_counts_as_failed_if_stream_end_fails(ask_app, caplog):
 
 
 class Door(SyncLayer):
-    """Rejects requests until it is opened."""
+    """Layer that rejects requests until it is opened."""
 
     is_open = False
 
@@ -229,7 +229,7 @@ class Door(SyncLayer):
 
 @pytest.mark.parametrize("how", ["before the queue", "by the batch"])
 def test_rejected_sequence_end_can_be_sent_again(ask_app, how):
-    """The client is told to do so, and gets the answer that belongs to the state."""
+    """A client can send a rejected last request again, and gets the response that belongs to the sequence's state."""
 
     class Sum:
         is_full = False
@@ -264,9 +264,9 @@ def test_rejected_sequence_end_can_be_sent_again(ask_app, how):
     [("fails", {}, 500), ("hangs", {"x-streaminfer-timeout-s": "0.02"}, 504), ("leaves", {}, 499)],
 )
 def test_missing_answers_close_those_to_other_rows(counting, ask_app, body_of, last, headers, status):
-    """If one row has no answers, the answers to the other rows are closed.
+    """If one row has no responses, the responses to the other rows are closed.
 
-    They are iterators that nothing has begun to read, so only their `aclose` frees what they hold.
+    They are iterators that no code has begun to read, so only their `aclose` frees their resources.
     """
 
     class Answers:

@@ -205,7 +205,7 @@ def test_outputs_of_unknown_type_are_backend_errors():
 
 
 def test_json_has_text_of_any_class():
-    """As labels are often kept; binary data took them as well."""
+    """JSON accepts text of any class, such as the members of an enum of labels, as binary data does."""
     labels = enum.StrEnum("Label", ["face"])
     texts = np.array([np.str_("a"), labels.face, "c", b"d"], object)
 

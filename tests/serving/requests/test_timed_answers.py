@@ -1,4 +1,4 @@
-"""Answers that end at the deadline of their request."""
+"""Responses that end at the deadline of their request."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 def test_unread_answers_stay_open_until_deadline(counting):
-    """A client that does not read holds the answers open until the deadline."""
+    """A client that does not read holds the responses open until the deadline, and no longer."""
     service, sent = counting(), []
     body = {"type": "http.request", "body": json.dumps({"x": [3]}).encode(), "more_body": False}
     headers = [(b"x-streaminfer-timeout-s", b"0.5")]
@@ -48,9 +48,10 @@ def test_unread_answers_stay_open_until_deadline(counting):
 
 @pytest.mark.parametrize("kind", ["never awaits", "ends when it is cancelled"])
 def test_service_ends_at_deadline_and_counts_as_failed(counting, ask_app, kind):
-    """No service continues past the deadline or seems complete then.
+    """A service ends at the deadline and counts as failed, even if it never awaits or returns when it is cancelled.
 
-    A timer cannot fire while a service computes between its answers; one that is cancelled has not come to its end.
+    No timer can fire while a service computes between its responses. A service that returns when it is cancelled has
+    not sent all of them.
     """
 
     class Stubborn(counting):
@@ -80,7 +81,7 @@ def test_service_ends_at_deadline_and_counts_as_failed(counting, ask_app, kind):
 
 
 def test_cancellation_at_the_deadline_stays_one(counting):
-    """Who is cancelled in the turn in which the deadline passes is not told of the deadline."""
+    """A caller that is cancelled in the loop turn in which the deadline passes gets the cancellation."""
 
     async def main(loop):
         answers = TimedAnswers(await counting(hangs_at=0).call(si.Request([1])), loop.clock() + 10**9, loop.clock)
