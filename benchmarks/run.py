@@ -84,7 +84,10 @@ BENCHMARKS = {
 
 
 def peers_python() -> str:
-    """The peers' environment, made at first use: their dependencies conflict with no others there."""
+    """Return the interpreter of the peers' environment; make the environment at first use or if requirements change.
+
+    The environment is separate, so that the peers' dependencies conflict with no others.
+    """
     python = PEERS / ("Scripts" if os.name == "nt" else "bin") / "python"
     requirements = sorted((HERE / "peers").glob("requirements*.txt"))
     alone = HERE / "peers" / "without-dependencies.txt"
@@ -101,13 +104,16 @@ def peers_python() -> str:
 
 
 def environment() -> dict[str, str]:
-    """This process's, with the folders from which benchmarks import: the peers' environment has no streaminfer."""
+    """Return this process's environment variables, with the folders from which benchmarks import.
+
+    The checkout is among them, because the peers' environment has no streaminfer.
+    """
     folders = [HERE, HERE / "peers", HERE.parent, HERE.parent / "examples"]
     return os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])}
 
 
-def commands(name: str) -> list[list[str]]:  # noqa: PLR0911 - a line each
-    """What to run for a name: some of it, or all, in the peers' environment."""
+def commands(name: str) -> list[list[str]]:  # noqa: PLR0911 - one per case
+    """Return the commands of a benchmark; some of them run in the environment of the peers or of Ray."""
     own = [sys.executable, *(str(path) for path in HERE.glob(f"*/bench_{name}.py"))]
     match name:
         case "planner":
@@ -127,7 +133,7 @@ def commands(name: str) -> list[list[str]]:  # noqa: PLR0911 - a line each
 
 
 def run(name: str, arguments: list[str], reports: Path | None) -> bool:
-    """Run a benchmark, and append what it reports to a file; return whether it ended well."""
+    """Run a benchmark, append its reports to a file if one is given, and return whether all commands succeeded."""
     variables = environment() | ({} if reports is None else {RECORD: str(reports)})
     codes = [
         subprocess.run([*command, *arguments], env=variables, check=False).returncode for command in commands(name)

@@ -35,7 +35,7 @@ Assemble = Callable[[list[Any]], Any]
 
 
 def least(functions: dict[str, Callable[[], Any]], *, repeat: int = 30, number: int = 20) -> dict[str, float]:
-    """Microseconds that each function takes at least, all of them in alternation."""
+    """Return the minimum microseconds of each function; the functions run in alternation."""
     best = dict.fromkeys(functions, float("inf"))
     for _ in range(repeat):
         for name, function in functions.items():
@@ -47,7 +47,7 @@ def least(functions: dict[str, Callable[[], Any]], *, repeat: int = 30, number: 
 
 
 def lived(assemble: Assemble, rows: list[Any], batches: int) -> float:
-    """Mean CPU microseconds a row of batches of 1 to all rows, in a thread of its own beside a model's allocations."""
+    """Return mean CPU microseconds per row of batches of 1 to all rows, in a thread between a model's allocations."""
     measured: list[float] = []
 
     def work() -> None:
@@ -104,14 +104,14 @@ def bench_stacking() -> None:
 
 
 def naive_padding(rows: list[dict[str, Any]], length: int) -> dict[str, Any]:
-    """The obvious way for 1-D rows with a mask."""
+    """Pad 1-D rows with ``numpy.pad``, and add a mask: the obvious way."""
     lengths = np.array([len(row["x"]) for row in rows])
     padded = np.stack([np.pad(row["x"], (0, length - len(row["x"]))) for row in rows])
     return {"x": padded, "m": (np.arange(length) < lengths[:, None]).astype(np.int64)}
 
 
 def simple_padding(rows: list[dict[str, Any]], length: int) -> dict[str, Any]:
-    """The same by slices."""
+    """Pad 1-D rows by assignment to slices, and add a mask."""
     padded = np.zeros((len(rows), length), rows[0]["x"].dtype)
     mask = np.zeros((len(rows), length), np.int64)
     for position, row in enumerate(rows):
@@ -168,7 +168,7 @@ def bench_choosing() -> None:
 
 
 def bench_arrival() -> None:
-    """What writing rows where they arrive could save a worker, at most: the whole copy."""
+    """Print the cost of copying rows into a batch: the most that a worker could save if rows are written on arrival."""
     print("\nThe copy as a share of a worker's time, batches of 8, one thread (what writing at arrival could save)")
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1

@@ -42,7 +42,7 @@ JUDGED = {
     ("stack, lists", 64): (STACK, "lists"),
     ("stack, arrays", 64): (STACK, "arrays"),
 }
-"""Variants and callers that are figures, on asyncio's own loop."""
+"""Figure and case of each judged pair of variant and number of callers, on asyncio's own loop."""
 
 Call = Callable[[Any], Awaitable[Any]]
 
@@ -92,7 +92,7 @@ async def measure(make: Callable[[], Any], callers: int) -> float:
 
 
 def table(title: str, run: Callable[[Any], float], rounds: int) -> dict[tuple[str, int], list[float]]:
-    """Print a table; return the ratios to the minimal batcher, of each variant and number of callers."""
+    """Print a table; return the ratios to the minimal batcher, by variant and number of callers."""
     print(f"\n{title}\n{'':22}" + "".join(f"{callers:>7} callers  " for callers in REQUESTS))
     rows: dict[str, list[str]] = {name: [] for name in VARIANTS}
     ratios: dict[tuple[str, int], list[float]] = {}

@@ -6,19 +6,20 @@ Part 1, simulated, so deterministic: requests on time over the joint clairvoyant
 device for each model. Two independent batchers run on a device that executes batches one after the other, in the order
 in which they were sent, and on a device whose time they share evenly.
 
-Part 2, simulated: two models that do not fit in memory together, with loads that take longer than their time limit. The
+Part 2, simulated: two models that do not fit in memory together; in most cases a load takes longer than the SLO. The
 baseline of turns is the busier model alone, which is never unloaded and leaves the other model unserved.
 
 Part 3, in real time, on one core: silero (SLO 25 ms) beside BlazeFace (SLO 100 ms), each with one session of one
-thread. Under this open load each model, alone, takes half of a share of the core, with event loop and load generator.
-Contestants are a device that takes turns, a preemptive device, and independent batchers. Figures are the p99 of silero
-over its p99 alone, and BlazeFace's requests on time over those alone: medians of interleaved rounds, with the same
-arrivals. Beside them is the floor, which no device can beat: the preemptive device with a BlazeFace that returns at
-once, so that only its requests have a cost.
+thread, under open loads. A load is a share of the core; each model takes half of that share when it runs alone, with
+event loop and load generator. Contestants are a device that takes turns, a preemptive device, and independent batchers.
+Figures are the p99 of silero over its p99 alone, and BlazeFace's requests on time over those alone: medians of
+interleaved rounds, with the same arrivals. Beside them is the floor, which no device can beat: the preemptive device
+with a BlazeFace that returns at once, so that only its requests have a cost.
 
 Over 100 % of the core no device can reach both bars with the batches that silero makes alone: its requests must wait
-for larger batches, or BlazeFace's are late. So these rows have no bar. Neither have rows with another process that
-keeps the core busy, nor cold rows: the first two seconds of a new process, before batchers know their models.
+for larger batches, or BlazeFace's are late. So these rows have no bar. Rows with another process that keeps the core
+busy have no bar either, and neither have cold rows: the first two seconds of a new process, before batchers know their
+models.
 """
 
 import argparse
@@ -56,12 +57,12 @@ CAP = 32
 SIMULATED_S = 0.8
 SWAPPED_S = 60.0
 SWAPS = (((5, 50), 0.1, 0.5), ((2, 50), 0.1, 0.5), ((20, 100), 0.05, 0.2), ((5, 5), 0.1, 0.5), ((5, 50), 1.0, 0.1))
-"""Requests per second of each model, their time limit and what a load takes, in seconds."""
+"""Requests per second of each model, their SLO and the duration of a load, in seconds."""
 LOADS = (0.6, 0.8, 1.2)
 CONDITIONS = (*((load, "") for load in LOADS), (LOADS[0], ", a busy process on the core"), (LOADS[0], ", cold"))
-"""Share of the core that both models take alone, half of it each, and what is special."""
+"""Share of the core, of which each model takes half when it runs alone, and the special condition."""
 MOST_FEASIBLE = 0.9
-"""A bar holds up to this share of the core."""
+"""Largest share of the core at which figures have a bar."""
 RATES = (300.0, 30.0)
 """Requests per second of each model from which the search for its rate begins."""
 SEARCHES = 3
@@ -125,7 +126,7 @@ def simulated(seeds: int) -> None:
 
 
 def swapped(seeds: int) -> None:
-    """Two models of which one fits in memory, over the joint optimum."""
+    """Report two models, of which only one fits in memory at a time, over the joint optimum."""
     for rates, limit_s, load_s in SWAPS:
         shares = []
         for seed in range(1, seeds + 1):
@@ -151,9 +152,9 @@ def swapped(seeds: int) -> None:
 
 
 class Result(NamedTuple):
-    """What became of the requests of one model: the p99 of the answered ones, in seconds, and how many were on time.
+    """Outcome of the requests of one model: the p99 of the responses, in seconds, and the number on time.
 
-    ``core`` is the share of a core that this process took meanwhile, all models together.
+    ``core`` is the share of a core that this process took during the run, for all models together.
     """
 
     p99_s: float
@@ -198,13 +199,13 @@ class Arm:
 
 Results = list[Result]
 Run = Callable[[str, Sequence[int], int], Awaitable[Results]]
-"""Runs the arms of these numbers in a way, on the arrivals of a seed."""
+"""Runs the arms with the given numbers in one of `WAYS`, on the arrivals of a seed."""
 
 
 async def together(
     arms: Sequence[Arm], device: si.Device | None, seconds: float, seed: int, *, warm_s: float = 1.0
 ) -> Results:
-    """Run the arms at the same time, behind batchers that have served for a while before."""
+    """Run the arms at the same time, after their batchers have served for ``warm_s`` seconds."""
     batchers = [arm.batcher(device) for arm in arms]
     for batcher in batchers:
         await batcher.start()
@@ -221,7 +222,7 @@ async def together(
 
 
 async def find_rate(arm: Arm, rate: float, load: float) -> float:
-    """Return the requests per second at which a model alone takes a share of the core, from a guess on."""
+    """Return the requests per second at which a model alone takes a share of the core; the search begins at a guess."""
     for seed in range(SEARCHES):
         arm.rate = rate
         (result,) = await together([arm], None, SEARCH_S, seed, warm_s=0.0)
@@ -230,7 +231,7 @@ async def find_rate(arm: Arm, rate: float, load: float) -> float:
 
 
 def real_arms() -> list[Arm]:
-    """Both models, and in place of BlazeFace one that computes nothing."""
+    """Return the arms of silero, of BlazeFace, and of a model that computes nothing in place of BlazeFace."""
     arms = [
         Arm(model, model.make(), slo_s, cap)
         for model, slo_s, cap in zip((silero(), blazeface()), SLOS_S, REAL_CAPS, strict=True)
@@ -265,7 +266,7 @@ async def in_real_time(rounds: int, seconds: float) -> None:
 
 
 async def first_seconds(way: str, rates: dict[str, float], seed: int) -> Results:
-    """Run arms, by their number, from the start of their models on."""
+    """Run the arms with the given numbers from the start of their models."""
     every = real_arms()
     arms = [every[int(number)] for number in rates]
     for arm, rate in zip(arms, rates.values(), strict=True):
@@ -279,7 +280,7 @@ async def first_seconds(way: str, rates: dict[str, float], seed: int) -> Results
 
 @contextmanager
 def busy_process() -> Iterator[None]:
-    """Keep the cores of this process busy, by another one, which ends with this one also where this one is killed."""
+    """Keep the cores of this process busy with another process, which also ends if this process is killed."""
     busy = subprocess.Popen(
         [sys.executable, "-c", "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"]
     )
@@ -291,9 +292,10 @@ def busy_process() -> Iterator[None]:
 
 
 async def compare(run: Run, arms: Sequence[Arm], load: float, rounds: int, beside: str) -> None:
-    """Print what each way does for both arms, over the arms alone.
+    """Print the figures of both arms in each way, over the arms alone.
 
-    The rates follow the machine, whose speed changes: those of a round are corrected by what the one before it took.
+    The speed of the machine changes, so each round corrects the rates by the share of the core that they took in the
+    round before.
     """
     p99: dict[str, list[float]] = {way: [] for way in WAYS}
     kept: dict[str, list[float]] = {way: [] for way in WAYS}

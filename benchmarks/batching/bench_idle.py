@@ -17,7 +17,7 @@ WAKE_UPS = Figure("wake-ups that an idle batcher adds to an empty loop in a seco
 
 
 class CountingSelector(selectors.DefaultSelector):
-    """Counts how often the loop woke up."""
+    """Selector that counts the wake-ups of the loop."""
 
     turns = 0
 

@@ -8,7 +8,7 @@ process: LoadGen begins as soon as the server reports its start. *minimal* is a 
 thread around onnxruntime alone; *single* is the same with one row at a time.
 
 Rates are shares of the closed-loop throughput of minimal, tried from the highest down, all contestants in turn; a rate
-counts if one of some tries is valid. A request that our batcher rejects is completed a second later, so that LoadGen
+counts if one of its tries is valid. A request that our batcher rejects is completed a second later, so that LoadGen
 counts it as late.
 """
 
@@ -39,13 +39,13 @@ FIGURES = {
 }
 CONTESTANTS = ("default", *FIGURES)
 MIN_QUERIES = 1000
-"""Of fewer, none late, LoadGen does not believe that 99 % are on time."""
+"""With fewer queries, LoadGen does not accept that 99 % are on time, even if none is late."""
 PATIENCE_S = 120.0
 RESULTS = ("VALID", "INVALID")
 
 
 async def serve(contestant: str, rate: float, seconds: float) -> None:
-    """Starts a contestant, lets LoadGen test it once, and prints its result."""
+    """Start a contestant, let LoadGen test it once, and print the result."""
     from _lib.fresh_process import BACKENDS, INPUTS, MINIMAL, Minimal
 
     import streaminfer as si
@@ -71,7 +71,7 @@ async def serve(contestant: str, rate: float, seconds: float) -> None:
 
 
 def judge_rate(contestant: str, rate: float, seconds: float, numba_cache: str) -> tuple[bool, float]:
-    """Return whether LoadGen finds a rate valid, in a new process; and the 99th percentile in seconds."""
+    """Test a rate in a new process; return whether LoadGen finds it valid, and the 99th percentile in seconds."""
     specification = json.dumps([contestant, rate, seconds])
     environment = {**os.environ, "NUMBA_CACHE_DIR": numba_cache}
     command = [sys.executable, str(Path(__file__).resolve()), "--serve", specification]
@@ -80,13 +80,13 @@ def judge_rate(contestant: str, rate: float, seconds: float, numba_cache: str) -
             command, env=environment, stdout=subprocess.PIPE, timeout=PATIENCE_S, check=True, cwd=ROOT
         )
     except subprocess.TimeoutExpired:
-        return False, float("inf")  # so far behind that it does not end
+        return False, float("inf")  # the contestant is so far behind that the test does not end
     valid, p99_s = json.loads(done.stdout.splitlines()[-1])
     return bool(valid), float(p99_s)
 
 
 def largest_valid(made: Caches, top: float, options: argparse.Namespace, number: int) -> dict[str, float]:
-    """Of each contestant, the largest valid rate; 0.0 where none is."""
+    """Return the largest valid rate of each contestant; 0.0 if no rate is valid."""
     found: dict[str, float] = {}
     for share in SHARES:
         for attempt in range(options.tries):

@@ -50,7 +50,7 @@ Ask = Callable[[si.Request], Awaitable[Any]]
 
 
 class Greedy:
-    """The obvious batcher: a list, a future a request; whenever the backend is free, all that wait up to a cap."""
+    """The obvious batcher: a list, a future per request; a free backend gets all queued requests, up to a maximum."""
 
     def __init__(self, backend: si.OnnxBackend, max_batch_size: int, assemble: Assemble) -> None:
         self.backend = backend
@@ -71,7 +71,7 @@ class Greedy:
             chosen, self.waiting = self.waiting[: self.max_batch_size], self.waiting[self.max_batch_size :]
             requests = [request for request, _ in chosen]
             assemble = functools.partial(self.assemble, [request.inputs for request in requests])
-            # put together in the worker's thread, as the planner's batches are
+            # the worker's thread assembles the batch, as it does the planner's batches
             try:
                 results = await self.backend.infer(
                     AssembledBatch(assemble, requests, None, time.monotonic_ns, len(requests))
@@ -90,9 +90,9 @@ class Served:
     """An open-loop run.
 
     Attributes:
-        latencies_s: of the requests that were answered.
-        on_time: share of all that was answered within the SLO.
-        lag_s: 99th percentile of how late requests were sent.
+        latencies_s: latencies of the requests that got a response.
+        on_time: share of all requests that got a response within the SLO.
+        lag_s: 99th percentile of the time from when a request was due to when it was sent.
     """
 
     latencies_s: list[float]
@@ -105,7 +105,7 @@ class Served:
 
 
 async def serve_open(ask: Ask, inputs: Sequence[Any], trace: Sequence[float]) -> Served:
-    """Sends each request when it is due."""
+    """Send each request when it is due, and return the results of the run."""
     start_ns = time.monotonic_ns() + 20_000_000
     due_ns = [start_ns + round(at * 1e9) for at in trace]
     slo_ns = round(SLO_S * 1e9)
@@ -122,12 +122,12 @@ async def serve_open(ask: Ask, inputs: Sequence[Any], trace: Sequence[float]) ->
 
 
 def endless(ask: Ask, inputs: Sequence[Any]) -> Callable[[int], Awaitable[Any]]:
-    """Sends the inputs in turn, without a deadline."""
+    """Return a function that sends the inputs in turn, without a deadline."""
     return lambda number: ask(si.Request(inputs[number % len(inputs)]))
 
 
 class Arms:
-    """Both ways to serve one model."""
+    """The two ways to serve one model."""
 
     def __init__(self, model: Model, backend: si.OnnxBackend) -> None:
         self.model = model
@@ -142,7 +142,7 @@ class Arms:
             slo_s=slo_s,
             buckets=self.model.buckets,
             max_in_flight=in_flight,
-            max_queue_size=10**5,  # what comes within the SLO may be more than by default
+            max_queue_size=10**5,  # more requests than the default size can arrive within the SLO
         )
         call: Ask = batcher.wrap(self.backend).call
         return call, batcher
@@ -151,7 +151,7 @@ class Arms:
 async def throughputs(
     arms: Arms, seconds: float, rounds: int, sizes: Sequence[int], planner: Ask | None = None
 ) -> dict[int, float]:
-    """Median answers a second of each fixed size, interleaved; 0: of the planner."""
+    """Return median responses per second by fixed size, from interleaved rounds; the planner has the key 0."""
     ways = {size: (arms.greedy(size), 2 * size) for size in sizes}
     if planner is not None:
         ways[0] = (planner, 2 * CAP)
@@ -164,17 +164,17 @@ async def throughputs(
 
 @attrs.define
 class Findings:
-    """Of one model.
+    """Measurements of one model.
 
     Attributes:
-        by_size: median answers a second of each fixed size.
-        chosen: the size of best throughput, by where the service time comes from; of each bucket where there are.
-        share: throughput at each of these sizes, at 0 of the planner itself, over the best fixed size, interleaved.
-        p99: seconds, planner and greedy, of each round, by load.
-        on_time: shares at overload, planner and greedy, of each round.
-        ahead: the same of a planner that may hand the worker a second batch while the first runs.
-        lag_s: the 99th percentile of how late requests were sent, of the worst run.
-        learned: what the open loop taught.
+        by_size: median responses per second of each fixed size.
+        chosen: the size of best throughput, by the source of the service time; one size per bucket if there are any.
+        share: throughput over the best fixed size, by size, from interleaved rounds; the planner has the key 0.
+        p99: seconds of planner and greedy in each round, by load.
+        on_time: shares on time of planner and greedy at overload, in each round.
+        ahead: shares on time at overload of a planner that can send the worker a second batch while the first runs.
+        lag_s: 99th percentile of the time from when a request was due to when it was sent, in the worst run.
+        learned: the service time that the planner learned in the open loop.
     """
 
     name: str
@@ -224,7 +224,7 @@ async def measure(model: Model, seconds: float, rounds: int) -> Findings:
 
     await answers_per_second(
         endless(saturated, model.inputs), 2 * CAP, max(4.0, seconds)
-    )  # sizes of 0.2 s are tried in it
+    )  # long enough to try sizes whose batches take 0.2 s
     chosen = {
         "under full load": best_sizes(learner.service_time),
         "in the open loop": best_sizes(batcher.service_time),
@@ -244,7 +244,7 @@ async def measure(model: Model, seconds: float, rounds: int) -> Findings:
 
 
 def best_sizes(known: Any) -> list[int]:
-    """The size of best throughput, of each bucket where there are some."""
+    """Return the size of best throughput, one per bucket if there are buckets."""
     every = known.values() if isinstance(known, dict) else [known]
     return [
         one.best_batch_size(CAP) for one in every if not isinstance(one, si.batching.LearnedServiceTime) or one.known

@@ -2,8 +2,9 @@
 
     python benchmarks/run.py noise [--seeds 1 2] [--only TEXT] [--all]
 
-Prints each row in which the default is more than 0.02 behind the better of the two, or, with classes, in which the most
-urgent class has less than 0.99 although it fits alone. Also prints how many rows of each family pass.
+The output has each row in which the default is more than 0.02 behind the better of the two. With classes, it has each
+row in which the default is more than 0.02 behind early drop, or in which the most urgent class has less than 0.99 on
+time although early drop gives it 0.99. It also has the number of rows of each family that pass.
 ``STREAMINFER_TRACES`` names a folder of recorded arrivals.
 """
 
@@ -37,7 +38,7 @@ FAMILIES = {
     "no deadline": "some requests without a deadline",
     "start": "the first half second",
 }
-"""What the rows of each family have in common."""
+"""Common feature of the rows of each family."""
 
 
 @attrs.frozen
@@ -45,11 +46,11 @@ class Found:
     """Shares on time of one row.
 
     Attributes:
-        ours: of the default policy.
-        greedy: of greedy.
-        early_drop: of early drop, which knows the true mean.
-        urgent: of the most urgent class: ours, early drop's; ``None`` without classes or where it does not fit alone.
-        batch_size: mean of ours.
+        ours: share of the default policy.
+        greedy: share of greedy.
+        early_drop: share of early drop, which knows the true mean.
+        urgent: shares of the most urgent class, by the default policy and by early drop; ``None`` without classes.
+        batch_size: mean batch size of the default policy.
     """
 
     ours: float
@@ -108,7 +109,7 @@ def main() -> None:
                 )
     for family, rows_held in held.items():
         print(f"{family:20} {sum(rows_held)} of {len(rows_held)} rows hold")
-    if len(wanted) == len(made):  # of a part of them, the counts would be smaller
+    if len(wanted) == len(made):  # a part of the rows would give smaller counts
         report(held, "one seed" if len(options.seeds) == 1 else f"mean of {len(options.seeds)} seeds")
 
 

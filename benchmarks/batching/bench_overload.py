@@ -66,7 +66,7 @@ NEVER_S = 3600.0
 
 
 class HeldUp:
-    """A backend whose batches take as long as is said; its responses are not read."""
+    """Backend whose batches take ``takes_s`` seconds; its responses are not read."""
 
     name = "held up"
 
@@ -80,15 +80,16 @@ class HeldUp:
 
 @attrs.frozen
 class Case:
-    """One way in which requests end.
+    """One way in which requests complete.
 
     Attributes:
-        name: for the table.
-        counted: how many of its requests the batcher's statistics show as ended in this way; it must be nearly all.
-        within_s: from sending to the deadline.
-        takes_s: of a batch, where the backend is held up; ``None``: the model answers.
-        blocked: one batch runs for ever, and one request waits.
-        settings: of the batcher.
+        name: name of the case in the table.
+        counted: returns the number of requests that completed in this way, by the batcher's statistics; it must be
+            nearly all requests.
+        within_s: seconds from sending to the deadline.
+        takes_s: seconds of a batch of a `HeldUp` backend; ``None``: the model runs the batches.
+        blocked: whether one batch runs forever and one request is queued.
+        settings: settings of the batcher.
     """
 
     name: str
@@ -134,7 +135,7 @@ async def wave(send: Callable[[int], Awaitable[Any]]) -> None:
 
 
 async def cpu_s(send: Callable[[int], Awaitable[Any]]) -> float:
-    """CPU seconds for each request, of waves of them."""
+    """Return CPU seconds per request, over waves of requests."""
     for _ in range(10):
         await wave(send)
     gc.collect()
@@ -145,11 +146,11 @@ async def cpu_s(send: Callable[[int], Awaitable[Any]]) -> float:
 
 
 async def nothing(_number: int) -> None:
-    """Return the cost of a caller's task alone."""
+    """Do nothing, so that only the caller's task costs CPU."""
 
 
 async def cost(case: Case) -> float:
-    """CPU seconds of a request that ends in this way."""
+    """Return CPU seconds of a request that completes in the way of a case."""
     model = silero()
     backend = model.make() if case.takes_s is None else HeldUp(case.takes_s)
     batcher = si.AdaptiveBatcher(max_batch_size=32, slo_s=0.05, **case.settings)
@@ -180,7 +181,7 @@ async def cost(case: Case) -> float:
 
 
 def costs() -> None:
-    """Measures every case in turn and prints the table."""
+    """Measure every case in turn and print the table."""
     found: dict[str, list[float]] = {case.name: [] for case in CASES}
     floor = []
     for number in range(ROUNDS):
@@ -205,7 +206,7 @@ def costs() -> None:
 
 
 def under_load(setting: Setting, made: Caches, rounds: int, seconds: float, beside: str) -> None:
-    """The cost of a rejected request in real time."""
+    """Measure the cost of a rejected request in real time."""
     ratios, shares = [], []
     for number in range(rounds):
         rate = capacity(setting, made)
@@ -231,7 +232,7 @@ def under_load(setting: Setting, made: Caches, rounds: int, seconds: float, besi
 
 
 def recovery(setting: Setting, made: Caches, rounds: int, seconds: float, beside: str) -> None:
-    """What a burst leaves behind, of each contestant."""
+    """Measure the share on time of each contestant before and after a burst."""
     before = slice(1, round(seconds / WINDOW_S))
     after = slice(round((seconds + BURST_S + 1.0) / WINDOW_S), None)
     short = dict.fromkeys(CONTESTANTS, 0)

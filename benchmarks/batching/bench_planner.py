@@ -90,7 +90,7 @@ OF_ROWS = (
         Figure("share on time from 1 s after a device was 2× slower, load 0.6", form="{:.3f}", at_least=1.0),
     ),
 )
-"""Of each row of the workload."""
+"""Figures of each row of the workload."""
 URGENT = Figure("share on time of urgent requests, a fifth of all at 1.5× capacity", form="{:.3f}", at_least=0.99)
 ALL_PRIORITIES = Figure(
     "requests on time at 1.5× capacity, two priorities",
@@ -104,7 +104,7 @@ ALL_ON_TIME = Figure(
 )
 LONG_QUEUE = Figure("a decision of the planner with 10,000 requests queued", form="{:.0f} µs", at_most=1000.0)
 DECISIONS = {(128, 0): ALL_ON_TIME, (128, 1): PLANNED, (10_000, 1): LONG_QUEUE}
-"""Of requests queued, and the column of the table."""
+"""Figures by the number of requests queued and the column of the table."""
 Floats = NDArray[np.float64]
 
 
@@ -146,7 +146,7 @@ def simulated() -> None:
 
 
 def ours(policy: PolicyName) -> Contestant:
-    """A live batcher that is told no service time; callers are told no by their deadlines."""
+    """Return a live batcher that is given no service time; it rejects requests that would miss their deadlines."""
 
     def start(loop: VirtualLoop, infer: Infer) -> Ask:
         class Device:
@@ -167,7 +167,7 @@ def ours(policy: PolicyName) -> Contestant:
 
 
 def urgency(policy: PolicyName) -> tuple[float, float, float]:
-    """Shares on time under overload: of the more urgent of two priorities, of all, and of all without priorities."""
+    """Return shares on time under overload: of the urgent of two priorities, of all, of all without priorities."""
     trace = arrivals.poisson(1.5 * CAPACITY, 12_000, 1)
     urgent = np.random.default_rng(5).random(len(trace)) < 0.2
     weighted = on_time(ours(policy), trace, 0.05, priorities=np.where(urgent, 0, 1))

@@ -49,13 +49,13 @@ Runs = dict[str, dict[str, Any]]
 
 @attrs.frozen
 class Comparison:
-    """The windows of the default policy beside the better of the others, of one round.
+    """Windows of one round: the default policy beside the better of the others.
 
     Attributes:
-        short: how many windows fell short.
-        of: of how many.
-        worst: the largest shortfall in a window, before the slack; negative where the default is always better.
-        whole: the same over the whole run.
+        short: number of windows in which the default falls short by more than the slack.
+        of: number of windows with requests.
+        worst: the largest shortfall in a window, before the slack; negative if the default is always better.
+        whole: the shortfall over the whole run.
     """
 
     short: int
@@ -65,13 +65,13 @@ class Comparison:
 
 
 def compare(runs: Runs, cache: str) -> Comparison:
-    """The default policy of one cache beside greedy of the same and minimal."""
+    """Compare the default policy under one cache with greedy under the same cache and with minimal."""
     mine = runs[f"default, {cache}"]
     others = [runs[f"greedy, {cache}"], runs["minimal"]]
     gaps = []
     for window, share in enumerate(mine["windows"]):
         beside = [other["windows"][window] for other in others]
-        if share is not None:  # the same arrivals: where one has none, none has
+        if share is not None:  # arrivals are the same, so a window is empty for all or for none
             gaps.append(max(beside) - share)
     whole = max(other["on_time"] for other in others) - mine["on_time"]
     return Comparison(sum(gap > SLACK for gap in gaps), len(gaps), max(gaps), whole)
@@ -106,7 +106,7 @@ def measure(setting: Setting, caches: Caches, loads: list[float], rounds: int, s
 
 
 def report(title: str, found: dict[float, list[Runs]], beside: str) -> None:
-    """The figures of one model, warm and cold runs together."""
+    """Report the figures of one model, of warm and cold runs together."""
     calm = {load: every for load, every in found.items() if load < 1}
     compared = [compare(runs, cache) for every in calm.values() for runs in every for cache in CACHES]
     if compared:

@@ -55,7 +55,7 @@ Make = Callable[[Infer], tuple[Call, tuple[type[Exception], ...]]]
 
 
 def chain(layers: int) -> onnxruntime.InferenceSession:
-    """A model of so many products of (n + SETUP_ROWS, WIDTH) with (WIDTH, WIDTH)."""
+    """Return a model of ``layers`` products of (n + SETUP_ROWS, WIDTH) with (WIDTH, WIDTH)."""
     rng = np.random.default_rng(0)
     weights = {f"w{layer}": rng.normal(0, WIDTH**-0.5, (WIDTH, WIDTH)).astype(np.float32) for layer in range(layers)}
     bounds = {"zero": np.array([0]), "one": np.array([1]), "setup": np.array([SETUP_ROWS]), "end": np.array([2**62])}
@@ -82,7 +82,7 @@ def chain(layers: int) -> onnxruntime.InferenceSession:
 
 
 def seconds(session: onnxruntime.InferenceSession, rows: int, times: int = 15) -> float:
-    """The median time of a batch."""
+    """Return the median seconds of a batch."""
     batch = np.ones((rows, WIDTH), np.float32)
     measured = []
     for _ in range(times):
@@ -124,7 +124,7 @@ def contestants() -> tuple[dict[str, Make], set[str]]:
         print("the peers are not installed here: python benchmarks/run.py real_time")
         return found, set()
     batchers: Any = importlib.import_module("batchers")
-    logging.getLogger("bentoml").setLevel(logging.ERROR)  # it warns of every latency that is short
+    logging.getLogger("bentoml").setLevel(logging.ERROR)  # BentoML warns of every short latency
     for name, (maker, settings) in batchers.REAL_TIME.items():
 
         def make(
@@ -142,7 +142,10 @@ def contestants() -> tuple[dict[str, Make], set[str]]:
 async def latencies(
     make: Make, session: onnxruntime.InferenceSession, trace: Any, spent: list[float], *, cancels: bool
 ) -> Any:
-    """Seconds from when each request was due to its answer, else infinite; adds up the model's wall and CPU time."""
+    """Return seconds from when each request was due to its response; infinite without a response.
+
+    ``spent`` adds up the wall and CPU time of the model, in seconds.
+    """
     loop = asyncio.get_running_loop()
     inputs = np.random.default_rng(1).normal(size=(256, WIDTH)).astype(np.float32)
     measured = np.full(len(trace), np.inf)
@@ -190,7 +193,7 @@ async def latencies(
                 loop.call_at(at + SLO_S, task.cancel)
         if waiting:
             await asyncio.wait(waiting, timeout=PATIENCE_S)
-        loop.set_exception_handler(lambda _loop, _context: None)  # what now breaks was cancelled by the end
+        loop.set_exception_handler(lambda _loop, _context: None)  # the end cancels tasks, which may raise
         if failures:
             raise failures[0]
     return measured
@@ -244,7 +247,7 @@ def main() -> None:
 
 
 def ratios(own: list[float], floors: list[float]) -> list[float]:
-    """Over the floor of the same round; infinite where more than 1 % of the requests had no response."""
+    """Return values over the floor of the same round; infinite if more than 1 % of the requests had no response."""
     return [one / floor if one < np.inf else np.inf for one, floor in zip(own, floors, strict=True)]
 
 

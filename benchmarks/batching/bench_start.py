@@ -44,7 +44,7 @@ RUNS = ("default, warm", "default, cold", "greedy, cold", "minimal")
 def measure(
     setting: Setting, caches: Caches, load: float, rounds: int, seconds: float, *, noisy: bool
 ) -> dict[str, list[float]]:
-    """Print what one model's processes did; return what a full collection takes over a bare process's, of each run."""
+    """Print the rows of one model; return the time of a full collection over a bare process's, by run and round."""
     found: list[dict[str, dict[str, Any]]] = []
     rates = []
     bare = []
