@@ -32,7 +32,7 @@ FOLDED = Figure("time of a row of silero with folded convolutions", over="the or
 
 
 def measure_detector(rounds: int, folder: Path) -> None:
-    """Print what a row of silero takes by the size of a batch."""
+    """Print the time of a row of silero, by the size of the batch."""
     sessions = [fold_batches.load(path) for path in (fold_batches.MODEL, fold_batches.fold(folder / "f.onnx").path)]
     print("\nsilero:")
     for rows in fold_batches.SIZES:
@@ -43,7 +43,7 @@ def measure_detector(rounds: int, folder: Path) -> None:
 
 
 def make_convolution(taps: int, stride: int, zeros: int, length: int) -> bytes:
-    """A model of one convolution."""
+    """Return a model of one convolution."""
     weights = np.random.default_rng(0).standard_normal((CHANNELS, CHANNELS, taps)).astype(np.float32)
     node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[stride], pads=[zeros, zeros])
     graph = helper.make_graph(
@@ -88,7 +88,7 @@ def _load(model: bytes) -> ort.InferenceSession:
 
 
 def _ratios(sessions: list[ort.InferenceSession], example: np.ndarray, rounds: int) -> list[float]:
-    """The second session's time over the first one's, a median for each round."""
+    """Return the median time of the second session over that of the first, one ratio per round."""
     x = np.stack([example + 1] * ROWS)
     ratios = []
     for _ in range(rounds):

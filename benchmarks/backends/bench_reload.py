@@ -27,7 +27,7 @@ RATE = Figure("responses per second while an ONNX model is replaced every 0.1 s"
 
 
 def version(factor: int) -> bytes:
-    """y = factor * (x · I): a model with a megabyte of weights."""
+    """Return the model y = factor * (x · I), with a megabyte of weights."""
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "weights"], ["y"])],
         "version",
@@ -40,7 +40,7 @@ def version(factor: int) -> bytes:
 
 
 class RecordingCache(EdgeCache):
-    """Says what was stored, by key."""
+    """Cache that records the stored values, by key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,10 @@ class Drill:
         self.rate = 0.0
 
     async def run(self, *, swapping: bool) -> tuple[int, int, int, int]:
-        """Print a row, and return how many requests were lost, wrong, stored under another version, and answered."""
+        """Print a row; return the numbers of lost requests, wrong responses, mixed cache entries, and responses.
+
+        A mixed entry is stored under the fingerprint of another version.
+        """
         backend = si.OnnxBackend(self._models[0], sessions=2)
         cache = RecordingCache()
         batcher = si.AdaptiveBatcher(max_batch_size=16, max_in_flight=2)

@@ -73,7 +73,7 @@ def load(way: str, path: str, sessions: int, threads: int) -> list[Any]:
         case "a session each":
             return [session(options(threads)) for _ in range(sessions)]
     shared = [(one.name, onnxruntime.OrtValue.ortvalue_from_numpy(numpy_helper.to_array(one))) for one in weights()]
-    load.kept = shared  # type: ignore[attr-defined] # the sessions do not own it
+    load.kept = shared  # type: ignore[attr-defined] # the sessions do not own the weights
     made = []
     for _ in range(sessions):
         own = options(threads)

@@ -26,13 +26,13 @@ WALL = Figure("time of a batch through TritonBackend", over="a raw tritonclient 
 CPU = Figure("client CPU of a batch through TritonBackend", over="a raw tritonclient call over gRPC", at_most=1.15)
 MODEL, INPUT, OUTPUT = "affine", "x", "y"
 SIZES = ((1, 8), (32, 8), (32, 1024), (32, 37_632))
-"""Rows and floats a row: the last is 4.8 MB a batch."""
+"""Rows, and floats per row; a batch of the last size has 4.8 MB."""
 
 Ask = Callable[[npt.NDArray[Any]], Awaitable[Any]]
 
 
 def by_backend(backend: TritonBackend) -> Ask:
-    requests = [Request(None) for _ in range(max(rows for rows, _ in SIZES))]  # the callers', not the batch's
+    requests = [Request(None) for _ in range(max(rows for rows, _ in SIZES))]  # a cost of callers, not of batches
 
     async def ask(x: npt.NDArray[Any]) -> Any:
         return await backend.infer(Batch(x, requests[: len(x)], time.monotonic_ns() + 10**10))
@@ -51,7 +51,7 @@ def by_tritonclient(client: Any) -> Ask:
 
 
 async def took(ask: Ask, x: npt.NDArray[Any], calls: int, at_once: int) -> tuple[float, float]:
-    """Wall and CPU microseconds a batch."""
+    """Return wall and CPU microseconds per batch."""
     started, cpu = time.perf_counter(), time.process_time()
     for _ in range(calls):
         await asyncio.gather(*(ask(x) for _ in range(at_once))) if at_once > 1 else await ask(x)
@@ -60,7 +60,7 @@ async def took(ask: Ask, x: npt.NDArray[Any], calls: int, at_once: int) -> tuple
 
 
 async def client_section(server: TritonServer) -> bool:
-    """Prints what a batch takes, ours and raw, and says whether the bars are met."""
+    """Print the time of a batch, through ours and raw, and return whether the bars are met."""
     backend = TritonBackend(server.grpc_url, MODEL, statistics_every_s=None)
     await backend.start()
     passed = True

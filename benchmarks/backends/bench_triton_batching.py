@@ -6,9 +6,9 @@ The model is a chain of matrix products over the batch and 10 further rows. The 
 20 ms on Triton's one thread, and one row about 9 ms. The model is loaded several times: without dynamic batching, for
 our batcher; with it, at several values of ``max_queue_delay``; and with a queue that rejects requests that can no
 longer be on time (``default_queue_policy``: REJECT after the SLO less a full batch), Triton's best defense against
-overload. Triton's models get one raw ``tritonclient`` gRPC aio call per request. Ours gets requests through a `Stack`
-with a `TritonBackend`: with default settings, and without knowledge of the server's queue, so that no batch is sent
-early.
+overload. Triton's models get one raw ``tritonclient`` gRPC aio call per request. Our two contestants get requests
+through a `Stack` with a `TritonBackend`: one has default settings; the other does not know the server's queue, so it
+sends no batch early.
 
 Callers are an open loop, Poisson, and latency counts from the instant at which a request was due. A contestant that
 rejects requests has fewer late responses, so two figures belong together: the p99 of the responses, and the share of
@@ -79,7 +79,10 @@ REFUSALS = (si.DeadlineExceeded, si.Overloaded)
 
 
 def write_chain(path: Path, layers: int) -> None:
-    """x float32 [n, 8] → y float32 [n, 4] by so many products of (n + SETUP_ROWS, WIDTH) with (WIDTH, WIDTH)."""
+    """Write a model from x float32 [n, 8] to y float32 [n, 4].
+
+    It has ``layers`` products of (n + SETUP_ROWS, WIDTH) with (WIDTH, WIDTH).
+    """
     random = np.random.default_rng(0)
     shapes = {"into": (8, WIDTH), **{f"w{layer}": (WIDTH, WIDTH) for layer in range(layers)}, "out": (WIDTH, 4)}
     held = {name: random.normal(0, shape[0] ** -0.5, shape).astype(np.float32) for name, shape in shapes.items()}
@@ -102,7 +105,7 @@ def write_chain(path: Path, layers: int) -> None:
 
 
 def add_model(server: TritonServer, name: str, layers: int, batching: str = "") -> None:
-    """Writes the chain into a running server's repository, and loads it."""
+    """Write the chain into a running server's repository, and load it."""
     folder = server.repository / name / "1"
     folder.mkdir(parents=True, exist_ok=True)
     write_chain(folder / "model.onnx", layers)
@@ -119,7 +122,7 @@ def add_model(server: TritonServer, name: str, layers: int, batching: str = "") 
 
 
 def pin(pid: int, *, model: bool) -> None:
-    """Gives the models the last core, and all else the others: a busy client does not slow the model."""
+    """Pin a model to the last core, and other processes to the other cores, so that a busy client slows no model."""
     count = os.cpu_count() or 1
     if count > 1:
         chosen = {count - 1} if model else set(range(count - 1))
@@ -128,12 +131,12 @@ def pin(pid: int, *, model: bool) -> None:
 
 
 def rejecting_us() -> int:
-    """How long a request may wait in Triton's queue to be on time in a full batch."""
+    """Return the most microseconds that a request can be queued in Triton and still be on time in a full batch."""
     return round((SLO_S - 1.1 * FULL_BATCH_S) * 1e6)
 
 
 def queues() -> dict[str, str]:
-    """Triton's contestants and the settings of their queues."""
+    """Return Triton's contestants and the settings of their queues."""
     found = {
         f"max_queue_delay {delay / 1000:g} ms": f"dynamic_batching {{ max_queue_delay_microseconds: {delay} }}"
         for delay in DELAYS_US
@@ -146,7 +149,7 @@ def queues() -> dict[str, str]:
 
 
 class ByItself(TritonBackend):
-    """Says nothing of the server's queue, so that each batch is sent when the answer to the last one has come."""
+    """Backend that does not report the server's queue, so that a batch is sent when its predecessor has completed."""
 
     @property
     def queued_workers(self) -> None:
@@ -157,7 +160,7 @@ OURS = {"ours": TritonBackend, "ours, nothing sent ahead": ByItself}
 
 
 class Raw:
-    """Calls of ``tritonclient``, with their inputs made before."""
+    """Calls of ``tritonclient``, with inputs that are made beforehand."""
 
     def __init__(self, client: Any, x: Array) -> None:
         self._client = client
@@ -176,7 +179,7 @@ class Raw:
             try:
                 answer = await self._client.infer(model, [self._rows[number % ROWS]])
             except InferenceServerException as error:
-                if "UNAVAILABLE" in str(error.status()):  # so Triton says that a request's time in the queue is over
+                if "UNAVAILABLE" in str(error.status()):  # Triton rejects a request that was queued for too long
                     raise si.DeadlineExceeded(str(error)) from None
                 raise
             return float(answer.as_numpy("y")[0, 0])
@@ -184,7 +187,7 @@ class Raw:
         return call
 
     async def one_s(self, model: str, rows: int, times: int = 11) -> float:
-        """The median time of a batch, asked alone."""
+        """Return the median seconds of a batch that is sent alone."""
         asked, taken = self._input(self._x[:rows]), []
         for _ in range(times):
             started = time.perf_counter()
@@ -193,17 +196,17 @@ class Raw:
         return statistics.median(taken)
 
     async def whole(self, number: int) -> None:
-        """Asks for a full batch, of the model behind ours."""
+        """Send a full batch to the model that our batcher uses."""
         await self._client.infer("plain", [self._whole[number % len(self._whole)]])
 
     async def answers(self, model: str) -> list[float]:
-        """What each row is answered."""
+        """Return the model's output for each row."""
         found = [(await self._client.infer(model, [asked])).as_numpy("y")[:, 0] for asked in self._whole]
         return [float(value) for part in found for value in part]
 
 
 async def saturated(call: Callable[[int], Awaitable[Any]], callers: int, lasting_s: float = 0.6) -> float:
-    """Answers a second to so many callers who always ask again."""
+    """Return responses per second of callers that each send the next request as soon as they have a response."""
     count, started = 0, time.perf_counter()
 
     async def keep_asking(number: int) -> None:
@@ -217,7 +220,7 @@ async def saturated(call: Callable[[int], Awaitable[Any]], callers: int, lasting
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process has had."""
+    """Return the CPU seconds that a process has used."""
     return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) / 100
 
 
@@ -273,13 +276,13 @@ print(count, late, worst)
 
 
 def stolen_s() -> float:
-    """Seconds of CPU that the hypervisor gave to others, all cores together."""
+    """Return seconds of CPU that the hypervisor gave to other machines, all cores together."""
     return int(Path("/proc/stat").read_text().split(maxsplit=10)[8]) / 100
 
 
 @contextlib.contextmanager
 def heartbeat() -> Iterator[None]:
-    """Says at the end how long the machine held up a process that only sleeps."""
+    """Measure how long the machine stalls a process that only sleeps, and print it at the end."""
     stolen, started = stolen_s(), time.perf_counter()
     beating = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", HEARTBEAT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -297,7 +300,7 @@ def heartbeat() -> Iterator[None]:
 
 @attrs.frozen
 class Figures:
-    """What was measured of all contestants, one entry a round."""
+    """Measurements of all contestants, one entry per round."""
 
     p99: dict[tuple[str, float], list[float]]
     p99_of_all: dict[tuple[str, float], list[float]]
@@ -315,7 +318,7 @@ class Figures:
         self.share[name, load].append(float((measured <= SLO_S).mean()))
 
     def best(self, names: list[str], load: float) -> tuple[str, str]:
-        """Who of them has the best median p99, and who the best median share."""
+        """Return the contestant with the best median p99, and the one with the best median share."""
         return (
             min(names, key=lambda name: statistics.median(self.p99[name, load])),
             max(names, key=lambda name: statistics.median(self.share[name, load])),
@@ -323,7 +326,7 @@ class Figures:
 
 
 def report(figures: Figures, theirs: list[str], ours: list[str]) -> bool:
-    """Prints the table, and the first of ours beside Triton's best; returns whether it meets every bar."""
+    """Print the table, and our first contestant beside Triton's best; return whether ours meets every bar."""
     print(f"\n{'p99 in ms, of all; share on time':34}" + "".join(f"{f'at {load}×':>23}" for load in LOADS))
     for name in (*theirs, *ours):
         cells = (

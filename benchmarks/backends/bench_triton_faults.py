@@ -2,9 +2,9 @@
 
 python benchmarks/run.py triton_faults [--rounds N] [--protocol grpc|http] [--shared-memory] [FAULT ...]
 
-Requests that the machine made late (the thread was ready to run and had no core) are counted separately. The longest
-time until the server responds again is the breaker's longest open time, plus the times of a silent connection and of
-the router's next check. The exit status is 1 if a bar is missed or the server crashed.
+Requests that the machine made late (the thread was ready to run and had no core) are counted separately. After a
+repair, the server responds again after at most the breaker's longest open time, plus the times of a silent connection
+and of the router's next check. The exit status is 1 if a bar is missed or the server crashed.
 """
 
 import argparse
@@ -39,7 +39,7 @@ LATEST = Figure("end of the latest request of the fault drill, after its deadlin
 def hold(
     name: str, server: TritonServer, plan: Plan, protocol: Protocol, shared_memory: bool
 ) -> tuple[Report, Held, Held]:
-    """One fault's rounds, and what the process held before and after."""
+    """Run the rounds of one fault; return their report, and the resources that the process held before and after."""
 
     def backend(url: str) -> TritonBackend:
         return TritonBackend(url, "mlp", protocol=protocol, shared_memory=shared_memory)
@@ -50,7 +50,7 @@ def hold(
 
 
 def left_over(report: Report, before: Held, after: Held) -> Counter[str]:
-    """What was not there before."""
+    """Count the resources that the process did not hold before."""
     counted = {
         "files": after.files - before.files,
         "threads": after.threads - before.threads,
@@ -84,7 +84,7 @@ def row(report: Report, left: Counter[str]) -> list[str]:
 
 
 def report_fault(report: Report, way: str) -> bool:
-    """Report how one fault ended; returns whether its bars are met."""
+    """Report the figures of one fault; return whether its bars are met."""
     case, during = f"{way}, {report.fault}", report.count("fault", routed=True)
     LATEST.report(report.latest_s * 1e3, case=case, note=f"{len(report.endings):,} requests")
     back, full = report.mended_s, report.full_s
@@ -97,7 +97,7 @@ def report_fault(report: Report, way: str) -> bool:
 
 
 def report_totals(reports: list[Report], left: Counter[str], way: str) -> bool:
-    """Report what all faults did together; returns whether the bars are met."""
+    """Report the totals of all faults; return whether their bars are met."""
     endings = [one for report in reports for one in report.endings]
     excused = sum(report.excused for report in reports)
     untyped = Counter(one.how for one in endings if not one.typed)

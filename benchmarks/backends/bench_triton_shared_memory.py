@@ -49,7 +49,7 @@ WAYS: dict[str, tuple[Literal["grpc", "http"], bool]] = {
     "HTTP": ("http", False),
     "HTTP, shared memory": ("http", True),
 }
-"""Of `TritonBackend`: the protocol, and whether tensors go through shared memory."""
+"""Protocol of a `TritonBackend`, and whether its tensors are in shared memory."""
 OUTPUTS = {"image_identity": "y", "image_ends": "ends"}
 
 
@@ -98,7 +98,7 @@ async def measure(server: TritonServer, model: str, rounds: int) -> dict[str, li
 
 
 def copying(rounds: int) -> tuple[float, float]:
-    """Seconds to copy a batch into warm memory, and out of it into new memory."""
+    """Return the seconds to copy a batch into warm memory, and from there into new memory."""
     x, warm = np.ones(SHAPE, np.float32), np.empty(SHAPE, np.float32)
     into, out = [], []
     for _ in range(rounds):

@@ -46,7 +46,7 @@ async def ask(
 
 
 async def kill(kills: int, seed: int, kills_done: asyncio.Event) -> None:
-    """Kill a process after each pause; one that was just killed is not killed again."""
+    """Kill a random worker process after each pause; no process is killed twice."""
     choose = random.Random(seed)
     killed: set[int] = set()
     while len(killed) < kills:
@@ -59,7 +59,7 @@ async def kill(kills: int, seed: int, kills_done: asyncio.Event) -> None:
 
 
 async def drill(kills: int, seed: int, *, retries: bool) -> tuple[Counter[str], Counter[str]]:
-    """Return what was counted, and the errors of the lost requests."""
+    """Kill workers under load; return the counts of the outcomes, and the errors of the lost requests."""
     counts: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     kills_done = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Checks and measures the GPU providers of OnnxBackend, on a machine with an NVIDIA GPU.
+"""Check and measurement of the GPU providers of OnnxBackend, on a machine with an NVIDIA GPU.
 
 python benchmarks/backends/gpu.py                     CUDA, and TensorRT where it is installed
 python benchmarks/backends/gpu.py --triton HOST:PORT       also a model that a Triton with a GPU serves (--triton-model)
@@ -29,7 +29,7 @@ from streaminfer.backends.onnx.providers import cuda_provider, tensorrt_provider
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 MODEL = Path(__file__).parents[2] / "examples" / "assets" / "blaze_front.onnx"
-# of the largest value of an output: TF32, fused and reordered sums
+# parts of an output's largest value: TF32, and fused and reordered sums, change results
 TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2}
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -184,7 +184,10 @@ class Check:
 
 
 def _difference(rows: Sequence[Any], expected: Sequence[Any]) -> float:
-    """The largest difference, in parts of an output's largest value; infinite where shapes differ."""
+    """Return the largest difference, in parts of an output's largest value.
+
+    The difference is infinite if shapes differ or a value is not finite.
+    """
     worst = 0.0
     for row, right in zip(rows, expected, strict=True):
         pairs = [(row[name], right[name]) for name in right] if isinstance(right, dict) else [(row, right)]
