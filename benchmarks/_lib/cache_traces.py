@@ -2,7 +2,8 @@
 
 ``STREAMINFER_TRACES`` names the folder of the traces; without it, seeded synthetic traces replace them: Zipf, Zipf with
 scans, and loops. The share is (hits - LRU's hits) / (Belady's hits - LRU's hits) in percent, for caches of 5 % and 10 %
-of the distinct keys. If LRU is within 0.1 % of the requests of the optimum, there is no gap, and the trace is left out.
+of the distinct keys. If the optimum's hits exceed LRU's by at most 0.1 % of the requests, there is no gap at that size,
+and the size is left out.
 """
 
 import gzip
@@ -20,16 +21,16 @@ from typing import Any
 SIZES = (0.05, 0.10)
 LEAST_GAP = 0.001
 NEVER = 2**60
-NOT_THERE = (None, False)  # what theine says
+NOT_THERE = (None, False)  # theine returns this for a missing key
 
 
 def source_of_traces() -> str:
-    """Where the traces come from, as a row of a table says it."""
+    """Return the source of the traces, in the words of a table row."""
     return "real traces" if "STREAMINFER_TRACES" in os.environ else "synthetic traces"
 
 
 def traces() -> dict[str, list[int]]:
-    """Each by name, its keys numbered from 0."""
+    """Return the traces by name, with keys numbered from 0."""
     folder = os.environ.get("STREAMINFER_TRACES")
     if folder is None:
         return {name: numbered(keys) for name, keys in synthetic()}
@@ -84,7 +85,10 @@ def lru_hits(trace: list[int], maxsize: int) -> int:
 
 
 def belady_hits(trace: list[int], maxsize: int) -> int:
-    """Evict the key with the furthest next use; store every requested key, as caches do."""
+    """Return the hits of an optimal cache, which evicts the key with the furthest next use.
+
+    It stores every requested key, as caches do.
+    """
     next_use = [NEVER] * len(trace)
     last: dict[int, int] = {}
     for place in range(len(trace) - 1, -1, -1):
@@ -108,7 +112,7 @@ def belady_hits(trace: list[int], maxsize: int) -> int:
 
 
 def hits_of(contender: Any, trace: list[int]) -> int:
-    """Asks for each key, and stores it where it is not there."""
+    """Look up each key, store it if it is missing, and return the number of hits."""
     get, store = contender.get, contender.store
     hits = 0
     for key in trace:
@@ -120,7 +124,7 @@ def hits_of(contender: Any, trace: list[int]) -> int:
 
 
 def compare(contenders: dict[str, Callable[[int], Any]]) -> dict[str, tuple[float, float]]:
-    """Prints the shares of each contender, and returns their mean and the worst, in percent."""
+    """Print the shares of each contender, and return their mean and minimum in percent, by contender."""
     all_traces = traces()
     print("\neviction: % of the gap between LRU and the optimum closed, at 5 % / 10 % of the keys; ", end="")
     print(f"{source_of_traces()} (STREAMINFER_TRACES)")

@@ -8,7 +8,7 @@ __all__ = ["answers_per_second"]
 
 
 async def answers_per_second(call: Call, callers: int, seconds: float) -> float:
-    """Of callers that each send again as soon as they are answered."""
+    """Return responses per second of callers that each send the next request as soon as they have a response."""
     started = time.monotonic()
     answered = len(await closed_loop(call, callers, seconds))
     return answered / (time.monotonic() - started)

@@ -6,7 +6,7 @@ A benchmark declares its figures at the top of its module and reports what it me
     P99.report(ratios, case="60 % of the core")
 
 Bars are in these declarations only. ``run.py --record NAME`` stores the reports of a run in
-``benchmarks/results/NAME.json``; ``python docs/benchmark_tables.py`` makes the tables of it.
+``benchmarks/results/NAME.json``; ``python docs/benchmark_tables.py`` makes the tables from these files.
 """
 
 import dataclasses
@@ -20,21 +20,21 @@ from pathlib import Path
 __all__ = ["RECORD", "RESULTS", "Figure", "record"]
 
 RECORD = "STREAMINFER_BENCHMARK_RECORD"
-"""Environment variable: a file to which each report is appended, a line of JSON."""
+"""Environment variable that names the file to which each report is appended, as a line of JSON."""
 
 RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One thing that is measured, in one case or several.
+    """One measured quantity, in one case or several.
 
     Attributes:
-        name: what it is, for a reader who knows the package and not the benchmark; no other figure has it.
-        over: the baseline by which it is divided, or that it stands beside, measured in the same run.
-        form: how a value is written.
-        at_most: the bar, where less is better.
-        at_least: the bar, where more is better; without either, the figure is printed and judged by no bar.
+        name: unique description, for a reader who knows the package and not the benchmark.
+        over: the baseline, measured in the same run, by which the value is divided or beside which it is shown.
+        form: format of a value.
+        at_most: the bar, if less is better.
+        at_least: the bar, if more is better; without either bar, the figure is printed and not judged.
     """
 
     name: str = dataclasses.field(kw_only=False)
@@ -45,7 +45,7 @@ class Figure:
 
     @property
     def bar(self) -> str:
-        """The bar as text; empty: there is none."""
+        """The bar as text; empty without a bar."""
         limits = (("≤", self.at_most), ("≥", self.at_least))
         return " and ".join(f"{sign} {self._written(limit)}" for sign, limit in limits if limit is not None)
 
@@ -56,16 +56,16 @@ class Figure:
         )
 
     def report(self, values: float | Sequence[float], *, case: str = "", of: int | None = None, note: str = "") -> bool:
-        """Print what was measured beside its bar, and record it if this run is recorded.
+        """Print a measurement beside its bar, and record it if this run is recorded.
 
         Args:
-            values: one value, or one of each round, which gives the median and the least and the most.
-            case: which of several cases it is, as a row of a table would say it.
-            of: how many there are in all, where the value counts some of them.
-            note: what a reader should see beside it, such as the baseline's own value.
+            values: one value, or one per round, which are printed as median, minimum and maximum.
+            case: the case, in the words of a table row, if there are several.
+            of: the total, if the value counts a part of it.
+            note: text that is printed beside the value, such as the baseline's own value.
 
         Returns:
-            Whether it reaches the bar.
+            Whether the value reaches the bar; true without a bar.
         """
         rounds = list(values) if isinstance(values, Sequence) else [values]
         value = statistics.median(rounds)
@@ -91,14 +91,14 @@ class Figure:
 
 
 def record(name: str, reports: Path) -> int:
-    """Store the reports of a benchmark; those of figures and cases that it did not measure stay.
+    """Store the reports of a benchmark; stored reports of figures and cases that it did not measure stay.
 
     Args:
-        name: of the benchmark.
-        reports: the file to which its figures were appended.
+        name: name of the benchmark.
+        reports: the file to which its reports were appended.
 
     Returns:
-        How many were stored.
+        The number of reports that were stored.
     """
     path = RESULTS / f"{name}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

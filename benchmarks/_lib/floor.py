@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 WARM_UP = 30
-"""Rounds before the measurement: some batchers learn at first."""
+"""Rounds before the measurement, because some batchers learn at first."""
 
 
 class MinimalBatcher:
-    """The obvious batcher: a list, a future for each item, one flush at the end of the loop's turn."""
+    """The obvious batcher: a list, a future per item, and a flush in the next iteration of the loop."""
 
     def __init__(self, function: Callable[[list[Any]], list[Any]], max_batch_size: int) -> None:
         self.function = function
@@ -42,7 +42,10 @@ class MinimalBatcher:
 
 
 class MinimalGreedy:
-    """The same in front of an async batch function: whenever a batch ends, all that wait go, up to the cap."""
+    """The obvious batcher of an async batch function: when a batch ends, the next one has all queued items.
+
+    A batch has at most ``max_batch_size`` items.
+    """
 
     def __init__(self, function: Callable[[list[Any]], Awaitable[Sequence[Any]]], max_batch_size: int) -> None:
         self.function = function
@@ -68,12 +71,12 @@ class MinimalGreedy:
 
 
 def no_op(items: Any) -> Any:
-    """A batch function that costs nothing."""
+    """Return the items: a batch function that costs nothing."""
     return items
 
 
 async def cpu_per_request(call: Callable[[Any], Awaitable[Any]], callers: int, requests: int) -> float:
-    """CPU seconds for each request, of ``callers`` that each ask again as soon as they are answered."""
+    """Return CPU seconds per request, of callers that each send the next request as soon as they have a response."""
 
     async def caller() -> None:
         for _ in range(requests // callers):

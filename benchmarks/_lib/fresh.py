@@ -1,4 +1,4 @@
-"""Contestants that each run in a new process, like a fresh server; shared by `real`, `start` and `overload`.
+"""Contestants that each run in a new process, like a fresh server; for `real`, `start`, `overload` and `loadgen`.
 
 A process serves one model at given loads and reports the share of the requests on time, window by window; see
 `fresh_process.py`. The cache folder of Numba is empty for some runs and filled for others; Python's byte code is
@@ -24,22 +24,22 @@ ROOT = HERE.parents[1]
 WINDOW_S = 0.5
 PATIENCE_S = 180.0
 DISTURBED = 0.05
-"""On a quiet machine a loop waits less than this for a core."""
+"""Share of the time for which a loop waits for a core; on a quiet machine it waits less."""
 CONTESTANTS = ("default", "greedy", "minimal")
 BUSY_S, PERIOD_S = 0.033, 0.1
-"""A noisy neighbor: it takes a core for so long in each period."""
+"""Seconds for which a noisy neighbor takes a core in each period, and the seconds of a period."""
 
 
 @attrs.frozen
 class Setting:
-    """How a model is served.
+    """Settings with which a model is served.
 
     Attributes:
-        model: its name in `fresh_process.py`.
-        title: for the tables.
+        model: name of the model in `fresh_process.py`.
+        title: name of the model in the tables.
         slo_s: seconds that a request may take from when it was due.
         max_batch_size: the most rows in a batch.
-        sizes: of batches, over which capacity is the best.
+        sizes: batch sizes that are measured for the capacity, which is that of the best one.
     """
 
     model: str
@@ -51,13 +51,13 @@ class Setting:
 
 SETTINGS = {
     "silero": Setting("silero", "silero VAD", 0.050, 32, (8, 32)),
-    # a convolution that fills a core with one image: a batch of 8 takes 20 to 50 ms, so more would not fit the SLO
+    # one image already fills a core, and a batch of 8 takes 20 to 50 ms: larger batches would not fit the SLO
     "blazeface": Setting("blazeface", "BlazeFace full", 0.100, 8, (1, 8)),
 }
 
 
 def run(specification: dict[str, Any], numba_cache: str) -> dict[str, Any]:
-    """What a new process found out."""
+    """Run `fresh_process.py` with a specification in a new process, and return its result."""
     paths = os.pathsep.join([str(ROOT), str(HERE.parent)])
     environment = {**os.environ, "PYTHONPATH": paths, "NUMBA_CACHE_DIR": numba_cache}
     command = [sys.executable, str(HERE / "fresh_process.py"), json.dumps(specification)]
@@ -69,7 +69,7 @@ def run(specification: dict[str, Any], numba_cache: str) -> dict[str, Any]:
 
 
 def capacity(setting: Setting, caches: "Caches", seconds: float = 0.7) -> float:
-    """Requests a second that the minimal batcher answers in a closed loop, at its best size."""
+    """Return the responses per second of the minimal batcher in a closed loop, at its best batch size."""
     specification = {"do": "capacity", "model": setting.model, "sizes": setting.sizes, "seconds": seconds}
     return float(run(specification, caches.warm)["capacity"])
 
@@ -83,15 +83,15 @@ def serve(
     numba_cache: str,
     collect: bool = False,
 ) -> dict[str, Any]:
-    """One run of a contestant.
+    """Run a contestant once, and return its result.
 
     Args:
-        setting: the model and how it is served.
+        setting: the model and the settings with which it is served.
         contestant: one of `CONTESTANTS`.
-        segments: of each, its seconds and its requests a second.
-        seed: of the arrivals.
-        numba_cache: the folder of what Numba compiles.
-        collect: also measure a full garbage collection at the end.
+        segments: seconds and requests per second of each segment of the run.
+        seed: seed of the arrivals.
+        numba_cache: folder of Numba's cache.
+        collect: whether a full garbage collection is measured at the end, too.
     """
     specification = {
         "do": "serve",
@@ -109,24 +109,24 @@ def serve(
 
 @attrs.frozen
 class Caches:
-    """Where Numba keeps what it compiled.
+    """Cache folders of Numba.
 
     Attributes:
-        warm: a folder that holds all that serving compiles.
-        folder: where empty ones are made.
+        warm: folder with everything that serving compiles.
+        folder: folder in which `empty` makes new ones.
     """
 
     warm: str
     folder: Path
 
     def empty(self) -> str:
-        """A folder that was never used."""
+        """Return a new, empty folder."""
         return tempfile.mkdtemp(dir=self.folder)
 
 
 @contextlib.contextmanager
 def caches() -> Iterator[Caches]:
-    """Makes a warm cache by what the documentation tells users to do, and removes all folders at the end."""
+    """Fill a cache with ``si.warmup()``, as the documentation tells users to; remove all folders at the end."""
     with tempfile.TemporaryDirectory() as name:
         made = Caches(str(Path(name) / "warm"), Path(name))
         command = [sys.executable, "-c", "import streaminfer as si; si.warmup()"]
@@ -137,7 +137,7 @@ def caches() -> Iterator[Caches]:
 
 @contextlib.contextmanager
 def neighbor(wanted: bool) -> Iterator[None]:
-    """Another process that takes a core a third of the time, if wanted."""
+    """Run another process that takes a core a third of the time, if it is wanted."""
     if not wanted:
         yield
         return
@@ -150,7 +150,7 @@ def neighbor(wanted: bool) -> Iterator[None]:
 
 
 def take_a_third() -> None:
-    """What the neighbor does, until it is killed or its parent has gone."""
+    """Take a core a third of the time, until this process is killed or its parent has ended."""
     parent = os.getppid()
     while os.getppid() == parent:
         begun = time.monotonic()
@@ -160,7 +160,7 @@ def take_a_third() -> None:
 
 
 def parser(description: str | None, *, seconds: float, rounds: int) -> argparse.ArgumentParser:
-    """The options that these benchmarks share."""
+    """Return a parser of the options that these benchmarks share."""
     made = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     made.add_argument("models", nargs="*", choices=[*SETTINGS, []], metavar="MODEL", help=", ".join(SETTINGS))
     made.add_argument("--rounds", type=int, default=rounds)
@@ -170,25 +170,28 @@ def parser(description: str | None, *, seconds: float, rounds: int) -> argparse.
 
 
 def in_turn(names: Sequence[str], number: int) -> list[str]:
-    """The names in an order that turns from round to round."""
+    """Return the names in an order that rotates from round to round."""
     at = number % len(names)
     return [*names[at:], *names[:at]]
 
 
 def shares(found: Sequence[float | None]) -> str:
-    """Windows as text: .97 for 0.97, 1. for 1."""
+    """Return the shares of windows as text: .97 for 0.97, 1.0 for 1, -- for a window without requests."""
     return " ".join("--" if share is None else "1.0" if share >= 0.995 else f"{share:.2f}"[1:] for share in found)
 
 
 def disturbance(runs: Sequence[dict[str, Any]]) -> str:
-    """For how long the event loop of some runs had no core, in words: of minimal, it is the neighbors' doing."""
+    """Return a sentence about the time for which the event loop had no core in runs of minimal.
+
+    With minimal, other processes of the machine are the cause.
+    """
     share = max(run["waited_s"] / run["wall_s"] for run in runs)
     warning = ": neighbors disturb these figures, measure again" if share > DISTURBED else ""
     return f"minimal's event loop waited for a core up to {share:.0%} of the time{warning}"
 
 
 def progress(text: str) -> None:
-    """Print one line that the next one overwrites, on a terminal only."""
+    """Print a line that the next call overwrites, on a terminal only."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 

@@ -5,10 +5,10 @@
 The specification is JSON, and so is the result, on the last line of the output. ``contestant`` is ``default`` or
 ``greedy``, an `AdaptiveBatcher` with that policy and other settings at their defaults around an `OnnxBackend`, or
 ``minimal``, the batcher below around onnxruntime alone. A ``minimal`` process imports nothing of streaminfer but the
-open loop that drives both.
+loops that drive all contestants.
 
 Callers are an open loop: a request is sent when it is due, or later by the time for which the loop is blocked. Instants
-count from the return of ``start()``; nothing is measured, imported or warmed up between the two.
+count from the return of ``start()``; nothing is measured, imported or warmed up between it and the first request.
 """
 
 import asyncio
@@ -32,12 +32,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "examples" / "assets"
 RATE = np.array(16000)
 Call = Callable[[Any, int], Awaitable[Any]]
-"""Sends one request: its inputs and its deadline, in nanoseconds."""
+"""Sends one request, given its inputs and its deadline in nanoseconds."""
 Rows = list[Any]
 
 
 class Minimal:
-    """The obvious batcher: a list, a future for each request, one thread around onnxruntime."""
+    """The obvious batcher: a list, a future per request, one thread around onnxruntime."""
 
     def __init__(self, infer: Callable[[Rows], Rows], max_batch_size: int) -> None:
         self.infer = infer
@@ -125,7 +125,7 @@ INPUTS = {"silero": silero_inputs, "blazeface": blazeface_inputs}
 
 
 def poisson(segments: list[list[float]], seed: int) -> list[float]:
-    """Arrivals, seconds: of each segment its length and its rate."""
+    """Return Poisson arrivals in seconds; each segment has a length in seconds and a rate per second."""
     random = np.random.default_rng(seed)
     found: list[float] = []
     begins = 0.0
@@ -137,12 +137,12 @@ def poisson(segments: list[list[float]], seed: int) -> list[float]:
 
 
 def endless(call: Call, inputs: Rows) -> Callable[[int], Awaitable[Any]]:
-    """Send the inputs in turn, without a deadline."""
+    """Return a function that sends the inputs in turn, without a deadline."""
     return lambda number: call(inputs[number % len(inputs)], 2**62)
 
 
 async def capacity(specification: dict[str, Any]) -> dict[str, Any]:
-    """The best throughput of the minimal batcher over some sizes, with twice as many callers as rows."""
+    """Return the best throughput of the minimal batcher over some batch sizes, with twice as many callers as rows."""
     name = specification["model"]
     inputs = INPUTS[name]()
     infer = MINIMAL[name]()
@@ -155,7 +155,7 @@ async def capacity(specification: dict[str, Any]) -> dict[str, Any]:
 
 
 async def serve(specification: dict[str, Any]) -> dict[str, Any]:
-    """Starts a contestant, drives it, and says how it went."""
+    """Start a contestant, send it the requests, and return the measurements."""
     name, contestant = specification["model"], specification["contestant"]
     slo_s, size = specification["slo_s"], specification["max_batch_size"]
     inputs = INPUTS[name]()
@@ -212,18 +212,18 @@ async def serve(specification: dict[str, Any]) -> dict[str, Any]:
 
 
 def waited_for_core_s() -> float:
-    """For how long this thread was ready to run and had no core; 0.0 where the kernel does not tell."""
+    """Return the seconds for which this thread was ready to run and had no core; 0.0 if the kernel does not tell."""
     path = Path("/proc/thread-self/schedstat")
     return int(path.read_text().split()[1]) / 1e9 if path.exists() else 0.0
 
 
 def os_threads() -> int | None:
-    """How many threads the kernel knows of this process; ``None`` where it does not tell."""
+    """Return the number of threads of this process that the kernel knows; ``None`` on systems other than Linux."""
     return len(list(Path("/proc/self/task").iterdir())) if sys.platform == "linux" else None
 
 
 def counters(stack: Any) -> dict[str, int]:
-    """The counters of the batcher that a benchmark reads."""
+    """Return the counters of the batcher that benchmarks read."""
     seen = stack.statistics()["AdaptiveBatcher"]
     return {"submitted": seen.submitted, "succeeded": seen.succeeded}
 
@@ -231,7 +231,7 @@ def counters(stack: Any) -> dict[str, int]:
 def windows(
     due_s: list[float], on_time: list[bool], segments: list[list[float]], window_s: float
 ) -> list[float | None]:
-    """The share on time in each window of the run, by when requests were due; ``None`` where none was."""
+    """Return the share on time of the requests due in each window of the run; ``None`` if no request was due."""
     count = round(sum(seconds for seconds, _ in segments) / window_s)
     number = np.minimum((np.asarray(due_s) / window_s).astype(int), count - 1)
     every = np.bincount(number, minlength=count)
@@ -240,7 +240,7 @@ def windows(
 
 
 def collect_s() -> float:
-    """What a full garbage collection takes: the median of nine."""
+    """Return the seconds of a full garbage collection: the median of nine."""
     taken = []
     for _ in range(9):
         started = time.perf_counter()

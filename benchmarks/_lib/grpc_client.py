@@ -20,9 +20,9 @@ HEADER_TABLE_SIZE, ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 4, 5
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_WINDOW, FIRST_WINDOW = 2**31 - 1, 65_535
 RENEW_BYTES = 1 << 24  # received before the window of the connection is opened again
-POST, SCHEME_HTTP = b"\x83", b"\x86"  # of the static table
+POST, SCHEME_HTTP = b"\x83", b"\x86"  # entries of the static table
 STATUS_OK = b"\x0bgrpc-status\x010"
-"""A header's name and value, each behind its length; no server writes this one in Huffman's code."""
+"""Name and value of a header, each after its length; no server writes this header in Huffman's code."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -31,17 +31,17 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """Return a header that enters no table."""
+    """Return a header that the server adds to no table."""
     return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
 class GrpcClient:
-    """Sends one kind of request through one connection; a context manager.
+    """Client that repeats one request through one connection; a context manager.
 
     Args:
         url: ``host:port``.
-        path: of the method, ``/service/method``.
-        message: of the request.
+        path: path of the method, ``/service/method``.
+        message: message of the request.
     """
 
     def __init__(self, url: str, path: str, message: bytes) -> None:
@@ -71,7 +71,7 @@ class GrpcClient:
 
 
 class _Upload:
-    """What is left of a message, and how much of it the server takes now."""
+    """Rest of a message, and the number of its bytes that the server accepts at the moment."""
 
     __slots__ = ("left", "stream", "window")
 
@@ -176,7 +176,7 @@ class _Connection(asyncio.Protocol):
             self._send([], upload)
 
     def _send(self, frames: list[Any], upload: _Upload) -> None:
-        """Send frames, and as much of a message as the server takes now."""
+        """Send frames, and as much of a message as the server accepts at the moment."""
         while upload.left and (size := min(len(upload.left), self._max_frame, self._window, upload.window)) > 0:
             self._window -= size
             upload.window -= size

@@ -29,7 +29,7 @@ def calls_of(function: Callable[[Any], Any]) -> Callable[[], None]:
 
 
 def awaits_of(function: Callable[[Any], Any]) -> Callable[[], None]:
-    """The same for an async function, without an event loop: nothing here ever waits."""
+    """Return a function that awaits an async function `CALLS` times; without an event loop, because nothing waits."""
 
     async def main() -> None:
         for _ in range(CALLS):
@@ -46,7 +46,10 @@ def awaits_of(function: Callable[[Any], Any]) -> Callable[[], None]:
 
 
 def least_ns(functions: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Nanoseconds a call takes at least, of many short rounds in alternation: even a busy machine leaves some alone."""
+    """Return the minimum nanoseconds of a call, over many short rounds in alternation.
+
+    Even a busy machine leaves some of the rounds undisturbed.
+    """
     best = dict.fromkeys(functions, float("inf"))
     for _ in range(rounds):
         for name, function in functions.items():
@@ -57,9 +60,10 @@ def least_ns(functions: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> 
 
 
 def let_through(guard: Callable[[Callable[[], Any]], Callable[[], Any]], threads: int) -> int:
-    """How many of so many threads get into a guarded function before the first of them returns.
+    """Return how many of some threads enter a guarded function before the first of them returns.
 
-    It returns when all have tried, or after a second where the breaker queues callers up.
+    The first thread returns when each thread has entered or was rejected, or after a second if the breaker queues
+    callers.
     """
     inside, refused = 0, 0
     counting = threading.Lock()
@@ -96,7 +100,7 @@ def let_through(guard: Callable[[Callable[[], Any]], Callable[[], Any]], threads
 
 
 def eight_threads_s(guard: Callable[[Callable[[], Any]], Callable[[], Any]]) -> float:
-    """Seconds that eight threads take for one guarded call of 200 ms each; 0.2 where they run side by side."""
+    """Return the seconds of eight threads with one guarded call of 200 ms each; 0.2 if the calls are concurrent."""
     guarded = guard(lambda: time.sleep(0.2))
     threads = [threading.Thread(target=guarded) for _ in range(8)]
     started = time.perf_counter()

@@ -123,7 +123,7 @@ def _valid(rng: random.Random) -> tuple[dict[str, Any], list[bytes]]:
 
 
 def _mutate(rng: random.Random, head: dict[str, Any]) -> None:
-    """Replaces, removes or adds something, anywhere."""
+    """Replace, remove or add a value at a random place of a request."""
     node: Any = head
     while True:
         keys: list[Any] = list(node) if isinstance(node, dict) else list(range(len(node)))

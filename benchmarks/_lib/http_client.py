@@ -10,13 +10,13 @@ TIMEOUT_S = 30.0
 
 
 class HttpClient:
-    """Sends one kind of request through as many kept connections as there are requests at once; a context manager.
+    """Client that repeats one request, with a kept connection per request in flight; a context manager.
 
     Args:
         url: ``host:port``.
-        path: of the request, a POST.
-        body: of the request.
-        headers: of the request.
+        path: path of the request, a POST.
+        body: body of the request.
+        headers: headers of the request.
     """
 
     def __init__(self, url: str, path: str, body: bytes, headers: Mapping[str, str]) -> None:
@@ -67,7 +67,7 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._response: asyncio.Future[None] = self._loop.create_future()
         self._received = bytearray()
-        self._length = 0  # of the response; 0: its head is not there yet
+        self._length = 0  # of the response; 0 until its head has arrived
 
     async def exchange(self, message: bytes) -> None:
         self._response = self._loop.create_future()

@@ -13,13 +13,13 @@ GRACE_S = 30.0
 
 
 class Wrk:
-    """One kind of request.
+    """``wrk`` with one kind of request.
 
     Args:
-        folder: for its script.
-        body: of each request.
-        headers: of each request.
-        connections: at the same time.
+        folder: folder for the script of ``wrk``.
+        body: body of each request.
+        headers: headers of each request.
+        connections: number of connections.
 
     Raises:
         RuntimeError: ``wrk`` is not installed.
@@ -36,7 +36,7 @@ class Wrk:
         (folder / "request.lua").write_text("\n".join(lines))
 
     def run(self, port: int, path: str, seconds: float) -> tuple[int, float]:
-        """Return how many requests were answered, and in how many seconds.
+        """Return the number of responses, and the seconds in which they came.
 
         Raises:
             RuntimeError: a response was an error, there was none, or ``wrk`` did not end.

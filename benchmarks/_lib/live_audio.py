@@ -33,11 +33,11 @@ SEED = 16
 
 
 class Load(NamedTuple):
-    """Streams served for a while.
+    """Measurements of streams that were served for a while.
 
     Attributes:
-        streams: how many.
-        share: of the chunks, those whose results were young enough.
+        streams: number of streams.
+        share: share of the chunks whose results were young enough.
         cpu_s: processor time per chunk of the whole process, the driver included.
         p999_s: 99.9th percentile of the ages of results.
     """
@@ -50,7 +50,7 @@ class Load(NamedTuple):
 
 Source = AsyncIterator[tuple[int, NDArray[np.int16]]]
 Play = Callable[[Source, Callable[[int], None]], Awaitable[Any]]
-"""Plays a stream: its chunks with the instants of capture, and what takes the instant of each result."""
+"""Plays chunks with their capture instants, and calls back with the capture instant of each chunk that has a result."""
 
 
 def load_pcm() -> list[NDArray[np.int16]]:
@@ -61,7 +61,10 @@ def load_pcm() -> list[NDArray[np.int16]]:
 
 
 class _Pace:
-    """Wakes each of 64 phases once per chunk, once all streams are ready: opening one can take a while."""
+    """Timer that wakes each of 64 phases once per chunk.
+
+    Chunks begin when all streams are open, because opening one can take a while.
+    """
 
     def __init__(self, streams: int) -> None:
         self._opening = streams
@@ -73,7 +76,7 @@ class _Pace:
         self._timer = self._loop.call_soon(self._beat)
 
     async def chunks(self, phase: int, pcm: list[NDArray[np.int16]]) -> Source:
-        """Yield the recording over and over, each chunk when it is complete, those that are overdue at once."""
+        """Yield the chunks of the recording in an endless loop, each when it is complete, and overdue ones at once."""
         self._opening -= 1
         if not self._opening:
             self.ready.set()
@@ -107,17 +110,17 @@ class _Pace:
 
 
 async def serve_streams(play: Play, streams: int, seconds: float) -> Load:
-    """Serve live streams for a while and return what became of their chunks.
+    """Serve live streams for a while and return the measurements.
 
     Args:
         play: plays one stream, until it is cancelled.
-        streams: how many.
-        seconds: of the window, after the streams have settled.
+        streams: number of streams.
+        seconds: length of the measured window, which opens after the streams have settled.
     """
     pcm = load_pcm()
     pace = _Pace(streams)
     phases = np.random.default_rng(SEED).integers(PHASES, size=streams).tolist()
-    window = [0, 0]  # nothing counts before it opens
+    window = [0, 0]  # no result counts before the window opens
     ages: list[int] = []
 
     def answered(captured_ns: int) -> None:
@@ -149,12 +152,13 @@ async def serve_streams(play: Play, streams: int, seconds: float) -> Load:
 
 
 async def find_capacity(play: Play, seconds: float, first: int = 16) -> tuple[int, Load]:
-    """Return the most streams of which 99.9 % of results are young enough, to 6 %, and what became of their chunks.
+    """Return the most streams with 99.9 % of results young enough, to within 6 %, and the measurements at that number.
 
     Args:
         play: plays one stream.
-        seconds: how long each number of streams is served.
-        first: streams of the first load; it grows by 1.6 until it is too high: CPU per chunk falls with larger batches.
+        seconds: seconds for which each number of streams is served.
+        first: streams of the first load. The number grows by a factor of 1.6 until it is too high, because CPU per
+            chunk falls with larger batches.
     """
     held, count, high = Load(0, 0.0, np.inf, np.inf), first, 0
     while not high or high > 1.06 * held.streams + 1:

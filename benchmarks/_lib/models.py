@@ -25,11 +25,11 @@ class Model:
     """A model under measurement.
 
     Attributes:
-        name: for the tables.
-        make: the backend, one session of one thread.
-        inputs: what requests bring, in turn.
-        assemble: the obvious way to make a batch of such inputs.
-        buckets: of rows of different lengths, for the planner.
+        name: name in the tables.
+        make: makes the backend, with one session of one thread.
+        inputs: inputs of the requests, in turn.
+        assemble: makes a batch of such inputs in the obvious way.
+        buckets: length buckets for the planner, if rows differ in length.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Model:
 
 
 def silero() -> Model:
-    """Chunks of 32 ms of a recording, each with the state of a detector that has heard nothing yet."""
+    """Return silero with chunks of 32 ms of a recording, each with the state of a detector that has heard nothing."""
     samples = np.pad(load_clip(ASSETS / "librivox_0870.wav").samples, (64, 0))
-    chunks = np.lib.stride_tricks.sliding_window_view(samples, 576)[::512]  # each with the end of the one before
+    chunks = np.lib.stride_tricks.sliding_window_view(samples, 576)[::512]  # each begins with the end of the one before
     silence = np.zeros((2, 128), np.float32)
     return Model(
         "silero VAD",
@@ -61,13 +61,13 @@ def silero() -> Model:
 
 
 def blazeface() -> Model:
-    """Noise: what a convolution costs does not depend on what it sees."""
+    """Return BlazeFace with images of noise, because the cost of a convolution does not depend on its input."""
     images = np.random.default_rng(0).uniform(-1, 1, (8, 192, 192, 3)).astype(np.float32)
     return Model("BlazeFace full", lambda: si.OnnxBackend(ASSETS / "blaze_full.onnx"), list(images), np.stack)
 
 
 def pad(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Ragged rows as one array, padded to the longest, with a mask."""
+    """Return ragged rows as one array, padded to the longest, with a mask."""
     letters = np.zeros((len(rows), max(len(row["letters"]) for row in rows)), np.int64)
     mask = np.zeros_like(letters)
     for number, row in enumerate(rows):
@@ -78,7 +78,7 @@ def pad(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def phonemes() -> Model:
-    """The distinct words of this project's documentation, shuffled: 2 to 20 letters."""
+    """Return G2P with the distinct words of 2 to 20 letters in this project's documentation, shuffled."""
     text = " ".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md")))
     words = sorted(set(re.findall(r"\b[a-z]{2,20}\b", text.lower())))
     np.random.default_rng(0).shuffle(words)

@@ -1,4 +1,4 @@
-"""Workloads that are hard for a batcher: noise, outages, classes, shapes, time limits, real arrivals; in virtual time.
+"""Workloads that are hard for a batcher: noise, outages, classes, shapes, deadlines, real arrivals; in virtual time.
 
 The live batcher serves them around a scripted device. ``bench_noise.py`` prints the default policy beside two simple
 policies in the same batcher: greedy, and early drop (Shen et al., SOSP 2019), which knows the true mean service time.
@@ -28,7 +28,7 @@ Service = Callable[[int], float]
 """Mean seconds of a batch, by its size."""
 NEVER_NS = 2**63 - 1
 GRACE_S = 12.0
-"""How long after the last arrival a request without a deadline may still be answered."""
+"""Time after the last arrival within which a request without a deadline can still complete."""
 
 
 def line(setup_ms: float, per_item_ms: float) -> Service:
@@ -36,13 +36,13 @@ def line(setup_ms: float, per_item_ms: float) -> Service:
 
 
 def filled_up(setup_ms: float, tile_ms: float, tile: int) -> Service:
-    """A model that computes whole tiles of so many rows."""
+    """Return the service time of a model that computes whole tiles of ``tile`` rows."""
     return lambda size: (setup_ms + tile_ms * -(-size // tile)) / 1e3
 
 
 @attrs.frozen
 class Noise:
-    """How the durations of batches scatter about their mean.
+    """Random scatter of the durations of batches.
 
     Attributes:
         sigma: standard deviation of the logarithm.
@@ -64,22 +64,23 @@ class Noise:
 
 @attrs.frozen
 class Workload:
-    """One row.
+    """One row of the table.
 
     Attributes:
-        name: what it is.
-        family: the rows that are counted together.
-        service: what a batch takes without noise.
-        cap: the largest batch.
-        slo_s: time limit of a request, where ``limits_s`` says nothing.
-        trace: of a seed, the arrivals in seconds.
-        noise: of the durations.
-        priorities: of the trace and a seed, each request's priority.
-        limits_s: of the trace and a seed, each request's time limit; infinite: it has none.
-        shapes: how many shapes there are that cannot share a batch.
-        workers: batches that run at once.
-        slower: by how much the device is slower at an instant.
-        measured: of the trace, which requests count.
+        name: description of the row.
+        family: name of the group of rows that are counted together.
+        service: seconds of a batch without noise, by its size.
+        cap: the most rows in a batch.
+        slo_s: seconds from a request's arrival to its deadline, if there is no ``limits_s``.
+        trace: returns the arrivals in seconds, given a seed.
+        noise: noise of the durations.
+        priorities: returns each request's priority, given the trace and a seed.
+        limits_s: returns each request's seconds from arrival to deadline, given the trace and a seed; infinite: the
+            request has no deadline.
+        shapes: number of input shapes, which cannot share a batch.
+        workers: number of batches that run at once.
+        slower: returns the factor by which the device is slower, given the instant in seconds.
+        measured: returns which requests of the trace count.
     """
 
     name: str
@@ -98,20 +99,20 @@ class Workload:
 
     @property
     def capacity(self) -> float:
-        """Requests a second in full batches."""
+        """Requests per second in full batches."""
         return self.workers * self.cap / (self.service(self.cap) * self.noise.mean())
 
 
 @attrs.frozen
 class Served:
-    """What became of a trace.
+    """Outcome of a trace.
 
     Attributes:
-        on_time: shape (n,), answered by the deadline; without one, within ten seconds.
+        on_time: shape (n,), whether a response came by the deadline; without a deadline, within ten seconds.
         trace: shape (n,), arrivals in seconds.
-        priorities: shape (n,).
-        batches: how many went.
-        batch_size: their mean size.
+        priorities: shape (n,), priority of each request.
+        batches: number of released batches.
+        batch_size: mean size of the batches.
     """
 
     on_time: NDArray[np.bool_]
@@ -122,7 +123,10 @@ class Served:
 
 
 class EarlyDrop:
-    """By priority, then in the order of arrival; heads that would be late in the largest batch are passed over."""
+    """Policy that serves by priority, then by arrival, in the largest batch that requests on time can fill.
+
+    Requests that would be late in that batch are passed over; requests that would be late even alone are dropped.
+    """
 
     def __init__(self, workload: Workload) -> None:
         mean = workload.noise.mean()
@@ -145,7 +149,7 @@ class EarlyDrop:
 
 
 class Device:
-    """What answers the batches."""
+    """Scripted device that runs the batches."""
 
     def __init__(self, workload: Workload, seed: int, loop: VirtualLoop) -> None:
         self._workload = workload
@@ -165,12 +169,12 @@ class Device:
 
 
 def serve(workload: Workload, policy: PolicyName | Literal["early_drop"], seed: int) -> Served:
-    """Answers a workload.
+    """Serve a workload, and return the outcome.
 
     Args:
         workload: the row.
         policy: ``"lookahead"``, ``"greedy"`` or ``"early_drop"``.
-        seed: of the trace and the noise.
+        seed: seed of the trace and the noise.
     """
     trace = workload.trace(seed)
     n = len(trace)
@@ -227,7 +231,7 @@ def serve(workload: Workload, policy: PolicyName | Literal["early_drop"], seed: 
 
 
 def share(workload: Workload, served: Sequence[Served], priority: int | None = None) -> float:
-    """The share on time of the requests that count, of one priority or of all."""
+    """Return the share on time of the requests that count, of one priority or of all."""
     good = total = 0
     for one in served:
         mask = np.ones(len(one.trace), np.bool_) if workload.measured is None else workload.measured(one.trace)
@@ -251,7 +255,7 @@ def _recorded(name: str) -> Floats | None:
 
 
 def rows(n: int = 4000) -> list[Workload]:
-    """Every workload; ``n`` requests each."""
+    """Return all workloads; most of them have ``n`` requests."""
     made: list[Workload] = []
 
     def add(name: str, family: str, service: Service, cap: int, slo_s: float, load: float, **more: Any) -> None:
@@ -480,7 +484,7 @@ def rows(n: int = 4000) -> list[Workload]:
                 add(name, "filled up", service, cap, slo_s, load, noise=noise)
 
     def spread(kind: str, slo_s: float) -> Callable[[Floats, int], Floats]:
-        """Time limits of a kind around one."""
+        """Return a function that draws seconds from arrival to deadline, in one of three ways around an SLO."""
 
         def limits(trace: Floats, seed: int) -> Floats:
             rng = np.random.default_rng(seed + 3)

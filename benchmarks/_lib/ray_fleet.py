@@ -1,8 +1,8 @@
-"""A fleet of replicas behind routers, in virtual time: the router's own ranking, thousands of replicas, one process.
+"""Simulation of a fleet of replicas and routers: thousands of replicas in one process, with the router's own ranking.
 
-A replica is a batch server: a batch of ``n`` takes ``slowness × (setup_s + n × row_s)``, with noise; the queue is in
-order of deadlines, and a request that cannot be on time is dropped at its turn. Each router knows its own requests at
-once, and the report of each replica after a delay.
+A replica is a batch server: a batch of ``n`` takes ``slowness × (setup_s + n × row_s)``, with noise. The queue is in
+order of deadlines, and a replica drops a request that cannot be on time when its turn comes. Each router knows its own
+requests at once, and gets the report of each replica after a delay.
 """
 
 import heapq
@@ -20,16 +20,16 @@ Choice = Literal["headroom", "queue length", "random"]
 
 @attrs.frozen(kw_only=True)
 class Fleet:
-    """What is simulated.
+    """Settings of a simulation.
 
     Attributes:
-        slowness: of each replica; 1.0 is the base speed.
-        load: offered requests over what all replicas together can do in full batches.
-        routers: how many there are; each gets an equal share of the requests.
-        slo_s: deadlines after the arrival, drawn evenly from these.
-        seconds: of the arrivals.
-        report_every_s: between two reports of a replica.
-        report_age_s: how old a report is when a router gets it.
+        slowness: slowness of each replica; 1.0 is the base speed.
+        load: offered requests over the capacity of all replicas in full batches.
+        routers: number of routers; each gets an equal share of the requests.
+        slo_s: seconds from arrival to deadline; each request draws one of these.
+        seconds: duration of the arrivals.
+        report_every_s: seconds between two reports of a replica.
+        report_age_s: age of a report when a router gets it.
         killed: replicas that die at half time; requests in flight there are lost.
     """
 
@@ -71,7 +71,7 @@ class _Replica:
 
 @attrs.frozen
 class Result:
-    """Attributes: shares of all requests, and the 99th percentile of the latency in seconds."""
+    """Shares of all requests, and the 99th percentile of the latency in seconds."""
 
     on_time: float
     lost: float
@@ -96,7 +96,7 @@ class _Router:
 
 
 def simulate(fleet: Fleet, choice: Choice, seed: int = 0) -> Result:
-    """Run one fleet with one way to choose."""
+    """Simulate a fleet whose routers choose replicas in one way."""
     rng = random.Random(seed)
     replicas = [_Replica(number, slow) for number, slow in enumerate(fleet.slowness)]
     routers = [_Router(fleet, choice, seed * 1000 + number) for number in range(fleet.routers)]
@@ -150,7 +150,7 @@ def simulate(fleet: Fleet, choice: Choice, seed: int = 0) -> Result:
         heapq.heappush(replica.queue, (now + left, next(order), now, router))
         if not replica.running:
             start(replica, now)
-        # the reply to the request says how many the replica has
+        # with its reply to a request, a replica reports its requests in flight
         routers[router].ranking.observe(number, replica.in_flight)
 
     def arrivals(now: float) -> None:
@@ -160,7 +160,7 @@ def simulate(fleet: Fleet, choice: Choice, seed: int = 0) -> Result:
             at(following, arrivals)
 
     def report(now: float) -> None:
-        """The controller asks all replicas, and routers hear the answers of those that live, later."""
+        """Collect the reports of the living replicas, as the controller does; routers get them later."""
         for replica in replicas:
             if replica.alive:
                 service_s = replica.service_s or replica.slow * (fleet.setup_s + fleet.row_s)

@@ -32,7 +32,7 @@ QUALITY = {model.name: model.quality for model in THREE}
 
 
 class Device:
-    """Takes one batch at a time; ``slowness`` multiplies what it takes."""
+    """Device that runs one batch at a time; ``slowness`` multiplies the duration of a batch."""
 
     def __init__(self) -> None:
         self.free = asyncio.Lock()
@@ -40,7 +40,7 @@ class Device:
 
 
 class OnDevice:
-    """A model's backend."""
+    """Backend of a model on a device."""
 
     def __init__(self, device: Device, model: Model) -> None:
         self.device = device
@@ -54,7 +54,7 @@ class OnDevice:
 
 
 class Mix:
-    """Sends each request to a route by chance, with fixed probabilities: what the router is compared with."""
+    """Baseline of the router: sends each request to a random route, with fixed probabilities."""
 
     enforces_deadline = True
 
@@ -82,7 +82,7 @@ class Mix:
 
 
 class Answer(NamedTuple):
-    """How one request ended: ``route`` is empty where no route responded."""
+    """Outcome of one request; ``route`` is empty if no route responded."""
 
     arrived_s: float
     on_time: bool
@@ -99,7 +99,7 @@ def play(
     slowness: Callable[[float], float] | None = None,
     seed: int = 1,
 ) -> list[Answer]:
-    """Poisson requests at a rate that may change, to a router or to a fixed mix, and how each ended."""
+    """Send Poisson requests, at a rate that can change, to a router or to a fixed mix, and return their outcomes."""
 
     async def main(loop: VirtualLoop) -> list[Answer]:
         shared = Device()
@@ -144,7 +144,7 @@ def play(
 
 
 class Score(NamedTuple):
-    """Of the requests that arrived in an interval."""
+    """Figures of the requests that arrived in an interval."""
 
     goodput: float
     on_time: float
@@ -154,7 +154,7 @@ class Score(NamedTuple):
 
 
 def score(answers: list[Answer], from_s: float, to_s: float) -> Score:
-    """What became of the requests of an interval."""
+    """Return the figures of the requests that arrived from ``from_s`` to ``to_s``."""
     asked = [answer for answer in answers if from_s <= answer.arrived_s < to_s]
     answered = [answer for answer in asked if answer.route]
     good = [answer for answer in asked if answer.on_time]

@@ -1,7 +1,7 @@
 """Recorded round-trip times, or synthetic ones if there is no recording.
 
 ``STREAMINFER_RTT`` names the folder of the recordings; the default is ``../shared/rtt`` beside the checkout. Without
-either, `synthetic` generates pairs with changing times and a car that loses its network.
+either, `synthetic` generates pairs with changing times, and `synthetic_car` a car that loses its network.
 """
 
 import os
@@ -24,14 +24,14 @@ class Run(NamedTuple):
 
 
 def folder() -> Path | None:
-    """The folder of the recordings, if there is one."""
+    """Return the folder of the recordings, if there is one."""
     given = os.environ.get("STREAMINFER_RTT")
     path = Path(given) if given else Path(__file__).parents[3] / "shared" / "rtt"
     return path if (path / "seattle_first_half.npz").exists() else None
 
 
 def seattle() -> tuple[str, Floats]:
-    """Round-trip times of personal devices, seconds, shape (slices, from, to), and where they come from."""
+    """Return the source, and the round-trip times of personal devices in seconds, shape (slices, from, to)."""
     where = folder()
     if where is None:
         return "synthetic (no STREAMINFER_RTT)", synthetic()
@@ -40,7 +40,7 @@ def seattle() -> tuple[str, Floats]:
 
 
 def planetlab() -> Floats:
-    """Round-trip times of university hosts, seconds, shape (slices, from, to)."""
+    """Return round-trip times of university hosts in seconds, shape (slices, from, to)."""
     where = folder()
     assert where is not None, "PlanetLab needs the recordings: set STREAMINFER_RTT"
     pairs = np.load(where / "planetlab_first_half.npz")["rtt_ms"] / 1e3
@@ -50,7 +50,7 @@ def planetlab() -> Floats:
 
 
 def car() -> dict[str, list[Run]]:
-    """The runs of a car over 5G by network and scenario, and by how often it sent where that was unusual."""
+    """Return the runs of a car over 5G, by network, by scenario and, if it is unusual, by sending rate."""
     where = folder()
     if where is None:
         return synthetic_car()
@@ -68,7 +68,7 @@ def car() -> dict[str, list[Run]]:
 
 
 def synthetic(slices: int = 344, devices: int = 60, seed: int = 0) -> Floats:
-    """Devices in a plane whose hosts and routes become slow for a while."""
+    """Return the round-trip times of devices in a plane, whose hosts and routes become slow for a while."""
     rng = np.random.default_rng(seed)
     places = rng.uniform(0, 0.2, (devices, 2))
     base = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1)) + 0.01
@@ -80,7 +80,7 @@ def synthetic(slices: int = 344, devices: int = 60, seed: int = 0) -> Floats:
 
 
 def synthetic_car(seed: int = 0) -> dict[str, list[Run]]:
-    """Calm runs, and runs whose outages differ so much that nothing can be promised."""
+    """Return calm runs, and runs whose outages differ so much that no latency can be promised."""
     rng = np.random.default_rng(seed)
     groups: dict[str, list[Run]] = {"5g-calm": [], "5g-outages": []}
     for name, runs in groups.items():
@@ -96,7 +96,7 @@ def synthetic_car(seed: int = 0) -> dict[str, list[Run]]:
 
 
 def _wander(rng: np.random.Generator, shape: Sequence[int], scale: float) -> Floats:
-    """A slow walk for each host or route that returns to 0."""
+    """Return a slow random walk for each host or route; the walks tend to 0."""
     steps = rng.normal(0, scale * np.sqrt(1 - 0.97**2), shape)
     walk: Floats = np.empty(shape)
     walk[0] = rng.normal(0, scale, shape[1:])

@@ -20,7 +20,7 @@ __all__ = ["Churned", "churn", "resources"]
 
 
 async def unreliable(chance: random.Random) -> AsyncIterator[Frame]:
-    """A source that stalls, jumps in time, repeats instants, changes its resolution, raises, or ends in the middle."""
+    """Yield frames of a source that stalls, jumps in time, repeats instants, changes its resolution, raises or ends."""
     shape, offset_ns, captured_ns = (64, 64), 0, 0
     for _ in range(chance.choice([0, 3, 20, 60])):
         await asyncio.sleep(chance.choice([0.0, 0.05, 0.1, 0.3]))
@@ -53,7 +53,7 @@ async def viewer(session: StreamSession, chance: random.Random, end_s: float) ->
 
 
 def resources() -> dict[str, int]:
-    """Threads, descriptors and memory of this process."""
+    """Return the threads, descriptors and memory of this process."""
     gc.collect()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for many threads is no leak
@@ -66,13 +66,13 @@ def resources() -> dict[str, int]:
 
 
 class Churned(NamedTuple):
-    """What became of the streams of a churn.
+    """Counts of a churn.
 
     Attributes:
-        streams: that ended.
-        frames: that sessions received.
+        streams: streams that ended.
+        frames: frames that sessions received.
         uncounted: frames that were not counted exactly once.
-        tasks: of sessions, left when all were closed.
+        tasks: tasks of sessions that remained after all sessions were closed.
     """
 
     streams: int

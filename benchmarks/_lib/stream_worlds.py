@@ -19,7 +19,7 @@ BATCH = 16
 
 
 class Timed:
-    """A backend, and how long its batches took."""
+    """Backend that records the seconds and sizes of the batches of another."""
 
     def __init__(self, inner: Any, clock: Callable[[], int]) -> None:
         self.inner, self.clock = inner, clock
@@ -43,16 +43,16 @@ class Timed:
 
 
 class World(NamedTuple):
-    """A model and its time.
+    """Model with its clock and event loop.
 
     Attributes:
-        name: for the tables, and in the cases of figures.
-        frame: what a request brings.
-        batch: the most rows of a batch.
+        name: name in the tables and in the cases of figures.
+        frame: inputs of a request.
+        batch: the most rows in a batch.
         batch_s: seconds of a full batch.
-        make: the backend.
-        runs: runs a coroutine function with a clock, on a loop of that time.
-        seconds: how long a scenario lasts.
+        make: makes the backend.
+        runs: runs a coroutine function, which gets the clock, on a loop with that clock.
+        seconds: duration of a scenario.
     """
 
     name: str
@@ -70,12 +70,12 @@ class World(NamedTuple):
 
 
 def full_s(size: int) -> float:
-    """Seconds of a batch, 20 ms for a full one, most of it whatever its size."""
+    """Return the seconds of a batch: 20 ms for a full one, of which 16 ms do not depend on the size."""
     return 0.020 * (0.8 + 0.2 * size / BATCH)
 
 
 def virtual(seconds: float, batch: int = BATCH) -> World:
-    """Virtual time, with a scripted model."""
+    """Return a world of virtual time, with a scripted model."""
     return World(
         f"virtual time, {batch} rows per batch" if batch > 1 else "virtual time, one row per batch",
         1.0,
@@ -88,7 +88,7 @@ def virtual(seconds: float, batch: int = BATCH) -> World:
 
 
 def sleeping(seconds: float) -> World:
-    """Real time, with a model that computes elsewhere: what a device or a server is to the event loop."""
+    """Return a world of real time, with a model that sleeps: the event loop sees a device or a server like that."""
 
     def answer(x: Any) -> Any:
         time.sleep(full_s(len(x)))
@@ -106,7 +106,7 @@ def sleeping(seconds: float) -> World:
 
 
 def real(seconds: float) -> World:
-    """Real time, with BlazeFace, whose capacity is measured first."""
+    """Return a world of real time, with BlazeFace, whose capacity is measured first."""
     frame = np.random.default_rng(0).random((192, 192, 3), np.float32)
     batch = 1  # on a CPU a batch of this model costs more than its frames one by one
 
@@ -118,7 +118,7 @@ def real(seconds: float) -> World:
         async with si.Stack(si.AdaptiveBatcher(max_batch_size=batch), timed) as service:
             await service.map([frame] * 200 * batch, concurrency=2 * batch)
         full = [one for one, size in zip(timed.seconds, timed.sizes, strict=True) if size == batch]
-        return float(np.quantile(full, 0.25))  # what it can do: other processes of the machine only add to that
+        return float(np.quantile(full, 0.25))  # a low quantile, because other processes only add time
 
     def on_loop(main: Callable[[Callable[[], int]], Any]) -> Any:
         return asyncio.run(main(time.monotonic_ns))

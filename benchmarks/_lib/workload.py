@@ -1,11 +1,11 @@
 """Workload of the batching benchmarks on a virtual clock: device, arrivals, rows and driver.
 
-Our batcher and the peers' share it: the peers' environment imports this module too, and streaminfer from the source
+Our batcher and the peers' share this module: the peers' environment imports it too, and streaminfer from the source
 tree.
 
-The device is a simulated accelerator of 4 + 0.25·n ms, at most 64 a batch, one batch at a time: capacity 3,200/s.
-Callers are an open loop: each request is sent at its instant, independently of the others, and is on time if its
-response is there at its deadline.
+The device is a simulated accelerator of 4 + 0.25·n ms, at most 64 rows per batch, one batch at a time: capacity
+3,200/s. Callers are an open loop: each request is sent at its instant, independently of the others, and is on time if
+its response comes by its deadline.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ BATCH = 64
 CAPACITY = 3200.0
 SLOS = (0.025, 0.050, 0.100)
 BURSTS_SEED = 25
-"""Of the seeds below 130, on it the minimal greedy batcher comes nearest to .48 / .62 / .78 on time."""
+"""Seed, of those below 130, with which the minimal greedy batcher comes nearest to .48 / .62 / .78 on time."""
 WARM_UP = 30
-"""Rounds of eight requests before the trace, for those that learn or start up slowly."""
+"""Rounds of eight requests before the trace, for batchers that learn or start slowly."""
 
 Floats = NDArray[np.float64]
 Device = Callable[[int, float], float]
-"""Seconds that a batch takes: of its size, and of the instant at which it starts, in seconds after the trace began."""
+"""Returns the seconds of a batch, given its size and its start in seconds after the trace began."""
 Infer = Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
 Ask = Callable[[int, int, int], Awaitable[Any]]
-"""Sends one request: its number, deadline in nanoseconds and priority; gives back what the batch function said."""
+"""Sends one request, given its number, deadline in nanoseconds and priority; returns the batch function's result."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Contestant:
     Attributes:
         start: makes the batcher on a running loop, around a batch function.
         settings: its settings, in words.
-        ``rejections``: exceptions that it raises for rejected requests; any other exception fails the benchmark.
-        cancels: its callers stop waiting at the deadline; otherwise they wait for late responses too.
-        warm_up: it gets some rounds of requests before the measurement.
-        patches: replaces the clocks that it reads while the virtual loop runs.
+        rejections: exceptions that it raises for rejected requests; any other exception fails the benchmark.
+        cancels: whether its callers stop waiting at the deadline; otherwise they wait for late responses too.
+        warm_up: whether it gets some rounds of requests before the measurement.
+        patches: replaces the clocks that the batcher reads while the virtual loop runs.
     """
 
     start: Callable[[VirtualLoop, Infer], Ask]
@@ -62,7 +62,7 @@ def accelerator(size: int, _now_s: float) -> float:
 
 
 def browning_out(size: int, now_s: float) -> float:
-    """Twice slower for six seconds."""
+    """Return the seconds of a batch on an accelerator that is half as fast for six seconds."""
     return accelerator(size, now_s) * (2 if 4 <= now_s < 10 else 1)
 
 
@@ -74,14 +74,14 @@ def on_time(
     device: Device = accelerator,
     priorities: NDArray[np.int64] | None = None,
 ) -> NDArray[np.bool_]:
-    """Which requests are answered on time.
+    """Return, for each request, whether its response came by its deadline.
 
     Args:
         contestant: the batcher.
         trace: arrivals, seconds, ascending.
-        limits: each request's time limit, seconds; or that of all.
-        device: what a batch takes.
-        priorities: each request's, lower is more urgent; ``None``: all equal.
+        limits: seconds from arrival to deadline, one for each request or one for all.
+        device: returns the seconds of a batch.
+        priorities: each request's priority, lower is more urgent; ``None``: all are equal.
     """
     answered = np.zeros(len(trace), np.bool_)
     all_limits = np.broadcast_to(limits, trace.shape)
@@ -130,8 +130,8 @@ def on_time(
             task.add_done_callback(done)
             if contestant.cancels:
                 loop.call_at(at + limit, task.cancel)
-        await asyncio.sleep(float(all_limits.max()) + 1e-6)  # an answer after this is late
-        loop.set_exception_handler(lambda _loop, _context: None)  # what now breaks was cancelled by the end
+        await asyncio.sleep(float(all_limits.max()) + 1e-6)  # a response after this is late
+        loop.set_exception_handler(lambda _loop, _context: None)  # the end cancels tasks, which may raise
         if failures:
             raise failures[0]
 
@@ -140,11 +140,11 @@ def on_time(
 
 
 Measure = Callable[[Sequence[Contestant]], tuple[tuple[float, ...], Contestant]]
-"""The best figures that any of the contestants reaches, and whose they are: one batcher under several settings."""
+"""Returns the best figures of any contestant, and that contestant; all are one batcher under several settings."""
 
 
 def best_share(figures: Callable[[Contestant], tuple[float, ...]]) -> Measure:
-    """Of shares, the first of which counts."""
+    """Return a measure of shares; the contestant with the best first share wins."""
 
     def measure(contestants: Sequence[Contestant]) -> tuple[tuple[float, ...], Contestant]:
         return max(((figures(one), one) for one in contestants), key=lambda found: found[0][0])
@@ -153,7 +153,10 @@ def best_share(figures: Callable[[Contestant], tuple[float, ...]]) -> Measure:
 
 
 def largest_rate(share: Callable[[float], float], capacity: float, at_least: float = 5.0) -> float:
-    """The largest rate with 99 % on time, by bisection; nine steps from nothing to 1.3 times the capacity."""
+    """Return the largest rate with 99 % on time, by bisection in nine steps from 5/s to 1.3 times the capacity.
+
+    If ``at_least`` is above 5/s, it is the result unless the rate one step (a 512th of the range) higher has 99 %, too.
+    """
     low, high = at_least, 1.3 * capacity
     step = (high - 5.0) / 2**9
     if low > 5.0:
@@ -170,7 +173,10 @@ def largest_rate(share: Callable[[float], float], capacity: float, at_least: flo
 
 
 def best_goodput(slo_s: float) -> Measure:
-    """Of goodput, as a share of capacity: the second of several settings must beat the first to be measured in full."""
+    """Return a measure of goodput, as a share of capacity.
+
+    Only settings that beat the best ones before them are measured in full.
+    """
 
     def measure(contestants: Sequence[Contestant]) -> tuple[tuple[float, ...], Contestant]:
         rate, best = 5.0, contestants[0]
@@ -192,8 +198,8 @@ class Row:
     """One line of the tables.
 
     Attributes:
-        name: what is measured.
-        cells: the figures that stand beside each other, each with its best settings.
+        name: description of the measurement.
+        cells: measures of the figures in the line, each of which finds its own best settings.
     """
 
     name: str
@@ -242,7 +248,7 @@ ROWS = (
 
 
 def measure_row(row: Row, contestants: Sequence[Contestant]) -> tuple[list[float], str]:
-    """A row's values for one batcher under its settings, and which settings these were."""
+    """Return a row's values for one batcher, each under its best settings, and these settings in words."""
     found = [measure(contestants) for measure in row.cells]
     values = [value for cell, _ in found for value in cell]
     settings = [best.settings for _, best in found]
@@ -250,5 +256,5 @@ def measure_row(row: Row, contestants: Sequence[Contestant]) -> tuple[list[float
 
 
 def as_text(values: Sequence[float]) -> str:
-    """Values of a row beside each other."""
+    """Return the values of a row as text."""
     return " / ".join(f"{value:.3f}" for value in values)
