@@ -3,16 +3,17 @@
 Each maker returns ``(call, stop)``: an async callable of one item, and a function that stops the batcher. The batchers
 differ as follows:
 
-* *BentoML's CorkDispatcher* has a latency setting and cancels items that it expects to be later; it polls once per
-  millisecond while items are queued. It ignores a caller's cancellation and runs the item: callers do not cancel.
+* *BentoML's CorkDispatcher* has a latency setting and cancels items that it expects to exceed it; it polls once per
+  millisecond while items are queued. It ignores a caller's cancellation and runs the item, so its callers do not
+  cancel here.
 * *async-batcher* rejects items when its queue is full, if a size is set. One cancelled request leaves its whole batch
-  without a response: callers must not cancel.
+  without a response, so its callers must not cancel.
 * *batched.aio* leaves out cancelled items at their turn; it polls at its timeout while idle.
-* *Ray's serve.batch* forms batches without checking whether one runs, and leaves out cancelled items when it runs. It
-  reads its settings from its replica: here the replica is a stand-in, so no cluster is needed.
+* *Ray's serve.batch* forms batches without checking whether one runs, and leaves out cancelled items when a batch runs.
+  It reads its settings from its replica: here the replica is a stand-in, so no cluster is needed.
 * *smartbatch* waits up to its time for further items, forms no batch while one runs, rejects items that it expects to
   wait longer than one and a half times its targets, and bypasses a full queue after a second. It uses the wall clock.
-  It does not check whether callers have left before a batch runs: callers do not cancel.
+  It does not leave out cancelled items when a batch runs, so its callers do not cancel here.
 
 None of them takes a priority or a deadline per request. None uses a thread when the batch function is async.
 """
@@ -81,10 +82,10 @@ def smartbatch(infer, **settings):
 
     from smartbatch import decorator
 
-    logging.getLogger().setLevel(logging.WARNING)  # importing it shows all that is logged
-    logging.getLogger("smartbatch").setLevel(logging.CRITICAL)  # it warns of each request that finds the queue full
+    logging.getLogger().setLevel(logging.WARNING)  # importing smartbatch shows all that is logged
+    logging.getLogger("smartbatch").setLevel(logging.CRITICAL)  # it warns of each full queue
 
-    async def run(items):  # it looks at the signature of what it is given
+    async def run(items):  # smartbatch reads the signature of its function
         return await infer(items)
 
     batcher = decorator.Batcher(run, **settings)
@@ -104,9 +105,9 @@ def _pretend_replica():
 
 @contextmanager
 def virtual_clocks(loop):
-    """The clocks of the module `time`, which peers read, show the loop's time; a reading takes a nanosecond.
+    """Replace the clocks of the module `time`, which peers read, by the loop's time; a reading takes a nanosecond.
 
-    Ray asks again and again until the time has come, which on a clock that stands still it never does.
+    Ray polls the clock until an instant, which a clock that stands still would never reach.
     """
 
     def read():
@@ -120,7 +121,7 @@ def virtual_clocks(loop):
 
 
 def contestant(make, *, cancels=False, **settings):
-    """A peer under settings, to be measured on a virtual clock; warmed up, so that none pays for its start."""
+    """Return a peer with settings, for a virtual clock; it is warmed up, so that its start is not measured."""
 
     def start(_loop, infer):
         call, _ = make(infer, **settings)
@@ -140,7 +141,7 @@ def contestant(make, *, cancels=False, **settings):
 
 
 def rejections(make):
-    """What it raises for requests that it will not serve."""
+    """Return the exceptions that a peer raises for requests that it rejects."""
     if make is async_batcher:
         from async_batcher.exceptions import QueueFullException
 
@@ -153,14 +154,14 @@ def rejections(make):
 
 
 def grid(make, *, cancels=False, **choices):
-    """A contestant for each combination of settings."""
+    """Return a contestant for each combination of settings."""
     return [
         contestant(make, cancels=cancels, **dict(zip(choices, values, strict=True)))
         for values in itertools.product(*choices.values())
     ]
 
 
-# a device that takes 64 a batch: larger defaults (100; no limit) cannot stay
+# the device takes at most 64 rows per batch, so larger defaults (100; no limit) are replaced
 DEFAULTS = {
     "minimal greedy": lambda: contestant(minimal),
     "BentoML CorkDispatcher": lambda: contestant(bentoml_cork, max_batch_size=BATCH),
@@ -192,7 +193,7 @@ TUNED = {
     ),
 }
 
-# for SLO 50 ms in real time, near the best on the virtual clock
+# settings for SLO 50 ms in real time, near the best ones on the virtual clock
 REAL_TIME = {
     "BentoML CorkDispatcher": (bentoml_cork, {"max_batch_size": BATCH, "max_latency_ms": 75}),
     "async-batcher": (async_batcher, {"max_batch_size": BATCH, "max_queue_time": 0.0, "max_queue_size": BATCH}),

@@ -1,7 +1,7 @@
 """Cost of the peers' circuit breakers per call, measured like ours in benchmarks/run.py breaker; see run.py.
 
-Each has its default settings, except for the thresholds and times of the half-open figure. interlock has its slow-call
-clock on; the others have none.
+Each breaker has its default settings, except for the thresholds and times of the half-open figure. interlock measures
+slow calls; the others cannot.
 """
 
 import contextlib

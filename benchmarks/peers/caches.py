@@ -1,6 +1,6 @@
 """Construction and use of each cache, ours and the peers', for benchmarks/run.py cache.
 
-Each cache has a time to live if it supports one: a time per entry is passed with every entry, as its users do.
+Each cache has a time to live if it supports one; a time per entry is passed with every entry, as users would do.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ class Contender(NamedTuple):
 
 
 def by_item(cache: Any, get: Callable[[Any], Any] | None = None) -> Contender:
-    """What is used like a mapping."""
+    """Return a contender whose cache is used like a mapping."""
 
     def store(keys: Iterable[Any], value: Any) -> None:
         for key in keys:
@@ -32,7 +32,7 @@ def by_item(cache: Any, get: Callable[[Any], Any] | None = None) -> Contender:
 
 
 def by_call(cache: Any, put: Callable[[Any, Any], Any]) -> Contender:
-    """What is filled by a method."""
+    """Return a contender whose cache is filled by a method."""
 
     def store(keys: Iterable[Any], value: Any) -> None:
         for key in keys:
@@ -70,7 +70,7 @@ def cachebox_entry_ttl(maxsize: int | None, ttl_s: float = TTL_S) -> Contender:
     return Contender(cache, cache.get, store)
 
 
-def lru_dict(maxsize: int | None, ttl_s: float = TTL_S) -> Contender:  # noqa: ARG001 - it has no time to live
+def lru_dict(maxsize: int | None, ttl_s: float = TTL_S) -> Contender:  # noqa: ARG001 - LRU has no time to live
     from lru import LRU
 
     return by_item(LRU(maxsize or 2**30))
@@ -92,7 +92,7 @@ def cachetools_ttl(maxsize: int | None, ttl_s: float = TTL_S) -> Contender:
 def theine(maxsize: int | None, ttl_s: float = TTL_S) -> Contender:
     from theine import Cache
 
-    cache = Cache(maxsize or 2**20)  # it makes room for all at once
+    cache = Cache(maxsize or 2**20)  # theine allocates memory for its whole size at once
     life = timedelta(seconds=ttl_s)
     return by_call(cache, lambda key, value: cache.set(key, value, life))
 

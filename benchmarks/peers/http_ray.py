@@ -17,7 +17,7 @@ class NoOp:
 
 
 if __name__ == "__main__":
-    # its files are in the folder of this server, which is removed
+    # Ray writes its files into this server's folder, which is removed at the end
     ray.init("local", num_cpus=4, object_store_memory=STORE_BYTES, include_dashboard=False, _temp_dir=str(Path.cwd()))
     serve.start(http_options={"port": int(sys.argv[1])})
     serve.run(serve.deployment(NoOp, max_ongoing_requests=1024).bind(), route_prefix="/")

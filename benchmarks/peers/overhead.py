@@ -1,6 +1,6 @@
 """CPU per request through the peers' batchers over the same minimal batcher, in one process; run by benchmarks/run.py.
 
-Each peer has the settings with which a no-op batch function never waits, with up to 64 items per batch.
+Each peer has settings with which a no-op batch function never waits, and up to 64 items per batch.
 """
 
 import asyncio

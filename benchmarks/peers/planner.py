@@ -14,7 +14,7 @@ from batchers import DEFAULTS, TUNED
 
 
 def measure(number, name, tuned):
-    logging.disable()  # BentoML warns of every latency that is short
+    logging.disable()  # BentoML warns of every short latency
     return measure_row(ROWS[number], TUNED[name]() if tuned else [DEFAULTS[name]()])
 
 

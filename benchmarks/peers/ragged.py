@@ -36,7 +36,7 @@ WARM_UP_S = 2.0
 
 
 def words(count, seed):
-    """Letters at random, of lengths that are uniform, each with an end."""
+    """Return words of random letters, of uniformly distributed lengths, each with an end mark."""
     random = np.random.default_rng(seed)
     return [
         np.append(random.integers(3, LETTERS, length - 1), 2).astype(np.int64)
@@ -45,7 +45,7 @@ def words(count, seed):
 
 
 async def open_loop(call, inputs, trace):
-    """Return the share on time; a rejected request, or one without a response when patience ends, is not on time."""
+    """Return the share on time; a rejected request, or one without a response at the end of the run, is not on time."""
     on_time = 0
     clock = time.monotonic
     origin = clock() + 0.02
@@ -79,7 +79,7 @@ async def open_loop(call, inputs, trace):
 
 
 async def closed_loop(call, inputs, callers, seconds):
-    """Answers a second."""
+    """Return responses per second."""
     answered = 0
     ends = time.monotonic() + seconds
 
@@ -132,7 +132,7 @@ async def main():
     calls |= {f"razors-edge, {name}": partial(razors_edge, task) for name, task in TASKS.items()}
     throughput = {name: [] for name in calls}
     found = {name: {load: [] for load in LOADS} for name in calls}
-    for call in calls.values():  # what is compiled or learned at the first use
+    for call in calls.values():  # some ways compile or learn at first use
         await closed_loop(call, inputs, 2 * MAX_BATCH_SIZE, WARM_UP_S)
     for number in range(options.rounds):
         names = [*list(calls)[number % len(calls) :], *list(calls)[: number % len(calls)]]

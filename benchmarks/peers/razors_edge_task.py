@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from razors_edge.razors_edge_compute_task import RazorsEdgeComputeTask
 
-logging.disable(logging.WARNING)  # it tells each step of its start
-warnings.filterwarnings("ignore", module="razors_edge")  # and that its splines are rough
+logging.disable(logging.WARNING)  # the package logs each step of its start
+warnings.filterwarnings("ignore", module="razors_edge")  # and warns of rough splines
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "assets" / "g2p_en.onnx"
 LONGEST = 32
@@ -20,7 +20,7 @@ MAX_BATCH_SIZE = 32
 
 
 def pad(rows):
-    """Rows of letters as one array, padded to the longest, with a mask."""
+    """Return rows of letters as one array, padded to the longest, with a mask."""
     letters = np.zeros((len(rows), max(map(len, rows))), np.int64)
     mask = np.zeros_like(letters)
     for number, row in enumerate(rows):
@@ -45,7 +45,7 @@ class Minmax(RazorsEdgeComputeTask):
     is_gpu = False
     latency_strategy = "MINMAX"
 
-    def load_model(self, model_pool):  # noqa: ARG002 - the package calls it so
+    def load_model(self, model_pool):  # noqa: ARG002 - the package's signature
         model = session()
         return lambda **inputs: model.run(None, inputs)
 

@@ -19,7 +19,7 @@ DRIVEN = 300
 
 @asynccontextmanager
 async def pipecat(make_analyzer):
-    """Pipecat's transport awaits `analyze_audio` for each frame of its one speaker."""
+    """Play streams as Pipecat's transport does, which awaits `analyze_audio` for each frame of its one speaker."""
     from loguru import logger
 
     logger.disable("pipecat")
@@ -41,7 +41,7 @@ async def pipecat(make_analyzer):
 
 @asynccontextmanager
 async def livekit(vad):
-    """LiveKit's speech recognition pushes frames into a stream and reads its events."""
+    """Play streams as LiveKit's speech recognition does, which pushes frames into a stream and reads its events."""
     from livekit import rtc
 
     async def play(source, answered):
@@ -72,7 +72,7 @@ async def livekit(vad):
 
 @asynccontextmanager
 async def session(max_batch_size=32):
-    """Our session over the shared detector, no framework."""
+    """Play streams through our session over the shared detector, without a framework."""
     from shared_detector import make_detector
 
     from streaminfer.streams import Frame, StreamSession
@@ -97,7 +97,7 @@ async def session(max_batch_size=32):
 
 @asynccontextmanager
 async def driver():
-    """What `session` costs without the session: each chunk as a frame, and a result that is there already."""
+    """Play streams as `session` does, but without the session: each chunk becomes a frame, its result is a constant."""
     from streaminfer.streams import Frame
 
     silence = np.zeros(1, np.float32)
@@ -176,14 +176,14 @@ def segments_of(probabilities):
 
 
 def changes(states):
-    """Where a list changes: (index, value)."""
+    """Return the changes of value in a list, as pairs of index and new value."""
     return [
         (n, state) for n, (before, state) in enumerate(zip([None, *states], states, strict=False)) if before != state
     ]
 
 
 async def replay(play):
-    """The segments of the whole recording and two seconds of silence, as fast as it goes."""
+    """Play the whole recording and two seconds of silence as fast as possible; return the segments of speech."""
 
     async def source():
         pcm = load_pcm()
@@ -207,7 +207,7 @@ async def main():
     async with WAYS[options.way]() as play:
         found["segments"] = await replay(play)
         if options.seconds:
-            if options.way == "driver":  # for as many streams as some other way serves
+            if options.way == "driver":  # at a number of streams that another way serves
                 streams, load = DRIVEN, await serve_streams(play, DRIVEN, options.seconds)
             else:
                 streams, load = await find_capacity(play, options.seconds)
