@@ -142,7 +142,7 @@ def main() -> int:
     print(" | ".join(COLUMNS), flush=True)
     reports, left, crashed = [], Counter[str](), []
     with TritonServer(["mlp"]) as server:
-        hold(names[0], server, Plan(), asked.protocol, asked.shared_memory)  # what is loaded once is no leak
+        hold(names[0], server, Plan(), asked.protocol, asked.shared_memory)  # not counted: what loads once is no leak
         for name in names:
             report, before, after = hold(name, server, plan, asked.protocol, asked.shared_memory)
             found = left_over(report, before, after)
