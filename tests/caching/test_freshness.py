@@ -393,36 +393,41 @@ def test_windows_within_the_policy(name, windows):
 
 @pytest.mark.parametrize("why", ["degraded", "no_store"])
 def test_a_refresh_that_is_not_stored_pauses(why):
-    """While responses may not be stored, a stale response is refreshed once a second, until one may be stored again."""
+    """While responses may not be stored, a stale one is served and refreshed once a second, until one is stored."""
 
     async def main(loop):
         cache = si.EdgeCache(ttl_s=10.0, stale_s=100.0, clock=loop.clock)
-        computed = 0
+        computed_s = []
         well = True
 
         class Routes:
             fingerprint = "routes 1"
 
             async def call(self, request):
-                nonlocal computed
-                computed += 1
+                computed_s.append(round(loop.time(), 1))
                 if why == "no_store" and not well:
                     no_store()
-                return si.Response(7, why == "degraded" and not well, "model")
+                return si.Response(len(computed_s), why == "degraded" and not well, "model")
 
         service = cache.wrap(Routes())
-        await service.call(si.Request(1))
+
+        async def seen():
+            response = await service.call(si.Request(1))
+            return response.outputs, response.degraded, response.source
+
+        await seen()
         await asyncio.sleep(20.0)
         well = False
         for _ in range(50):
-            await service.call(si.Request(1))
+            assert await seen() == (1, True, "cache")
             await asyncio.sleep(0.1)
-        assert computed == 1 + 5
+        assert computed_s == [0.0, 20.0, 21.0, 22.0, 23.0, 24.0]
         well = True
         await asyncio.sleep(1.0)
-        await service.call(si.Request(1))
-        await asyncio.sleep(0.1)
-        assert not (await service.call(si.Request(1))).degraded
+        for expected in [(1, True, "cache")] + [(7, False, "cache")] * 20:
+            assert await seen() == expected
+            await asyncio.sleep(0.1)
+        assert computed_s[6:] == [26.0]
 
     run(main)
 

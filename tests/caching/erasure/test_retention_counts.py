@@ -61,8 +61,8 @@ def test_record_has_the_time_of_its_event(tmp_path):
     assert [event.at_ns for event in log.events] == [5_000_000_000]
 
 
-def test_a_log_whose_clock_fails_stops_no_erasure(tmp_path):
-    """An erasure erases the tiers even if the clock of the log fails."""
+def test_a_log_whose_clock_fails_stops_no_erasure(tmp_path, caplog):
+    """An erasure erases memory and tiers even if the clock of the log fails, and each lost record is logged."""
     works = [True]
 
     def wall_clock():
@@ -80,9 +80,15 @@ def test_a_log_whose_clock_fails_stops_no_erasure(tmp_path):
             erasure = await cache.erase_everywhere(tag="face")
             works[0] = True
             assert erasure.complete
-            assert tier.statistics().entries == 0
+            assert (len(cache), tier.statistics().entries) == (0, 0)
+        return log.events
 
-    asyncio.run(main())
+    assert asyncio.run(main()) == ()
+    lost = [(entry.getMessage(), entry.exc_info[1].args) for entry in caplog.records if entry.levelname == "ERROR"]
+    assert lost == [
+        (f"the retention log failed; not recorded: erased in {place}, 1 entries", ("no clock",))
+        for place in ("memory", "disk")
+    ]
 
 
 class Failing:

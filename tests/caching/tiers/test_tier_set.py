@@ -136,11 +136,24 @@ def test_read_budget_leaves_time_to_compute():
     assert (reads.grant_ns(1000), reads.grant_ns(1000) > 0) == (0, True)
 
 
+class OneWriteAtOnce(ScriptedTier):
+    """Tier that fails if a put begins while another one runs."""
+
+    puts = False
+
+    async def put(self, key, entry):
+        assert not self.puts
+        self.puts = True
+        stored = await super().put(key, entry)
+        self.puts = False
+        return stored
+
+
 def test_writes_are_ordered_bounded_and_drained():
-    """Writes to a tier delay no request, are bounded in number, and are drained by a stop."""
+    """Writes to a tier delay no request, run one at a time in their order up to a limit, and are drained by a stop."""
 
     async def main(loop):
-        disk, model = ScriptedTier(loop.clock), Model(0.0)
+        disk, model = OneWriteAtOnce(loop.clock), Model(0.0)
         disk.put_s = 0.5
         cache = cache_of(loop, disk, ttl_s=1000.0)
         service = si.Stack(cache, model, clock=loop.clock)
@@ -155,7 +168,7 @@ def test_writes_are_ordered_bounded_and_drained():
         await service.stop(timeout_s=None)
         seen = cache.tiers.statistics()[0]
         assert (seen.stored, seen.queued) == (257, 0)
-        assert len(disk.held) == 257
+        assert [entry.value for entry in disk.held.values()] == [2.0 * n for n in range(257)]
         assert disk.stopped == 1
 
     run(main)
@@ -540,8 +553,8 @@ def test_failing_tier_logs_reads_and_writes_once(caplog):
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, BaseExceptionGroup("odd", [GeneratorExit()])], ids=repr)
 @pytest.mark.parametrize("operation", ["put", "delete", "erase"])
-def test_cancelled_error_of_tier_does_not_end_writer(operation, error):
-    """A ``CancelledError`` of a tier is a failure like any other, after which the writer makes the next write."""
+def test_cancelled_error_of_tier_does_not_end_writer(operation, error, caplog):
+    """A tier that raises ``CancelledError`` fails one write or erasure, and the writer makes the next write."""
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
@@ -554,12 +567,22 @@ def test_cancelled_error_of_tier_does_not_end_writer(operation, error):
         async with cache_of(loop, tier) as cache:
             setattr(tier, operation, cancelled)
             async with asyncio.timeout(60.0):
-                await cache.put_through("a", 1, subject="anna")
-                await asyncio.gather(*cache.tiers.delete("a"))
-                await cache.erase_everywhere(subject="anna")
-                return await cache.put_through("b", 2, subject="bob"), len(tier.held)
+                made = {
+                    "put": await cache.put_through("a", 1, subject="anna"),
+                    "delete": all(await asyncio.gather(*cache.tiers.delete("a"))),
+                    "erase": (erasure := await cache.erase_everywhere(subject="anna")).complete,
+                    "next": await cache.put_through("b", 2, subject="bob"),
+                }
+                [seen] = cache.tiers.statistics()
+                return made, (seen.stored, seen.rejected, seen.pending), erasure.failed, len(tier.held)
 
-    assert run(main) == (True, 1)
+    made, counts, failed, held = run(main)
+    assert made == {"put": True, "delete": True, "erase": True, "next": True, operation: False}
+    assert counts == ((3, 0, 1) if operation == "erase" else (2, 1, 0))
+    assert held == 1
+    reports = failed.values() if operation == "erase" else [record.message for record in caplog.records]
+    [report] = reports
+    assert "RuntimeError: the tier: " in report
 
 
 def test_stale_response_expires_during_slower_reads():

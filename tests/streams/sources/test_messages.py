@@ -211,13 +211,15 @@ def test_a_picture_has_one_reader(monkeypatch):
 
 
 def test_only_the_newest_picture_waits():
-    """Pictures that a newer one replaces before they are read are dropped and counted."""
-    pictures = [encode(np.full((8, 8, 3), value, np.uint8), "png") for value in (1, 2, 3)]
-    source = video_from_messages(stream(pictures), size=(4, 4))
+    """Pictures that a newer one replaces before they are read are dropped and counted, but not decoded."""
+    corrupt = b"\x89P: counts as corrupt if it is decoded"
+    newest = encode(np.full((8, 8, 3), 3, np.uint8), "png")
+    source = video_from_messages(stream([corrupt, corrupt, newest]), size=(4, 4))
     (frame,) = collect(source)
     assert (frame.inputs == 3).all()
     assert frame.inputs.shape == (4, 4, 3)
-    assert (source.statistics().delivered, source.statistics().dropped) == (1, 2)
+    statistics = source.statistics()
+    assert (statistics.delivered, statistics.dropped, statistics.corrupt) == (1, 2, 0)
 
 
 def test_invalid_pictures_are_counted_and_skipped():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.streams.sources.timestamps import MAX_LAG_NS, Pacer, TimestampRepair
+from streaminfer.streams.sources.timestamps import MAX_LAG_NS, Pacer, Stamp, TimestampRepair
 
 MS = 1_000_000
 BASE = Fraction(1, 1_000)
@@ -132,9 +132,10 @@ def test_restart_continues_the_timeline():
     """A new connection continues the timeline with a discontinuity."""
     repair = TimestampRepair(live=True)
     repair.stamp(5_000, BASE, 0, 0)
+    repair.stamp(5_040, BASE, 0, 40 * MS)
     repair.restart()
-    assert repair.stamp(123, BASE, 0, 3_000 * MS) == (repair._last)
-    assert (repair._last.media_ns, repair._last.captured_ns, repair._last.discontinuity) == (3_000 * MS,) * 2 + (True,)
+    assert repair.stamp(123, BASE, 0, 3_000 * MS) == Stamp(3_000 * MS, 3_000 * MS, True)
+    assert repair.stamp(163, BASE, 0, 3_040 * MS) == Stamp(3_040 * MS, 3_040 * MS, False)
 
 
 def test_stall_counts_as_age_until_forgotten():

@@ -4,9 +4,11 @@ import ast
 import asyncio
 import functools
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import attrs
 import pytest
 
 import streaminfer as si
@@ -297,6 +299,7 @@ def test_session_is_collected_with_its_stack():
             assert value(found, "streaminfer_session_dropped_total", "StreamSession", reason=reason) == count
         assert value(found, "streaminfer_session_result_age_seconds", "StreamSession").total == statistics.delivered
         assert {dict(labels)["service"] for _, labels in found} == {"cameras"}
+        assert found.keys() == alone.keys()
 
 
 def test_failing_part_hides_no_other_metrics(tmp_path, caplog):
@@ -401,14 +404,15 @@ def test_long_windows_have_series_of_their_own():
     assert windows == {None, "1000000", "1000001"}
 
 
-def test_unknown_values_are_left_out():
-    """A value that is unknown is no sample."""
-    hedge = si.Hedge()
+@pytest.mark.parametrize(("delay_s", "samples"), [(None, []), (math.nan, []), (math.inf, [math.inf])], ids=str)
+def test_unknown_values_are_left_out(delay_s, samples):
+    """A value that is ``None`` or NaN is no sample; infinity is one."""
+    statistics = attrs.evolve(si.Hedge().statistics(), delay_s=delay_s)
 
-    found = {name for name, _ in collect(hedge)}
+    found = collect(SimpleNamespace(statistics=lambda: statistics))
 
-    assert "streaminfer_hedge_requests_total" in found
-    assert "streaminfer_hedge_delay_seconds" not in found
+    assert "streaminfer_hedge_requests_total" in {name for name, _ in found}
+    assert [value for (name, _), value in found.items() if name == "streaminfer_hedge_delay_seconds"] == samples
 
 
 @pytest.mark.parametrize("export", [metrics_app, StackCollector, EventLog, dashboard])

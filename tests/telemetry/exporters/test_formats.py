@@ -212,11 +212,13 @@ def test_exemplars_are_on_their_buckets(metric_family):
     assert "trace_id" not in "".join(write_text(families))
 
 
-def test_infinity_is_written_as_prometheus_reads_it():
-    """Infinity is written as ``+Inf``."""
-    families = {gauge("x.value", "A value."): [Sample((("service", "s"),), float("inf"))]}
+@pytest.mark.parametrize(("value", "written"), [(math.inf, "+Inf"), (-math.inf, "-Inf")])
+@pytest.mark.parametrize("write", [write_text, write_openmetrics])
+def test_infinity_is_written_as_prometheus_reads_it(write, value, written):
+    """Infinity is written as ``+Inf`` or ``-Inf``."""
+    families = {gauge("x.value", "A value."): [Sample((("service", "s"),), value)]}
 
-    assert next(write_text(families)).endswith('streaminfer_x_value{service="s"} +Inf\n')
+    assert next(write(families)).endswith(f'streaminfer_x_value{{service="s"}} {written}\n')
 
 
 def test_registry_collector_yields_the_same_values():
