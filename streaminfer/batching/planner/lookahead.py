@@ -3,7 +3,8 @@
 *Design.* At each decision for a free worker:
 
 1. If all queued requests, cut into full batches in deadline order, are on time, the policy sends the first of these
-   batches. No plan can do better, and this is the common case: one compiled pass over the queue.
+   batches. No plan can do better, and this is the common case: one compiled pass over the queue. If the batch is the
+   whole queue and several workers are free, they share it where each then ends sooner.
 2. Otherwise :mod:`~streaminfer.batching.planner.group_plan` chooses with the kernels. If time limits are about equal,
    they solve an exact dynamic program over the queued requests and the expected arrivals. If time limits differ, they
    play candidates forward.
@@ -191,7 +192,7 @@ class Lookahead:
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
-    def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+    def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:
         """Return the next batch for one free worker."""
         if self._exploring is not None or self._proposed is not None:
             self._take_back()
@@ -204,6 +205,8 @@ class Lookahead:
                 if len(batch) >= model.compared_from and (size := model.size_instead_of(len(batch), queue.queued)):
                     group = in_deadline_order(model, queue.first(queue.queued))
                     return self._send_on_time(group, batch, size, [group], now_ns)
+                if free_workers > 1 and len(batch) == queue.queued:
+                    batch = batch[: table.share_of_worker(len(batch), free_workers)]
                 # the common case: creating the tuple directly takes half the time
                 reason = "full" if len(batch) >= table.cap else "idle_worker"
                 return _new_decision(Decision, (batch, reason, (), None, False, ""))
@@ -429,9 +432,10 @@ class Lookahead:
         self, queue: RequestQueue, late: list[Group], rejected: list[Ticket], rejection: str, now_ns: int
     ) -> Decision:
         """Return the decision if no request can be on time: a probe if a new request could not be either."""
-        group = late[0]
-        measures = queue.events.longest_limit_ns(now_ns - _PROBE_INTERVAL_NS) >= group.model.durations[1]
-        if measures and not (group.model.learns and _is_unmeasured(queue, now_ns)):
+        group, events = late[0], queue.events
+        is_unmeasured = events.releases > 0 and not queue.running and now_ns - events.last_end_ns > _UNMEASURED_NS
+        measures = events.longest_limit_ns(now_ns - _PROBE_INTERVAL_NS) >= group.model.durations[1]
+        if measures and not (group.model.learns and is_unmeasured):
             return Decision((), "", rejected, rejection=rejection)
         cap = min(len(group.model.durations) - 1, self._probe_size)
         # the known durations are in doubt, so no request is rejected because of them
@@ -439,11 +443,6 @@ class Lookahead:
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
-
-
-def _is_unmeasured(queue: RequestQueue, now_ns: int) -> bool:
-    events = queue.events
-    return events.releases > 0 and not queue.running and now_ns - events.last_end_ns > _UNMEASURED_NS
 
 
 def _too_late(model: BucketModel) -> str:
