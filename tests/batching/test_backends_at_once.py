@@ -6,7 +6,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.protocols import Node, adapt
-from streaminfer.testing import run
+from streaminfer.testing import VirtualLoop, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -74,19 +74,30 @@ def test_wrapper_without_infer_now_is_not_bypassed():
     assert len(tasks) == 1
 
 
-def test_interrupt_serves_callers_before_loop_ends():
-    """An interrupt in a batch function on the event loop reaches the caller of the loop."""
+def test_interrupt_ends_its_batch_and_frees_the_worker():
+    """An interrupt in a batch function leaves the loop; callers of its batch get an error, and later batches run."""
+    loop = VirtualLoop()
 
-    async def main(loop):
-        def interrupt(_):
+    def interrupt_first(inputs):
+        if 1.0 in inputs:
             raise KeyboardInterrupt
+        return double(inputs)
 
-        batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
-        async with si.Stack(batcher, si.CpuBackend(interrupt, executor="inline"), clock=loop.clock) as stack:
-            await asyncio.gather(stack(1.0), return_exceptions=True)
+    async def main():
+        batcher = si.AdaptiveBatcher(max_batch_size=2, policy="greedy", stack=False)
+        async with si.Stack(batcher, si.CpuBackend(interrupt_first, executor="inline"), clock=loop.clock) as stack:
+            return await asyncio.gather(*map(stack, [1.0, 2.0, 3.0]), return_exceptions=True)
 
-    with pytest.raises(KeyboardInterrupt):
-        run(main)
+    asking = loop.create_task(main())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(asyncio.shield(asking))
+        *interrupted, queued = loop.run_until_complete(asking)
+    finally:
+        loop.close()
+
+    assert [type(one) for one in interrupted] == [si.BackendError] * 2
+    assert queued == 6.0
 
 
 async def test_timings_of_a_backend_that_reads_no_inputs(loop):

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 import streaminfer as si
+from streaminfer.batching.policy import Decision, Greedy
 from streaminfer.protocols import NextBatch, adapt
 from streaminfer.testing import ScriptedBackend
 
@@ -100,16 +101,27 @@ async def test_next_batch_is_immediate_before_measurements(loop):
         await asyncio.gather(*tasks)
 
 
-async def test_worker_has_room_while_requests_are_held_back(loop):
-    """A free worker has room for one more request although the policy holds the queued one back.
+class HoldsBack:
+    """Greedy policy that releases nothing before an instant, as a planner does that doubts all queued requests."""
 
-    A planner also holds requests back, until their deadline, if it doubts that they can be on time.
-    """
-    batcher = si.AdaptiveBatcher(max_batch_size=2, policy="greedy", max_queue_delay_s=0.5)
-    async with si.Stack(batcher, model(), clock=loop.clock) as service:
-        tasks = await send(service, 1)
-        assert ask(service, loop) == NextBatch(loop.clock(), 1)
+    def __init__(self, until_ns):
+        self.until_ns = until_ns
+
+    def decide(self, queue, now_ns, free_workers):
+        if now_ns < self.until_ns:
+            return Decision(recheck_ns=self.until_ns)
+        return Greedy(2).decide(queue, now_ns, free_workers)
+
+
+@pytest.mark.parametrize("queued", [1, 2, 3])
+async def test_worker_has_room_while_requests_are_held_back(loop, queued):
+    """A free worker has room for one more request although the policy holds a full batch back."""
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=2), model(), clock=loop.clock) as service:
+        service.inner._dispatcher.policy = HoldsBack(loop.clock() + 500 * MS)
+        tasks = await send(service, queued)
+        now_ns, told = loop.clock(), ask(service, loop)
         await asyncio.gather(*tasks)
+    assert told == NextBatch(now_ns, 1)
 
 
 async def test_worker_waiting_for_its_device_counts_as_free(loop):

@@ -49,6 +49,13 @@ def report_and_pause(path):
     signal.pause()
 
 
+def report_and_wait(paths):
+    with open(paths[0], "w") as fifo:
+        fifo.write(str(os.getpid()))
+    with open(paths[1]) as fifo:
+        return [fifo.readline(), os.getpid()]
+
+
 def leave(_inputs):
     os._exit(7)
 
@@ -588,17 +595,27 @@ def test_cancelled_batch_waits_for_its_process(functions, batch, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_worker_ignores_signals_to_process_group(functions, batch, number):
-    """A worker process ignores signals to the whole process group, which its parent handles.
+def test_worker_ignores_signals_to_process_group(functions, batch, number, tmp_path):
+    """A worker process ignores signals to the whole process group, which its parent handles, idle and in a batch.
 
     The worker can therefore complete its batch while the parent stops gracefully.
     """
+    report, release = tmp_path / "report", tmp_path / "release"
+    os.mkfifo(report)
+    os.mkfifo(release)
 
     async def main():
-        backend = CpuBackend(functions.pids, executor="process")
-        (pid,) = await backend.infer(batch([1]))
-        os.kill(pid, number)
-        assert await backend.infer(batch([1])) == [pid]
+        backend = CpuBackend(functions.report_and_wait, executor="process")
+        pids = []
+        with release.open("r+b", buffering=0) as pipe:  # opening it for reading too does not wait for the worker
+            for _ in range(2):
+                task = asyncio.create_task(backend.infer(batch([str(report), str(release)])))
+                pids.append(int(await asyncio.to_thread(report.read_text)))
+                os.kill(pids[-1], number)
+                pipe.write(b"released\n")
+                assert await task == ["released\n", pids[-1]]
+                os.kill(pids[-1], number)
+        assert pids[0] == pids[1]
         await backend.stop(drain=True)
 
     run(main())

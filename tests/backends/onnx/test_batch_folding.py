@@ -203,17 +203,22 @@ def test_one_window_a_row_needs_no_padding(tmp_path):
 
 
 def test_shared_weights_stay_unchanged(tmp_path):
-    """A model whose two convolutions share weights computes the same after folding."""
+    """If convolutions share weights, each is cut to its own taps, and one that needs all taps reads the original."""
     weights = np.random.default_rng(1).standard_normal((2, 2, 3)).astype(np.float32)
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["wide"], pads=[1, 1]),
-        helper.make_node("Conv", ["wide", "w"], ["y"], pads=[0, 0]),
+        helper.make_node("Conv", ["x", "w"], ["middle"], pads=[1, 1]),
+        helper.make_node("Conv", ["middle", "w"], ["last"], pads=[2, 0]),
+        helper.make_node("Conv", ["last", "w"], ["y"], pads=[2, 2]),
     ]
-    model = build(nodes, {"w": weights}, ["batch", 2, 3])
+    model = build(nodes, {"w": weights}, ["batch", 2, 1])
 
-    path = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, 3), np.float32)).path
+    path = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, 1), np.float32)).path
 
-    x = np.random.default_rng(2).standard_normal((4, 2, 3)).astype(np.float32)
+    kept = {one.name: numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
+    convolutions = [node for node in onnx.load(path).graph.node if node.op_type == "Conv"]
+    for node, taps in zip(convolutions, ([1], [2], [0, 1, 2]), strict=True):
+        np.testing.assert_array_equal(kept[node.input[1]], weights[:, :, taps])
+    x = np.random.default_rng(2).standard_normal((4, 2, 1)).astype(np.float32)
     np.testing.assert_allclose(run(str(path), x=x)[0], run(model, x=x)[0], rtol=1e-5, atol=1e-6)
 
 

@@ -258,7 +258,7 @@ def biased(build_model):
 def test_an_optional_input_may_be_left_out(biased, binding):
     """Each caller's result uses its own value of an optional input, or the default if the request omits the input.
 
-    Requests with and without the optional input do not share a batch.
+    Arrays, mappings without the optional input, and mappings with it are a batch each.
     """
     backend = OnnxBackend(biased, binding=binding)
     assert [str(spec) for spec in backend.inputs] == ["x float32[batch, 2]", "bias float32[batch, 2] (optional)"]
@@ -266,10 +266,11 @@ def test_an_optional_input_may_be_left_out(biased, binding):
     rows = [np.array([index, -index], F32) for index in range(15)]
     inputs = [(row, {"x": row}, {"x": row, "bias": row * 7})[index % 3] for index, row in enumerate(rows)]
 
-    results = served(backend, inputs)
+    results = served(backend, inputs, 16)
 
     for index, (row, answer) in enumerate(zip(rows, results, strict=True)):
         assert answer.tolist() == (row + (row * 7 if index % 3 == 2 else bias)).tolist()
+    assert (backend.statistics().batches, backend.statistics().errors) == (3, 0)
 
 
 def test_an_optional_input_is_checked(biased):

@@ -119,11 +119,14 @@ async def test_a_model_is_loaded_once_for_queued_requests(loop):
     assert "<td>1</td><td>100 ms</td>" in device._repr_html_()
 
 
-async def test_model_with_latest_next_batch_is_evicted(loop):
-    """The model whose next batch is expected last is evicted."""
+@pytest.mark.parametrize("loaded_by", ["its batcher", "another batcher"])
+async def test_model_with_latest_next_batch_is_evicted(loop, loaded_by):
+    """The model whose next batch is expected last is evicted, whichever of its batchers had it loaded."""
     device = si.Device("gpu:0", memory_bytes=10)
     often, seldom, new = (Model(name, duration_s=0.001, load_s=0.001) for name in ("often", "seldom", "new"))
     first, second, third = (batcher(loop, device, model) for model in (often, seldom, new))
+    if loaded_by == "another batcher":
+        await ask(batcher(loop, device, often))
     for number in range(40):
         await ask(first)
         if number % 20 == 0:
@@ -239,9 +242,10 @@ class Measured(Model):
         return ExampleInputs(1.0, self.infer)
 
 
-@pytest.mark.parametrize(
-    "renewed_bytes", [None, 4, 3], ids=["one object", "one object's methods", "which say another size by now"]
-)
+RENEWED_IDS = ["one object", "one object's methods", "which say another size by now"]
+
+
+@pytest.mark.parametrize("renewed_bytes", [None, 4, 3], ids=RENEWED_IDS)
 async def test_model_with_two_batchers_is_loaded_once(loop, renewed_bytes):
     """A model with two batchers is in memory once.
 
@@ -263,6 +267,23 @@ async def test_model_with_two_batchers_is_loaded_once(loop, renewed_bytes):
     assert model.history == ["load", *["batch"] * 5]
     assert other.history == ["load", "batch", "batch"]
     assert sorted(device.statistics().loaded) == ["a#2", "b"]
+
+
+@pytest.mark.parametrize("renewed_bytes", [None, 4, 3], ids=RENEWED_IDS)
+async def test_model_with_two_batchers_is_evicted_once(loop, renewed_bytes):
+    """A model with two batchers that has left the memory is absent for both, and one load brings it back for both."""
+    device = si.Device("gpu:0", memory_bytes=5)
+    model, large = Model("a", size=4), Model("large")
+    first = batcher(loop, device, model, slo_s=None)
+    if renewed_bytes is not None:
+        model.residency = Residency(renewed_bytes, model.load, model.unload)
+    second, third = (batcher(loop, device, one, slo_s=None) for one in (model, large))
+
+    for service in (first, second, third, second, first):
+        await ask(service)
+
+    assert model.history == ["load", "batch", "batch", "unload", "load", "batch", "batch"]
+    assert large.history == ["load", "batch", "unload"]
 
 
 async def test_models_are_measured_one_after_the_other(loop):

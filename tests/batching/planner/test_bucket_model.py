@@ -367,12 +367,17 @@ def test_a_cancelled_batch_ends_a_mean():
 def test_only_batches_of_about_the_size_are_in_a_mean():
     """Batches of other sizes count towards the four milliseconds of a mean, but are not averaged with its size."""
     model = bucket()
-    run(model, *[1, 8] * 15, seconds=lambda size: 0.0002 if size == 1 else 0.001)
+    seconds = {1: 0.0002, 8: 0.001}.__getitem__
+    run(model, *[1, 8] * 8, 1, seconds=seconds)
 
-    run(model, *[8, 1, 1, 1, 1, 1] * 40, seconds=lambda size: 0.0002 if size == 1 else 0.001)
+    for number in range(20):
+        run(model, 8, 8, 8, 1, 1, 1, 1, seconds=seconds)  # 3.8 ms
+        assert model.service_time.observations == 17 + number
+        run(model, 1, seconds=seconds)
 
-    assert model.expected_ns(8) == pytest.approx(1_000_000, rel=0.05)
-    assert model.expected_ns(1) == pytest.approx(200_000, rel=0.05)
+    assert model.service_time.observations == 17 + 20
+    assert model.expected_ns(8) == pytest.approx(1_000_000, rel=0.01)
+    assert model.expected_ns(1) == pytest.approx(200_000, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -387,10 +392,11 @@ def test_other_batches_are_learned_one_by_one(batches, seconds):
     assert model.service_time.observations == batches
 
 
-def test_a_size_not_seen_for_long_is_learned_at_once():
-    """A batch of a size that never ran is learned at once, without others that make a mean."""
+@pytest.mark.parametrize("sizes", [[8] * 21, [4] * 4 + [8] * (13 + 4 * 128)], ids=["never", "not-for-128-means"])
+def test_a_size_not_seen_for_long_is_learned_at_once(sizes):
+    """A batch of a size that never ran, or not for long, is learned at once, without others that make a mean."""
     model = bucket()
-    run(model, *[8] * 21, seconds=lambda size: 0.001)
+    run(model, *sizes, seconds=lambda size: 0.001)
     before = model.service_time.observations
 
     run(model, 4, seconds=lambda size: 0.001)

@@ -23,6 +23,7 @@ class Server:
 
     Attributes:
         sent: when each batch was sent, its size, and when the device began and ended it; loop seconds.
+        inputs: the inputs of each batch.
     """
 
     returns_new_arrays = True
@@ -30,6 +31,7 @@ class Server:
     def __init__(self, *, workers=1, queued_workers=1, noise=0.0, script=None):
         self.queued_workers = queued_workers
         self.sent = []
+        self.inputs = []
         self.running = 0
         self._free_at_s = [0.0] * workers
         self._rng = np.random.default_rng(0)
@@ -41,7 +43,7 @@ class Server:
         loop = asyncio.get_running_loop()
         number, size = len(self.sent), len(batch)
         self.sent.append([loop.time(), size, None, None])
-        _ = batch.inputs
+        self.inputs.append(list(batch.inputs))
         self.running += 1
         try:
             await asyncio.sleep(OUT_S)
@@ -62,6 +64,7 @@ class Server:
     def begin(self):
         """Count the batches from 0, and follow the script from here on."""
         self.sent.clear()
+        self.inputs.clear()
         self._script = self._later
 
     @property
@@ -563,18 +566,19 @@ async def test_predicted_finish_counts_the_pipelined_batch(loop):
 
 
 async def test_urgent_requests_join_the_pipelined_batch(loop):
+    """A pipelined batch has the most urgent requests that are queued when it is sent, not those that came first."""
     server, batcher = Server(), batcher_of()
     async with si.Stack(batcher, server, clock=loop.clock) as service:
         await warmed(service)
         server.begin()
         calls = [asyncio.ensure_future(service(number, timeout_s=10.0, priority=1)) for number in range(2 * FULL)]
         await until_sent(loop, server, 1)
-        urgent = [asyncio.ensure_future(service(100, timeout_s=10.0, priority=0))]
+        urgent = [asyncio.ensure_future(service(100 + number, timeout_s=10.0, priority=0)) for number in range(2)]
         await asyncio.gather(*calls, *urgent)
-        assert server.sent[1][1] == FULL
-        # the urgent request shared the second batch, although others were queued before it
-        assert loop.time() > server.sent[1][3]
-        assert len(server.sent) == 3
+
+    (_, _, _, first_ended_s), (pipelined_s, *_), _ = server.sent
+    assert pipelined_s < first_ended_s
+    assert [sorted(inputs) for inputs in server.inputs[1:]] == [[*range(FULL, 2 * FULL - 2), 100, 101], [30, 31]]
 
 
 def test_policy_without_pipelining_takes_over():

@@ -212,19 +212,30 @@ def test_a_model_that_the_server_lacks_is_named(connect):
 
 
 def test_a_failed_load_reports_the_server_reason(connect, empty_triton):
-    """The error of a failed load has the server's reason."""
+    """The error of a failed load has the server's reason; the model is not in memory, and a later load can succeed."""
 
     async def main():
         config = empty_triton.repository / "versioned" / "config.pbtxt"
         text = config.read_text()
-        config.write_text("nonsense")
-        try:
-            with pytest.raises(
-                si.BackendError, match=r"loading .*'versioned' on .* failed with INTERNAL: failed to load"
-            ):
-                await connect("versioned").load()
-        finally:
-            config.write_text(text)
+        backend = connect("versioned", memory_bytes=4)
+        async with cleared(backend), index_of(empty_triton) as read:
+            await backend.start()
+            config.write_text("nonsense")
+            try:
+                with pytest.raises(
+                    si.BackendError, match=r"loading .*'versioned' on .* failed with INTERNAL: failed to load"
+                ):
+                    await backend.load()
+            finally:
+                config.write_text(text)
+            assert await read() == {}
+            with pytest.raises(si.BackendError, match="is not loaded"):
+                await backend.infer(rows(1))
+
+            await backend.load()
+
+            assert await read() == {"versioned": "READY"}
+            assert len(await backend.infer(rows(1, 2))) == 2
 
     asyncio.run(main())
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from streaminfer import errors
+from streaminfer import errors, testing
 from streaminfer.backends.triton.shared_memory import region_pool as module
 from streaminfer.backends.triton.shared_memory.region import required_bytes
 from streaminfer.backends.triton.shared_memory.region_pool import RegionPool
@@ -449,10 +449,10 @@ def test_close_waits_for_regions_of_cancelled_requests(server):
     run(main())
 
 
-def test_close_calls_a_silent_server_once(server):
-    """A clean-up ends at the first call that times out, so a silent server is not called once per region."""
+def test_close_waits_for_a_silent_server_once(server):
+    """A clean-up ends at the first call that times out, so a close waits for one time limit, not one per region."""
 
-    async def main():
+    async def main(loop):
         pool = make(server)
         for region in [await pool.acquire(4096) for _ in range(20)]:
             pool.release(region, completed=False)
@@ -460,17 +460,21 @@ def test_close_calls_a_silent_server_once(server):
 
         async def silent(name):
             asked.append(name)
+            await asyncio.sleep(5.0)
             raise errors.DeadlineExceeded("nothing came")
 
         pool._unregister = silent
-        pool._next_cleanup_s = 0.0
         pool._clean_up_soon()
-        await settle(pool)
+        await asyncio.sleep(10.0)
         assert len(asked) == 1
-        await pool.close()
-        assert len(asked) < 20
 
-    run(main())
+        closing_s = loop.time()
+        await pool.close()
+
+        assert loop.time() - closing_s == pytest.approx(5.0 + module._RELEASE_LIMIT_S)
+        assert len(set(asked)) == len(asked) == 3  # the last call is made in the time for freeing memory, which ends it
+
+    testing.run(main)
 
 
 def test_close_during_a_renewal_leaves_nothing(server):
