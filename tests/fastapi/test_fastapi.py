@@ -959,13 +959,15 @@ def test_protocol_metrics_and_page_are_mounted():
 
 
 def test_sync_handler_calls_service_from_its_thread():
-    """A synchronous handler can call the service from its thread, and its requests have the deadlines of the edge."""
+    """A synchronous handler calls the service from its thread, and a request past the edge's deadline gets no batch."""
     backend, stack = make_stack(None)
     app = FastAPI()
     add_stacks(app, stack)
+    threads = []
 
     @app.post("/")
     def answer(x: float, service: Annotated[BoundService, Depends(bind(stack))]):
+        threads.append(threading.current_thread())
         return float(anyio.from_thread.run(service, x))
 
     async def main():
@@ -975,7 +977,9 @@ def test_sync_handler_calls_service_from_its_thread():
         return [answer.json() for answer in answers], late.status_code
 
     assert asyncio.run(main()) == ([0.0, 1.0, 2.0, 3.0], 504)
-    assert sum(backend.batch_sizes) == 4
+    assert len(threads) == 5
+    assert threading.main_thread() not in threads
+    assert sorted(float(x) for batch in backend.batches for x in batch.inputs) == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_background_task_calls_service_after_response():

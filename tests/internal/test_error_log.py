@@ -1,5 +1,7 @@
 """Errors that reach no caller are logged once; errors of log handlers do not reach the code that logs."""
 
+import contextlib
+import inspect
 import logging
 import weakref
 
@@ -10,12 +12,17 @@ from streaminfer._internal.listeners import Listeners
 
 
 def test_first_error_of_a_class_is_logged(caplog):
-    """Only the first error of each class and source is logged."""
+    """Only the first error of each class and source is logged, with its traceback."""
     log = ErrorLog("streaminfer.caching")
     errors = [OSError("first"), OSError("second"), ValueError("other")]
 
+    def fail_with(error):
+        raise error
+
     with caplog.at_level(logging.WARNING):
         for error in errors:
+            with contextlib.suppress(Exception):
+                fail_with(error)
             log.report("the tier disk", error)
         log.report("the tier redis", OSError("first"))
 
@@ -24,6 +31,7 @@ def test_first_error_of_a_class_is_logged(caplog):
         "the tier disk failed: ValueError: other",
         "the tier redis failed: OSError: first",
     ]
+    assert [record.message.count("in fail_with\n") for record in caplog.records] == [1, 1, 0]
     assert {record.name for record in caplog.records} == {"streaminfer.caching"}
 
 
@@ -93,14 +101,18 @@ def test_errors_are_dropped_where_stderr_is_closed(logger, tmp_path, monkeypatch
 
 
 def test_records_are_those_of_their_callers(caplog):
-    """Each record has the file of the code that logged it, its arguments, and the fields given as ``extra``."""
+    """Each record has the place of the code that logged it, its arguments, and the fields given as ``extra``."""
     log = Log("streaminfer.of-a-test")
+    first = inspect.currentframe().f_lineno + 2
     with caplog.at_level(logging.INFO):
         log.warning("%s hangs", "a batch", exc_info=ValueError("bad"))
         log.log(logging.INFO, "a state", extra={"event": {"event": "changed"}})
         log.exception("failed")  # noqa: LOG004 - the record matters, not the error
 
-    assert [record.filename for record in caplog.records] == ["test_error_log.py"] * 3
+    assert {(record.pathname, record.funcName) for record in caplog.records} == {
+        (__file__, "test_records_are_those_of_their_callers")
+    }
+    assert [record.lineno for record in caplog.records] == [first, first + 1, first + 2]
     assert [record.message for record in caplog.records] == ["a batch hangs", "a state", "failed"]
     assert [bool(record.exc_info) for record in caplog.records] == [True, False, True]
     assert caplog.records[1].event == {"event": "changed"}

@@ -351,11 +351,11 @@ class TestCommand:
         assert main(["loadtest", str(scenario())]) == 0
 
     def test_service_that_does_not_start(self, scenario, capsys):
-        """If the service does not start, the command exits with 2 and says so."""
+        """If the service does not start, the command exits with 2 and says so in one line, without a traceback."""
         url = SMALL.replace('make = "services_of_a_test:make_echo"', 'url = "localhost:9"\nmodel = "none"')
 
         assert main(["loadtest", str(scenario(url))]) == 2
-        assert "streaminfer loadtest: the service does not start: " in capsys.readouterr().err
+        assert re.fullmatch("streaminfer loadtest: the service does not start: .+\n", capsys.readouterr().err)
 
     @pytest.mark.parametrize("failing", ["make_echo", "frames"])
     def test_function_that_raises(self, scenario, services, capsys, monkeypatch, failing):
@@ -376,11 +376,14 @@ class TestCommand:
         assert f"service or inputs of the scenario failed: SystemExit({status})" in capsys.readouterr().err
 
     def test_no_request_within_the_duration(self, scenario, capsys):
-        """If `run` rejects its arguments, the command exits with 2, and the message names the file."""
+        """If `run` rejects its arguments, the command exits with 2 and prints one line, which names the file."""
         text = SMALL.replace("rate = 50", "rate = 0.001").replace('kind = "constant"', 'kind = "poisson"')
 
         assert main(["loadtest", str(scenario(text))]) == 2
-        assert re.search(r"scenario\.toml: arrivals: expected at least one request", capsys.readouterr().err)
+        said = capsys.readouterr().err
+        assert re.fullmatch(
+            r"streaminfer loadtest: \S+scenario\.toml: arrivals: expected at least one request.*\n", said
+        )
 
     def test_interrupted(self, scenario, services, capsys, monkeypatch):
         """Ctrl-C ends the run without a traceback."""

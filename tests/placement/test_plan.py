@@ -1,5 +1,7 @@
 """Plans, prices, repairs and their check by simulation."""
 
+import itertools
+
 import attrs
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from streaminfer.placement import (
     replay,
 )
 from streaminfer.placement.solver.candidates import find_candidates
-from streaminfer.placement.solver.greedy import complete, lower_bound
+from streaminfer.placement.solver.greedy import _cheapest, complete, lower_bound
 from streaminfer.placement.solver.instance import Instance
 from streaminfer.placement.solver.program import solve
 
@@ -202,13 +204,22 @@ def test_greedy_is_between_bound_and_limit(kind):
     assert greedy.cost <= 1.5 * exact.cost
 
 
-def test_completion_keeps_running_replicas():
-    """Completing a complete plan changes no count."""
-    _, found = planned("plain")
+@pytest.mark.parametrize("kind", ["plain", "failures"])
+def test_completion_keeps_running_replicas(kind):
+    """Completion keeps a replica that it would not choose, adds replicas for all demand, and then changes nothing."""
+    _, found = planned(kind)
+    instance, none = found.instance, np.zeros_like(found.counts)
+    running = none.copy()
+    running[np.flatnonzero(complete(instance, none) == 0)[0]] = 1
 
-    completed = complete(found.instance, found.counts)
+    completed = complete(instance, running)
 
-    assert (completed == found.counts).all()
+    assert (completed >= running).all()
+    for state in range(len(instance.flows.rates)):
+        flow = instance.flows.empty()
+        instance.flows.extend(state, completed, flow)
+        assert not instance.flows.unserved(state, flow).any()
+    assert (complete(instance, completed) == completed).all()
 
 
 def test_migrations_are_limited():
@@ -401,10 +412,18 @@ def test_demand_of_the_planned_hours_is_named():
         plan(attrs.evolve(problem, clusters=busy, links={"c0": problem.links["c0"]}, scenarios=doubled), hours=[1])
 
 
-def test_enormous_demand_is_explained():
-    """The time to explain why there is no plan does not grow with the demand."""
+@pytest.mark.parametrize("rate", [1e6, 1e12])
+def test_enormous_demand_is_explained(monkeypatch, rate):
+    """The explanation of why there is no plan takes a few hundred steps, however many replicas the demand needs."""
     problem = small_problem(0, "plain")
-    busy = [attrs.evolve(problem.clusters[0], rates=[1e12])]
+    busy = [attrs.evolve(problem.clusters[0], rates=[rate])]
+    steps = itertools.count(1)
+
+    def counted(*args):
+        assert next(steps) <= 500
+        return _cheapest(*args)
+
+    monkeypatch.setattr("streaminfer.placement.solver.greedy._cheapest", counted)
 
     with pytest.raises(InfeasiblePlacement, match="is served"):
         plan(attrs.evolve(problem, clusters=busy, links={"c0": problem.links["c0"]}))

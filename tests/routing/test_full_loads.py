@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer._stack.many_calls import default_concurrency
 from streaminfer.protocols import adapt
 from streaminfer.routing.full_loads import full_load_of_all
 from streaminfer.testing import ScriptedBackend, run
@@ -70,6 +71,9 @@ def test_map_and_rows_keep_all_services_busy(kind, load, method):
 
 
 def test_replicas_of_unknown_load_count_as_none():
-    """A replica that does not state its load adds nothing to the load of the set."""
+    """A replica that does not state its load adds nothing to the load of the set; `map` sends at least 64 at once."""
     replicas = si.Replicas(si.Replica("known", service(4)), si.Replica("remote", Remote()))
-    assert adapt(replicas).capabilities().spread_load() == 8
+    offered = adapt(replicas).capabilities()
+
+    assert offered.spread_load() == 8
+    assert default_concurrency(offered) == 64

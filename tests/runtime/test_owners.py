@@ -288,18 +288,48 @@ def test_failed_start_stops_inner_backends():
     assert backend.log == ["start", "stop False"] * 2
 
 
-def test_shared_backend_stops_after_all_its_callers():
-    """A backend inside two routes is started once, and stopped once with a drain."""
-    backend = Counted()
+class Slow(Counted):
+    """Backend that logs the begin and the end of each batch, which takes ten seconds."""
+
+    async def infer(self, batch):
+        self.log.append("begin")
+        try:
+            await asyncio.sleep(10.0)
+            return await super().infer(batch)
+        finally:
+            self.log.append("end")
+
+
+@pytest.mark.parametrize(
+    ("kind", "drain", "batches"),
+    [
+        ("router", True, ["begin", "end", "begin", "end"]),
+        ("router", False, ["begin", "end"]),
+        ("replicas", True, ["begin", "begin", "end", "end"]),
+        ("replicas", False, ["begin", "begin", "end", "end"]),
+    ],
+)
+def test_shared_backend_stops_after_all_its_callers(kind, drain, batches):
+    """A backend inside two services starts once, and stops once, after the last batch of both has ended."""
+    backend = Slow()
+    batched = [si.AdaptiveBatcher(max_batch_size=1).wrap(backend) for _ in range(2)]
+    if kind == "router":
+        spread = si.FallbackRouter(*(si.Route(str(number), it) for number, it in enumerate(batched)))
+    else:
+        spread = si.Replicas(*(si.Replica(str(number), it) for number, it in enumerate(batched)))
 
     async def main(loop):
-        routes = [si.Route(name, si.AdaptiveBatcher(max_batch_size=1).wrap(backend)) for name in ("a", "b")]
-        router = si.FallbackRouter(*routes)
-        async with si.Stack(router, clock=loop.clock) as stack:
-            await stack(1.0)
+        stack = si.Stack(spread, clock=loop.clock)
+        await stack.start()
+        calls = [asyncio.ensure_future(stack(x)) for x in (1.0, 2.0)]
+        await asyncio.sleep(1.0)
+        await stack.stop(drain=drain)
+        return await asyncio.gather(*calls, return_exceptions=True)
 
-    run(main)
-    assert backend.log == ["start", "stop True"]
+    answers = run(main)
+
+    assert backend.log == ["start", *batches, f"stop {drain}"]
+    assert answers == [1.0, 2.0] if drain else [type(answer) for answer in answers] == [si.Closed] * 2
 
 
 def test_a_backend_inside_gets_the_clock_of_the_stack():

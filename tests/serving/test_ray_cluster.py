@@ -92,9 +92,11 @@ def test_deadline_ends_request_behind_ray_proxy(cluster):
 
 
 def test_replicas_are_added_and_removed_by_queue_delay(cluster):
-    """The script waits until Ray adds a replica because of the queue delay, and until Ray removes it again."""
-    assert cluster["autoscaling"]["upscaled_s"] > 0
-    assert cluster["downscaled_s"] > 0
+    """One replica runs without load.
+
+    The script fails unless Ray adds a second replica while requests queue, and removes it after the load.
+    """
+    assert cluster["replicas without load"] == 1
 
 
 def test_streams_survive_replacing_both_replicas(cluster):
@@ -110,10 +112,12 @@ def test_streams_of_killed_node_resume_from_snapshot(cluster):
     """Streams of a killed node resume from a snapshot, none starts again, and no step takes 6 s.
 
     The script checks that each response follows from an earlier state of its stream.
+    A stream loses the steps of two snapshot intervals at most, which are 100 steps of 10 ms.
     """
     killed = cluster["streams"]["killed"]
     assert killed["moves"]["resumed"] > 0
     assert killed["moves"]["restarted"] == 0
+    assert killed["lost"] <= 100
     assert killed["longest_s"] < 6.0
 
 

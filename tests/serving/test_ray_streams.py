@@ -196,16 +196,20 @@ async def test_start_repeats_claims_cancelled_by_the_stop(loop, turns):
 
 
 async def test_cancelled_stop_stops_inner_stack(loop):
-    """A replica whose stop is cancelled while it ends the replica's own tasks can be stopped and started again."""
+    """A replica's stop that is cancelled stops the inner stack and ends the replica's tasks; it can start again."""
     async with Fleet(loop) as fleet:
-        for turns in range(20):
-            stopping = asyncio.create_task(fleet.stacks["a"].stop())
+        replica = fleet.stacks["a"]
+        (moving,) = replica.layers
+        for turns in range(1, 20):
+            stopping = asyncio.create_task(replica.stop())
             for _ in range(turns):
                 await asyncio.sleep(0)
             stopping.cancel()
             await asyncio.wait([stopping])
-            await fleet.stacks["a"].stop()
-            await fleet.stacks["a"].start()
+            assert not replica.ready
+            assert not moving.inner.ready
+            assert not moving._tasks
+            await replica.start()
 
 
 async def test_busy_owner_has_time_to_send_its_state(loop):

@@ -253,6 +253,10 @@ class BruteForce:
         """Return the highest mean quality within a budget."""
         counts = self.counts()
         counts = counts[self.feasible(counts) & (self.costs(counts) <= budget + 1e-9)]
+        return float(self.mean_qualities(counts).max(initial=-np.inf))
+
+    def mean_qualities(self, counts):
+        """Return the best mean quality of each row of counts."""
         normal = [at for at, state in enumerate(self.candidates.states) if not state.lost]
         total = np.zeros(len(counts))
         for at in normal:
@@ -262,7 +266,7 @@ class BruteForce:
                 total += (quality - following) * self._largest_flow(
                     counts, mask & (self.qualities >= quality), self.candidates.rates[at]
                 )
-        return float((total / self.candidates.rates[normal].sum()).max(initial=-np.inf))
+        return total / self.candidates.rates[normal].sum()
 
     def _largest_flow(self, counts, mask, demand):
         """Return the largest flow: by duality, the least sum of a subset's pool capacity and the demand outside it."""

@@ -144,7 +144,7 @@ def test_the_largest_feasible_size_is_found(steps, size, deadline, others, now_n
         or (now_ns + durations[total] <= deadline and len(on_time(others, now_ns + durations[total])) >= total - size)
     ]
 
-    chosen = fill(others, now_ns=now_ns, durations=durations, deadline=deadline, size=size)
+    chosen = fill(others, now_ns=now_ns, durations=durations, deadline=deadline, size=size, most=cap)
 
     total = max(feasible)
     assert chosen == on_time(others, now_ns + durations[total])[: total - size]

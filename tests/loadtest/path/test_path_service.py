@@ -115,18 +115,29 @@ def test_streams_have_their_path_as_id(camera_scene):
 
 
 def test_stack_responds_within_the_path(camera_scene):
-    """A stack that serves the frames of several devices responds to each frame."""
+    """A stack that serves several devices in shared batches responds once to each frame, with its own outputs."""
+    scene, backend, frames = camera_scene(codec="raw"), ScriptedBackend(duration_s=0.03), []
+    starts = {0, 5, 10}
+
+    def score(outputs, position_s):
+        number = round(position_s * 24)
+        for start in starts:
+            frame = scene.frame(start + number).reformat(*PICTURES.size, "gray", interpolation="AREA").to_ndarray()
+            if np.array_equal(np.squeeze(outputs), frame):
+                frames.append((start, number))
+        return 1.0
 
     async def main(loop):
-        backend = ScriptedBackend()
-        batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.05)
+        batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.1)
         async with si.Stack(batcher, backend, clock=loop.clock) as stack:
-            paths = [MediaPath(camera_scene(), NEAR, wanted=PICTURES, clock=loop.clock) for _ in range(3)]
-            async with PathService(stack, paths) as over:
+            paths = [MediaPath(scene, NEAR, wanted=PICTURES, clock=loop.clock, start=start) for start in starts]
+            async with PathService(stack, paths, score=score) as over:
                 due_s = over.schedule(0.5)
                 return await run_load(over, arrivals=due_s, inputs=over.samples, duration_s=0.5, slo_s=0.1)
 
     assert run(main).outcomes == {"ok": 36}
+    assert sorted(frames) == [(start, number) for start in sorted(starts) for number in range(12)]
+    assert max(backend.batch_sizes) > 1
 
 
 def test_frame_needs_no_task(camera_scene):

@@ -19,7 +19,7 @@ from streaminfer.loadtest.report.junit import make_junit
 from streaminfer.loadtest.report.page import make_page
 from streaminfer.loadtest.report.plots import plot_over_time, plot_percentiles
 from streaminfer.loadtest.report.sentences import say_headline
-from streaminfer.loadtest.verdict.verdict import compare
+from streaminfer.loadtest.verdict.verdict import Verdict, compare
 
 
 @pytest.fixture
@@ -263,6 +263,26 @@ class TestFiles:
         ]
         assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
         assert ET.parse(tmp_path / "junit.xml").getroot().get("name") == "a & b"
+
+    @pytest.mark.parametrize(
+        ("result", "tag"),
+        [
+            ("regressed", "failure"),
+            ("undecided", "skipped"),
+            ("unchanged", "system-out"),
+            ("improved", "system-out"),
+        ],
+    )
+    def test_junit_of_a_comparison(self, report, result, tag):
+        """A regression is a failure, a comparison without a verdict is skipped, and any other comparison passes."""
+        verdict = Verdict(result, 1.0, (0.9, 1.1), 0.99, 0.01, 0.02, 0.02, 0.1)
+
+        suite = ET.fromstring(make_junit(report, verdict))
+
+        assert [child.tag for child in suite[-1]] == [tag]
+        assert [suite.get(kind) for kind in ("failures", "skipped")] == [
+            str(sum(case.find(kind) is not None for case in suite)) for kind in ("failure", "skipped")
+        ]
 
 
 class Page(html.parser.HTMLParser):

@@ -24,6 +24,14 @@ def make_service():
     return say_process
 
 
+def make_noting(path):
+    async def note(_number):
+        with path.open("ab") as file:
+            file.write(b".")
+
+    return note
+
+
 def make_nothing():
     raise LookupError("no server there")
 
@@ -168,14 +176,16 @@ def test_progress_is_of_all_processes():
         pipe.close()
 
 
-def test_error_in_progress_is_raised():
-    """An error of ``progress`` does not end the requests; the run raises it, and calls ``progress`` no more."""
-    told = []
+def test_error_in_progress_is_raised(tmp_path):
+    """If ``progress`` raises, all requests are still sent; then the run raises the error of that one call."""
+    told, path = [], tmp_path / "requests"
 
     def fail(progress):
         told.append(progress)
         raise LookupError("no terminal")
 
     with pytest.raises(LookupError, match="no terminal"):
-        asyncio.run(run(make_service, senders=1, **{**SETTINGS, "duration_s": 2.2, "progress": fail}))
+        asyncio.run(run(partial(make_noting, path), senders=1, **{**SETTINGS, "duration_s": 2.2, "progress": fail}))
+
     assert len(told) == 1
+    assert len(path.read_bytes()) == 220

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 
 import pytest
 
@@ -277,6 +278,29 @@ def test_draining_replica_does_not_delay_lookups():
     run(main)
 
 
+@pytest.mark.parametrize(("drain", "ends_s"), [(True, 60.0), (False, 11.0)], ids=["drain", "no drain"])
+def test_stop_waits_for_draining_replica(drain, ends_s):
+    """A stop waits until a replica that drains has completed its request, or ends that request with `Closed`."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1")
+        names.duration_s = 60.0
+        before = asyncio.all_tasks()
+        await names.replicas.start()
+        slow = asyncio.ensure_future(names.replicas.call(si.Request(1.0)))
+        names.says = ["10.0.0.2"]
+        await asyncio.sleep(11.0)
+        assert names.replicas.statistics()["face 10.0.0.1"].state == "draining"
+        await names.replicas.stop(drain=drain)
+        assert loop.time() == pytest.approx(ends_s, abs=0.1)
+        assert not names.made["10.0.0.1"].ready
+        (answer,) = await asyncio.gather(slow, return_exceptions=True)
+        assert answer.outputs == 1.0 if drain else type(answer) is si.Closed
+        assert asyncio.all_tasks() == before
+
+    run(main)
+
+
 def test_nothing_outlives_the_stop():
     """Lookups, even one that hangs, and removals of replicas end with the stop."""
 
@@ -301,12 +325,15 @@ def test_nothing_outlives_the_stop():
 def test_start_of_gone_address_ends_with_stop():
     """The stop waits for a start that was cancelled because its address is gone."""
 
+    ended = []
+
     class SlowToEnd(ScriptedBackend):
         async def start(self):
             try:
                 await asyncio.get_running_loop().create_future()
             finally:
                 await asyncio.sleep(5.0)
+                ended.append(asyncio.get_running_loop().time())
 
     async def main(loop):
         names = Names(loop, "10.0.0.1")
@@ -318,9 +345,9 @@ def test_start_of_gone_address_ends_with_stop():
         await asyncio.sleep(25.0)
         names.says = ["10.0.0.1"]
         await asyncio.sleep(6.0)  # the lookup a second ago has cancelled the start
-        began_s = loop.time()
         await stack.stop()
-        assert 0.0 < loop.time() - began_s < 5.0
+        assert ended == [loop.time()]
+        assert loop.time() == pytest.approx(35.0, abs=0.1)
         assert asyncio.all_tasks() == before
 
     run(main)
@@ -365,9 +392,14 @@ async def _probe(replica):
     """Do nothing."""
 
 
-def test_the_system_resolves_in_a_thread():
-    """Without a resolver, the system resolves the name, and each address gets one replica."""
-    made = []
+def test_the_system_resolves_in_a_thread(monkeypatch):
+    """Without a resolver, the system resolves the name in another thread, and each address gets one replica."""
+    made, threads = [], []
+    resolve = socket.getaddrinfo
+
+    def resolve_twice(*args, **settings):
+        threads.append(threading.current_thread())
+        return 2 * resolve(*args, **settings)
 
     def make(address):
         made.append(address)
@@ -378,7 +410,11 @@ def test_the_system_resolves_in_a_thread():
         async with si.Stack(replicas) as service:
             await service(1.0)
 
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_twice)
     asyncio.run(main())
+
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
     assert made
     assert set(made) <= {"127.0.0.1", "::1"}
     assert len(set(made)) == len(made)

@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from streaminfer.errors import DeadlineExceeded
 from streaminfer.request import Request, Response
 from streaminfer.routing import Replica
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
@@ -19,10 +22,10 @@ class Echo:
         return Response(request.inputs)
 
 
-def make():
+def make(service=None, clock=lambda: 0):
     balancer = P2CBalancer(2, 10 * S, OutlierEjection(5, 3.0, S, 30 * S, 0.5, 0), 0, 1)
     drained = []
-    handle = ReplicaHandle(Replica("a", Echo()), balancer, lambda: 0, drained.append)
+    handle = ReplicaHandle(Replica("a", service or Echo()), balancer, clock, drained.append)
     handle.slot = balancer.add(1.0, 1.0, 0, 1, False, 0)
     return handle, balancer, drained
 
@@ -62,7 +65,33 @@ def test_drained_waits_for_the_last_request():
     assert drained == []
 
 
-def test_a_request_ends_at_its_deadline():
+@pytest.mark.parametrize(("deadline_s", "left_s"), [(3, 2), (0, 0)], ids=["later", "past"])
+def test_a_request_ends_at_its_deadline(deadline_s, left_s):
+    """A request to a service that does not enforce deadlines ends at its deadline, and its call is cancelled."""
+    ended = []
+
+    class Hanging(Echo):
+        async def call(self, request):
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                ended.append(asyncio.get_running_loop().time())
+
+    handle, _, _ = make(Hanging(), clock=lambda: S)
+
+    async def main(loop):
+        began_s = loop.time()
+        with pytest.raises(DeadlineExceeded):
+            await handle.call(Request(3, deadline_ns=deadline_s * S))
+        assert loop.time() - began_s == pytest.approx(left_s)
+        await asyncio.sleep(0)
+        assert ended == [loop.time()]
+
+    run(main)
+
+
+def test_request_within_its_deadline_gets_response():
+    """A request that ends before its deadline gets the response of the service."""
     handle, _, _ = make()
 
     async def main(loop):
