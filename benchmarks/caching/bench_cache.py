@@ -7,9 +7,9 @@ median over the rounds of each cache's ratio to cachebox's TTL cache within a ro
 the call. Looked-up keys equal stored keys but are different objects, like keys that are made for each request.
 "replace" stores under an existing key, "evict" stores a new key in a full cache, and "new" fills an empty cache.
 
-Memory: growth of the memory that the C library has allocated. With ``PYTHONMALLOC=malloc`` Python takes all of its
-memory from the C library, so neither resident pages nor traced allocations are needed. Keys and values exist before the
-measurement. A peer with its own allocator (moka) cannot be measured like this, and shows ``nan``.
+Memory: growth of the memory that the C library has allocated, neither of resident pages nor of traced allocations. With
+``PYTHONMALLOC=malloc`` Python takes all of its memory from the C library. Keys and values exist before the measurement.
+A peer with its own allocator (moka) cannot be measured like this, and shows ``nan``.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def speed(kind: type, entries: int) -> dict[tuple[str, str], float]:
     rng = random.Random(0)
     held, wanted = (keys(kind, "k", entries, rng) for _ in range(2))
     absent = keys(kind, "a", entries, rng)
-    fresh = keys(kind, "f", 3 * entries, rng)  # a key recurs after at least 2 * entries others, evicted
+    fresh = keys(kind, "f", 3 * entries, rng)  # a key recurs after at least 2 * entries others: it is evicted
     for key in (*wanted, *absent, *fresh):
         hash(key)
     filled = {name: make(entries) for name, make in ALL.items()}

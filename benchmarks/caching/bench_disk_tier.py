@@ -85,7 +85,7 @@ async def operations(folder: Path) -> None:
 
 
 async def fill(folder: str, gigabytes: float) -> None:
-    """Write until the process is killed; once the file is full, print the number of the newest key now and then."""
+    """Write until the process is killed; once the file is full, print the newest key's number every 8,192 keys."""
     limit = int(gigabytes * 2**30)
     async with DiskTier(folder, max_bytes=limit) as tier:
         number = 0

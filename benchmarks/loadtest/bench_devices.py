@@ -210,7 +210,7 @@ def check_probe() -> None:
                 # half as much for packets of sound: jitter of half a period hides losses
                 strength = jitter_s * (1.0 if source is CLIP else 0.5)
                 delivery = Delivery(jitter_s=strength, loss=loss, loss_run=2.0)
-                profile = attrs.evolve(profile, delivery=delivery)  # noqa: PLW2901
+                profile = attrs.evolve(profile, delivery=delivery)  # noqa: PLW2901 - the same profile, with faults
                 record(source, profile, path, seed=5)
                 measured = probe(path, kind=profile.name)
                 frames = 240 if source is CLIP else 355

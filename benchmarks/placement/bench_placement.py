@@ -44,7 +44,7 @@ def timed(run: Callable[[], T]) -> tuple[T, float, float]:
 
 
 def by_rule(instance: Instance, rank: NDArray[np.float64]) -> float:
-    """Return the cost if each cluster, the largest first, goes to the pools of lowest rank with room; else infinity."""
+    """Return the cost if each cluster, largest first, goes to the pools of lowest rank with room; infinity if none."""
     counts = np.zeros(len(instance.pools))
     spare = np.zeros(len(instance.pools))
     rates, allowed = instance.flows.rates[0], instance.flows.allowed[0]

@@ -6,7 +6,8 @@ Each personal device is drawn as a site or a cluster. A plan uses the earlier me
 a cluster keeps its promise if at least the promised share of its requests stays within the SLO. Part 1: plans on halves
 and other splits, beside plans on measured quantiles, on means, and with the nearest site. Part 2: a car over 5G: half
 of the runs of a road predict the p99 of the other half, or make no promise. Part 3: broken promises, and the time until
-the watch reports them. ``STREAMINFER_RTT`` names the folder of the recordings; without it the data are synthetic.
+the watch reports them. ``STREAMINFER_RTT`` names the folder of the recordings; the default is ``../shared/rtt`` beside
+the checkout. Without recordings the data are synthetic.
 """
 
 import argparse

@@ -133,7 +133,7 @@ def hedging() -> None:
 
 
 def answered(limit: ConcurrencyLimit, rate: float, workers: int, draw: Callable[[], float]) -> tuple[int, int]:
-    """Send Poisson requests for a minute of virtual time; return the numbers of succeeded and rejected ones."""
+    """Send Poisson requests for a minute of virtual time; return how many succeed and how many are rejected."""
 
     async def run_on(loop: VirtualLoop) -> tuple[int, int]:
         free = asyncio.Semaphore(workers)

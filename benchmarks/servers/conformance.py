@@ -43,7 +43,7 @@ class Target:
     model: str = "mlp"
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
-        """Return the status and the body of a request to an address of the model."""
+        """Send a POST request to a path of the model; return the status and the body."""
         connection = http.client.HTTPConnection(self.http_url, timeout=20)
         try:
             connection.request("POST", f"/v2/models/{self.model}{path}", body, headers or {})

@@ -4,9 +4,9 @@ Every request goes either to a router, with the server under test as its best ro
 best route alone, which has no fallback. The drill records how and when each request ended, and whether the response was
 right. *Ended* means without intervention: the drill cancels no request, and waits until after all deadlines.
 
-*Late* is measured on the clock of the deadline. Because a shared machine stalls now and then, a heartbeat on the same
-event loop records how long this thread was ready to run and had no core (the kernel's ``schedstat``). The drill reports
-the number of late requests, and how many of them were late by no more than that time plus the tolerance.
+*Late* is measured on the clock of the deadline. Because a shared machine stalls at times, a heartbeat on the same event
+loop records how long this thread was ready to run and had no core (the kernel's ``schedstat``). The drill reports the
+number of late requests, and how many of them were late by no more than that time plus the tolerance.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that is free now."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

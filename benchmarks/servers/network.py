@@ -69,7 +69,7 @@ class Proxy:
             self._answers_flow.clear()
 
     def flow(self, *, drop: bool = False) -> None:
-        """Forward again, including the bytes that were held up.
+        """Forward again, including the bytes that were held back.
 
         Args:
             drop: discard these bytes and end their connections, so that the target gets no call of a client that left.

@@ -50,7 +50,7 @@ IN_WHEEL = "pytriton/tritonserver"
 STUB_CRASH = "boost::interprocess::lock_exception"
 """Text in Triton's log if it ended because a model's process, ``triton_python_backend_stub``, crashed at its start.
 
-This happens with version 2.51 now and then on a busy machine, and is reported for later versions
+This happens at times with version 2.51 on a busy machine, and is reported for later versions
 (triton-inference-server/server#8882).
 """
 STARTS = 3

@@ -45,7 +45,7 @@ def draw_number(number: int) -> np.ndarray[Any, Any]:
 
 
 def read_number(picture: np.ndarray[Any, Any]) -> int:
-    """Return the number of a gray picture."""
+    """Return the number that a gray picture shows."""
     inner = slice(BLOCK // 4, BLOCK * 3 // 4)
     return sum(
         int(picture[inner, bit * BLOCK : (bit + 1) * BLOCK][:, inner].mean() > 128) << bit for bit in range(BITS)

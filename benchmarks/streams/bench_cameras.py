@@ -2,7 +2,7 @@
 
     python benchmarks/run.py cameras [--workloads 48] [--seed 0]
 
-Cameras send their newest frame; microphones send all chunks in order, except those that can no longer be on time.
+Cameras send their newest frame; microphones send all chunks in order, except those that cannot be on time.
 
 Workloads differ in the cameras (4 to 96, of one rate or several, some with jitter), the device (1 to 32 rows, with
 set-up times from none to most of the time, and noise), the load (half to four times the capacity of the device) and the

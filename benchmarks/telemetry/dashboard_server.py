@@ -1,7 +1,7 @@
 """The server of the dashboard's benchmark: services whose statistics change, on a page or as whole JSON snapshots.
 
 bench_dashboard.py runs it in a separate process: ``dashboard_server.py page|json SERVICES INTERVAL_S PORT``.
-``/cpu`` returns the CPU seconds of the process so far, less those of the traffic.
+``/cpu`` returns the CPU seconds of the process so far, minus those of the traffic.
 """
 
 import asyncio
