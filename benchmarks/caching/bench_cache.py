@@ -1,15 +1,15 @@
 """EdgeCache as a mapping beside alternative caches: speed, memory, garbage collection, expiry, eviction.
 
-    python benchmarks/run.py cache        in the peers' environment; alone, without peers, it measures ours only
+    python benchmarks/run.py cache        in the peers' environment; without the peers it measures only our caches
 
 Speed: all caches in one process, in turn and in random order, 1,000 operations per round. The benchmark prints the
 median over the rounds of each cache's ratio to cachebox's TTL cache within a round. The time includes the loop around
-the call. Looked-up keys are equal to stored keys but are other objects, like keys that are made for each request.
+the call. Looked-up keys equal stored keys but are different objects, like keys that are made for each request.
 "replace" stores under an existing key, "evict" stores a new key in a full cache, and "new" fills an empty cache.
 
-Memory: the growth of memory that the C library has allocated, while Python takes all of its memory from there
-(``PYTHONMALLOC=malloc``), without pages and tracing. Keys and values exist before. A peer with its own allocator (moka)
-cannot be measured like this, and shows a dash.
+Memory: growth of the memory that the C library has allocated, neither of resident pages nor of traced allocations. With
+``PYTHONMALLOC=malloc`` Python takes all of its memory from the C library. Keys and values exist before the measurement.
+A peer with its own allocator (moka) cannot be measured like this, and shows ``nan``.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from typing import Any
 
 from _lib.cache_traces import compare, source_of_traces
 from _lib.figures import Figure
-from caches import (  # type: ignore[import-not-found]  # of the peers, which are not checked
+from caches import (  # type: ignore[import-not-found]  # in the folder of the peers, which mypy does not check
     BASELINE,
     OURS,
     PEERS,
@@ -85,11 +85,11 @@ def store(contender: Contender, wanted: Sequence[Any]) -> None:
 
 
 def speed(kind: type, entries: int) -> dict[tuple[str, str], float]:
-    """Print a table of medians; return the median ratio of each step and cache of ours."""
+    """Print a table of medians; return the median ratio to the baseline by step and cache."""
     rng = random.Random(0)
     held, wanted = (keys(kind, "k", entries, rng) for _ in range(2))
     absent = keys(kind, "a", entries, rng)
-    fresh = keys(kind, "f", 3 * entries, rng)  # each comes again after two rounds of the whole cache: long gone
+    fresh = keys(kind, "f", 3 * entries, rng)  # a key recurs after at least 2 * entries others: it is evicted
     for key in (*wanted, *absent, *fresh):
         hash(key)
     filled = {name: make(entries) for name, make in ALL.items()}
@@ -133,7 +133,7 @@ def speed(kind: type, entries: int) -> dict[tuple[str, str], float]:
 
 
 def speeds() -> None:
-    """Report how fast ours are, with the kind of keys that suits them less."""
+    """Report the speed ratios of our caches, each with the kind of keys for which it is slower."""
     for entries in (1_000, 100_000):
         of_kinds = [speed(kind, entries) for kind in (str, bytes)]
         for step, figure in SPEED.items() if BASELINE in ALL else ():
@@ -144,7 +144,7 @@ def speeds() -> None:
 
 
 def policy(name: str) -> str:
-    """The eviction policy in the name of a cache of ours."""
+    """Return the eviction policy in the name of one of our caches."""
     return name.removeprefix("EdgeCache ")
 
 
@@ -201,7 +201,7 @@ def collection_ns() -> float:
 
 
 def measure_collector(name: str) -> None:
-    """Print how long a full collection takes with entries, over the empty cache: what it imported is in both."""
+    """Print the duration of a full collection with entries over that with an empty cache; imports are in both."""
     contender = ALL[name](None)
     empty_ns = collection_ns()
     rng = random.Random(0)
@@ -210,7 +210,7 @@ def measure_collector(name: str) -> None:
     for key, value in zip(held, values, strict=True):
         contender.store((key,), value)
     del key, value
-    del held, values  # lists that the collector would walk, cache or no cache
+    del held, values  # the collector would walk these lists with any cache
     print(collection_ns() / empty_ns)
 
 
@@ -219,7 +219,7 @@ def _note_now(times: list[float]) -> None:
 
 
 def measure_idle(name: str) -> None:
-    """After how many seconds more than its time an entry of an idle cache is out of memory."""
+    """Print the longest delay, in seconds after the TTL, until an idle cache frees an expired entry."""
 
     class Value:
         pass
@@ -242,14 +242,14 @@ def measure_idle(name: str) -> None:
 
 
 def alone(what: str, name: str = "", **environment: str) -> float:
-    """One measurement in a process of its own."""
+    """Return the result of one measurement in a separate process."""
     command = [sys.executable, __file__, "--measure", what, name]
     done = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 
 
 def beside(figures: dict[str, float], form: str) -> str:
-    """What the peers have, where it can be measured."""
+    """Return a note with the figures of the peers that can be measured."""
     measured = {name: figures[name] for name in PEERS if not math.isnan(figures[name])}
     return ", ".join(f"{name} {form.format(figure)}" for name, figure in measured.items())
 
@@ -272,7 +272,7 @@ def in_processes_of_their_own() -> None:
 
 
 def eviction() -> None:
-    """Report the hit rates of S3-FIFO, and the best of the peers beside them."""
+    """Report the share of the gap from LRU to the optimal eviction that S3-FIFO closes, beside the best peer."""
     shares = compare(ALL)
     best = max(PEERS, key=lambda name: shares[name][0], default=None)
     mean, worst = shares["EdgeCache S3-FIFO"]

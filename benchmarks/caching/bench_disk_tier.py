@@ -2,10 +2,10 @@
 
     python benchmarks/run.py disk_tier [--kills 200] [--gigabytes 1.0]
 
-Part 1: microseconds per operation for a 4 KB and a 600 KB array, in the tier's own thread and for its callers, one
-operation after another; in the clear and encrypted. Part 2: time from the constructor of a `DiskTier` to its first hit,
-with a full file, in a new process after a kill. Part 3: a child writes and erases, and is killed at a random moment;
-the parent checks all readable data.
+Part 1: microseconds per operation for a 4 KB and a 600 KB array, plain and encrypted, in the tier's own thread and for
+its callers; operations run one after another. Part 2: time from the constructor of a `DiskTier` to its first hit, with
+a full file, in a new process after a kill. Part 3: the parent kills a child that writes and erases, at a random moment,
+and checks all readable data.
 """
 
 import argparse
@@ -85,7 +85,7 @@ async def operations(folder: Path) -> None:
 
 
 async def fill(folder: str, gigabytes: float) -> None:
-    """Write until the file is full, then continue until the process is killed."""
+    """Write until the process is killed; once the file is full, print the newest key's number every 8,192 keys."""
     limit = int(gigabytes * 2**30)
     async with DiskTier(folder, max_bytes=limit) as tier:
         number = 0
@@ -133,7 +133,7 @@ async def storm(folder: Path, seed: int) -> None:
 
 
 async def check(folder: Path) -> tuple[int, int]:
-    """How many entries were read, and how many of them were wrong or torn."""
+    """Return the number of entries read, and the number of wrong, torn or unreadable ones, errors and rebuilds."""
     read = wrong = 0
     async with DiskTier(folder, max_bytes=2 * MIB) as tier:
         for key in range(KEYS):

@@ -1,12 +1,13 @@
-"""HTTP edge: cost of the helpers per request, and repeats per second that nginx answers instead of the application.
+"""HTTP edge: cost of the helpers per request, and repeats per second that nginx serves instead of the application.
 
-python benchmarks/run.py http_edge
+    python benchmarks/run.py http_edge
 
 The floor is code written by hand for one fixed policy: a dict with two f-strings, and one comparison of a tag, without
 dates, limits, tenants or lists. The client sends repeats over one connection, one after another, in alternation to
-nginx and to the application (examples/cdn_edge.py, in a separate process). The client is Python and takes part of the
-time, so the benchmark also measures the server's CPU per repeat, which is the limit with many connections (Linux). The
-baseline is a repeat as a POST without an address; its model is one division, so a real model costs even more.
+nginx and to the application (examples/cdn_edge.py, in a separate process). The client is written in Python and takes
+part of the time, so the benchmark also measures the server's CPU per repeat, which is the limit with many connections
+(Linux only). The baseline is a repeat as a POST, without the response's URL; its model is one division, so a real model
+costs even more.
 """
 
 import asyncio
@@ -46,7 +47,7 @@ POST, STORED, NGINX = (
 CALLS = 1_000
 ROUNDS = 200
 REPEATS = 900
-"""nginx closes a connection after a thousand requests."""
+"""Requests on one connection, which nginx closes after a thousand."""
 BROWSER = {
     "host": "cache.site",
     "user-agent": "a browser, 1.0",
@@ -112,7 +113,7 @@ def helpers() -> None:
 
 
 async def origin() -> None:
-    """The application, until its input ends; prints its port."""
+    """Run the application until its standard input ends; print its port."""
     policy = EdgePolicy(fresh_s=3600)
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(normalize, executor="inline"))
     async with stack as service, serve(Edge(service, si.EdgeCache(maxsize=100), policy)) as port:
@@ -121,7 +122,7 @@ async def origin() -> None:
 
 
 class Client:
-    """One connection on which one answer is awaited at a time."""
+    """Connection that waits for each response before it sends the next request."""
 
     def __init__(self, port: int) -> None:
         self.connection = socket.create_connection(("127.0.0.1", port), timeout=30.0)
@@ -146,14 +147,14 @@ class Client:
 
 
 def spent_s(pid: int) -> float:
-    """Processor time of a process's main thread, or of nginx's workers."""
+    """Return the CPU seconds of nginx's workers (the main threads of the children), or of a childless process."""
     workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     asked = workers or [str(pid)]
     return sum(int(Path(f"/proc/{each}/schedstat").read_text().split()[0]) for each in asked) / 1e9
 
 
 def repeat(port: int, pid: int, message: bytes, expected: bytes) -> tuple[float, float]:
-    """Repeats a second, and the server's processor time for one, in seconds."""
+    """Return the repeats per second, and the server's CPU seconds per repeat."""
     client = Client(port)
     with client.connection:
         for _ in range(20):

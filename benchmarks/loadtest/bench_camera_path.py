@@ -1,20 +1,20 @@
-"""The whole path of 16 cameras: CPU outside codec and model, age at the viewer, beside a bare loop.
+"""The whole path of 16 cameras: CPU outside codec and model, and age at the viewer, beside a bare loop.
 
-Each camera films 640×480 and encodes H.264; the pictures go over LTE (simulated, by seed), are decoded and scaled, and
-BlazeFace runs on them. CPU is that of the whole process, without the time of codecs and model in their threads. "Codec"
-is encoder and decoder alone: scaling, conversion to RGB and to floats, the simulated network, threads, event loop and
-report all count as outside.
+Each camera films 640×480 and encodes H.264; the pictures cross a simulated LTE network (seeded), are decoded and
+scaled, and BlazeFace runs on them. The CPU outside codec and model is that of the whole process minus the time of
+codecs and model in their threads. "Codec" means only encoder and decoder: scaling, conversion to RGB and to floats, the
+simulated network, threads, event loop and report all count as outside.
 
 The baselines are three programs written by hand, with the same codecs and the same model:
 
-* the bare loop encodes, decodes, scales and infers one picture after the other, as fast as it can;
-* two threads do the same at the rate of the cameras, without event loop and measurements: one sleeps until the next
-  picture is due, the other until that picture would have arrived;
-* asyncio: a task per picture, an executor of one thread for the codecs and one for the model.
+* bare loop: it encodes, decodes, scales and infers one picture after the other, as fast as it can;
+* two threads: they do the same at the rate of the cameras, without event loop and measurements; one sleeps until the
+  next picture is due, the other until that picture would have arrived;
+* asyncio: a task per picture, an executor of one thread for the codecs and another for the model.
 
-The last run of a round has batches, which wait for 20 ms: rows share the cost of a batch, and responses are older.
+In the last run of a round, batches wait for up to 20 ms: rows share the cost of a batch, and responses are older.
 
-With nginx, a second run sends each unit through a real cache, and prints the cost.
+If nginx is installed, a further run sends each unit through a real cache, and prints the cost.
 """
 
 import argparse
@@ -57,16 +57,16 @@ BY_HAND_OUTSIDE = Figure("CPU of live cameras outside codec and model, written b
 WARMUP = 8
 LEAD_MS = 3_000
 BY_HAND_DELAY_S = 0.05
-"""From the encoder to the decoder, about as over the network of the path."""
+"""Delay from the encoder to the decoder, about that of the path's network."""
 MAX_BATCH_SIZE, MAX_QUEUE_DELAY_S = 8, 0.02
 PATH, BATCHED = "whole path", "in batches"
 
 
 class FaceModel:
-    """BlazeFace in one thread, with the CPU that it used; it takes pictures of bytes, as a camera path delivers them.
+    """BlazeFace in one thread, for pictures of bytes as a camera path delivers them; counts its CPU.
 
     Attributes:
-        cpu_s: so far.
+        cpu_s: CPU seconds that the model has used.
         size: width and height of its input.
     """
 
@@ -87,18 +87,18 @@ class FaceModel:
 
 
 def prepare(pictures: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return pictures as the model wants them: float32 from -1 to 1."""
+    """Return pictures as inputs of the model: float32 from -1 to 1."""
     wanted: np.ndarray[Any, Any] = np.multiply(pictures, np.float32(1 / 127.5), dtype=np.float32)
     wanted -= 1
     return wanted
 
 
 class Camera:
-    """Encoder and decoder of one camera by hand, with the CPU that they used.
+    """Encoder and decoder of one camera for the programs written by hand; counts their CPU.
 
     Attributes:
-        cpu_s: so far.
-        period_s: from one picture to the next.
+        cpu_s: CPU seconds that encoder and decoder have used.
+        period_s: seconds from one picture to the next.
     """
 
     def __init__(self, scene: Scene, size: int) -> None:
@@ -106,7 +106,7 @@ class Camera:
         self.cpu_s, self.period_s = 0.0, scene.profile.period_s
 
     def carry(self, place: int, number: int) -> np.ndarray[Any, Any]:
-        """Return a picture of the scene as the model gets it."""
+        """Encode and decode a picture of the scene; return it as the model receives it."""
         transfer = Transfer(0)
         unit = self._codecs.encode(transfer, place, number, key=False)
         assert unit is not None
@@ -116,13 +116,13 @@ class Camera:
 
 
 def measure_bare(model: FaceModel, cameras: list[Camera], pictures: int) -> None:
-    """One picture after the other; one camera is enough."""
+    """Encode, decode and infer one picture after the other; one camera is enough."""
     for number in range(pictures):
         model(cameras[0].carry(number, number))
 
 
 def measure_threads(model: FaceModel, cameras: list[Camera], pictures: int) -> None:
-    """A thread for the codecs and one for the model, at the rate of the cameras."""
+    """Run a thread for the codecs and another for the model, at the rate of the cameras."""
     arrived: queue.SimpleQueue[tuple[float, np.ndarray[Any, Any]] | None] = queue.SimpleQueue()
     start_s = time.monotonic()
 
@@ -147,7 +147,7 @@ def measure_threads(model: FaceModel, cameras: list[Camera], pictures: int) -> N
 
 
 def measure_asyncio(model: FaceModel, cameras: list[Camera], pictures: int) -> None:
-    """A task per picture, and an executor of one thread for the codecs and one for the model."""
+    """Run a task per picture, with an executor of one thread for the codecs and another for the model."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -172,7 +172,7 @@ BY_HAND = {"bare loop": measure_bare, "two threads": measure_threads, "asyncio":
 
 
 def measure_by_hand(name: str, scene: Scene, model: FaceModel, cameras: int, pictures: int) -> tuple[float, float]:
-    """Return the CPU per picture of a program by hand, and its share outside codec and model."""
+    """Return the CPU seconds per picture of a program written by hand, and their share outside codec and model."""
     codecs = [Camera(scene, model.size) for _ in range(cameras)]
     gc.collect()
     model.cpu_s, cpu_s = 0.0, time.process_time()
@@ -191,7 +191,7 @@ async def measure_path(
     edge: CdnEdge | None = None,
     batched: bool = False,
 ) -> tuple[Any, float, float, float]:
-    """Return the report, the CPU per picture, its share outside codec and model, and that of scaling in it."""
+    """Return the report, the CPU seconds per picture, their share outside codec and model, and that of scaling."""
     backend = si.CpuBackend(model, executor="thread", workers=1, copy_outputs=False)
     batcher = si.AdaptiveBatcher(max_batch_size=MAX_BATCH_SIZE, policy="greedy", max_queue_delay_s=MAX_QUEUE_DELAY_S)
     wanted = VideoFormat(size=(model.size, model.size))
@@ -221,12 +221,12 @@ async def measure_webrtc(scene: Scene, model: FaceModel, seconds: float, network
 
 
 def worst_drive(path: Path) -> DelayTrace:
-    """Return the recorded drive whose 99th percentile is the longest."""
+    """Return the recorded drive with the highest p99, from shortly before its longest outage."""
     with np.load(path) as file:
         sent_ms, rtt_ms, offsets = file["send_ms"], file["rtt_ms"], file["offsets"]
     drives = [slice(first, last) for first, last in itertools.pairwise(offsets.tolist())]
     drive = max(drives, key=lambda drive: float(np.nanquantile(rtt_ms[drive], 0.99)))
-    # from shortly before its longest outage
+    # the longest round trip marks the longest outage
     worst = drive.start + int(np.nanargmax(rtt_ms[drive]))
     cut = slice(
         max(drive.start, int(np.searchsorted(sent_ms[drive], sent_ms[worst] - LEAD_MS)) + drive.start), drive.stop
@@ -271,7 +271,7 @@ def main() -> None:
     )
     scene = Scene(ASSETS / "astronaut_pan.mp4", profile)
     measure_by_hand("bare loop", scene, model, 1, WARMUP)
-    asyncio.run(measure_path(scene, model, 2, 1.0))  # imports, and the memory of codecs
+    asyncio.run(measure_path(scene, model, 2, 1.0))  # warm-up: imports, and the memory of the codecs
     shares: dict[str, list[float]] = {}
     costs: dict[str, list[float]] = {}
     scalings: list[float] = []
@@ -319,7 +319,7 @@ def main() -> None:
 
 
 def report_shares(cameras: int, shares: dict[str, list[float]], reports: dict[str, Any]) -> None:
-    """Report the CPU outside codec and model of the path and of programs by hand at the rate of the cameras."""
+    """Report the CPU outside codec and model of the path, and of programs written by hand at the cameras' rate."""
     percent = {name: [100 * share for share in column] for name, column in shares.items()}
     alone, batched = (reports[name].total.quantiles_s["p50"] * 1e3 for name in (PATH, BATCHED))
     OUTSIDE.report(percent[PATH], case=f"{cameras} cameras, each picture alone")
@@ -333,7 +333,7 @@ def report_shares(cameras: int, shares: dict[str, list[float]], reports: dict[st
 
 
 async def measure_edge(scene: Scene, model: FaceModel, arguments: argparse.Namespace) -> None:
-    """Print what a hop through nginx adds, with two consumers of each picture."""
+    """Print the cost of the path with a hop through nginx and two consumers of each picture."""
     async with CdnEdge(consumers=2) as edge:
         before_s = edge.cpu_s()
         report, cost, _, _ = await measure_path(scene, model, arguments.cameras, arguments.seconds, edge=edge)

@@ -1,11 +1,11 @@
 """Models by device class: accuracy and CPU in the report beside a direct evaluation; probe on known faults.
 
 The benchmark degrades the recordings of the examples to each device of the library, encodes and decodes them, and runs
-BlazeFace on pictures and silero on sound. A response is right if it agrees with the model on the original recording: an
-overlapping face, or speech or none. The direct evaluation encodes, decodes and infers in a plain loop, without load
-test.
+BlazeFace on pictures and silero on sound. A response is right if it agrees with the model's response to the original
+recording: the faces overlap, or both find speech, or both find none. The direct evaluation encodes, decodes and infers
+in a plain loop, without a load test.
 
-Then the benchmark writes recordings with known faults, and `probe` measures them.
+Then the benchmark writes recordings with known faults, and `probe` measures the faults.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def frames_of(scene: Scene, wanted: Any, prepare: Any) -> Iterator[tuple[Any, fl
 
 
 class Faces:
-    """BlazeFace on pictures of 192×192, against what it finds in the original."""
+    """BlazeFace on pictures of 192×192; the truth is the face that it finds in the original recording."""
 
     kind, source, devices = "camera", CLIP, CAMERAS
     wanted, prepare = VideoFormat(size=(192, 192)), staticmethod(normalize)
@@ -104,7 +104,7 @@ class Faces:
 
 
 class Voice:
-    """silero on chunks of 32 ms, against what it says of the original."""
+    """silero on chunks of 32 ms; the truth is its decision on the original recording."""
 
     kind, source, wanted, prepare, devices = "microphone", SPEECH, AudioFormat(), None, MICROPHONES
 
@@ -134,7 +134,7 @@ class Voice:
 
 
 def evaluate_directly(task: Any, scene: Scene, use: Callable[[Any, float], Any]) -> list[Any]:
-    """Return what is made of each answer of a plain loop."""
+    """Run the task's model on a scene in a plain loop; return the result of `use` for each of its outputs."""
     results, state = [], None
     for inputs, position_s in frames_of(scene, task.wanted, task.prepare):
         outputs, state = task.infer(inputs, state)
@@ -162,7 +162,7 @@ def compare(task: Any, seconds: float) -> None:
     print(f"{titles}  CPU ms: encode  decode prepare     kB")
     for name in ("original", *task.devices):
         scene = original if name == "original" else Scene(task.source, name, seconds=seconds, seed=1)
-        # without faults of delivery: both evaluations get the same frames
+        # no faults of delivery, so that both evaluations get the same frames
         scene.profile = attrs.evolve(scene.profile, delivery=Delivery())
         direct = float(np.mean(evaluate_directly(task, scene, task.score)))
         report = task.run(scene)
@@ -185,14 +185,14 @@ def compare(task: Any, seconds: float) -> None:
 
 
 def delays_s(profile: Any, frames: int, seed: int) -> list[float]:
-    """Return the delays of the frames that a device delivers."""
+    """Return the delays, in seconds, of the frames that a device delivers."""
     timing = captures(profile.delivery, profile.period_s, seed)
     shown = (next(timing) for _ in range(frames))
     return [(it.delivered_ns - it.captured_ns) / 1e9 for it in shown if it.delivered_ns is not None]
 
 
 def check_probe() -> None:
-    """Print what `probe` measures of recordings with known faults."""
+    """Report the errors of `probe` on recordings with known faults."""
     camera = CameraProfile(name="camera", width=640, height=480, rate=24.0, codec="raw")
     microphone = MicrophoneProfile(name="microphone", sample_rate=RATE, codec="pcm")
     print(f"{'fault':>32} {'given':>10} {'measured':>10} {'off':>7}")
@@ -207,10 +207,10 @@ def check_probe() -> None:
         path = Path(folder) / "recording.nut"
         for jitter_s, loss in ((0.002, 0.02), (0.006, 0.05), (0.01, 0.1)):
             for profile, source in ((attrs.evolve(camera, width=64, height=48), CLIP), (microphone, SPEECH)):
-                # of a packet of sound, half as much: jitter of half a period hides losses
+                # half as much for packets of sound: jitter of half a period hides losses
                 strength = jitter_s * (1.0 if source is CLIP else 0.5)
                 delivery = Delivery(jitter_s=strength, loss=loss, loss_run=2.0)
-                profile = attrs.evolve(profile, delivery=delivery)  # noqa: PLW2901
+                profile = attrs.evolve(profile, delivery=delivery)  # noqa: PLW2901 - the same profile, with faults
                 record(source, profile, path, seed=5)
                 measured = probe(path, kind=profile.name)
                 frames = 240 if source is CLIP else 355
@@ -230,7 +230,7 @@ def check_probe() -> None:
             record(SPEECH, attrs.evolve(quiet, noise_dbfs=noise_dbfs), path, seed=3)
             measured = probe(path, kind="microphone")
             show("noise of sound, amplitude", 10 ** (noise_dbfs / 20), 10 ** (measured.measures["noise_db"] / 20))
-        # from where the pauses of the recording are quieter than the noise to where its sound hardly exceeds it
+        # from noise that is louder than the pauses of the recording to noise that its sound hardly exceeds
         soft = attrs.evolve(microphone, gain_db=-10.0)
         level = float(np.sqrt(np.mean(_samples(soft) ** 2)))
         for noise_dbfs in (-45.0, -40.0, -35.0):

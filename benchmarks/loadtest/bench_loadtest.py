@@ -1,13 +1,13 @@
 """Load tests: `python benchmarks/run.py loadtest [PART ...]`, parts: loop, stall, verdict, capacity.
 
-* *loop*: how late requests are sent at 20,000/s to a no-op service, in a process with one core, and their CPU beside a
-  bare loop that makes the same tasks on the same schedule and records nothing; ours includes all work of `run`. Beside
-  it, how late a thread that only sleeps on the same core wakes up: on a busy machine, that is the error, not the loop.
-* *stall*: a service that pauses for a second: p99.9 over the true one; a closed loop beside it. Virtual time.
+* *loop*: schedule error of 20,000 requests/s to a no-op service on one core, and their CPU beside a bare loop that
+  makes the same tasks on the same schedule and records nothing; the CPU includes all work of `send`. Beside the error,
+  the wake-up delay of a thread that only sleeps on the same core: on a busy machine, this delay causes the error.
+* *stall*: p99.9 over the true one, in virtual time, if the service pauses for a second; a closed loop beside it.
 * *verdict*: 200 comparisons of equal runs, and of runs in which one has a p99 that is 10 % higher; the baseline is a
-  fixed threshold of 5 %. Latencies of a single server at half load, correlated, and independent ones.
-* *capacity*: searches on a simulated device with noise σ .2 and a capacity that is known from millions of requests; and
-  without noise, through the whole open loop, beside the rate of the device.
+  fixed threshold of 5 %. Latencies are independent, or correlated, of a single server at half load.
+* *capacity*: searches on a simulated device with noise σ 0.2 and a capacity that is known from millions of requests;
+  and without noise, through the whole open loop, beside the rate of the device.
 """
 
 import argparse
@@ -57,12 +57,12 @@ async def no_op(inputs: Any) -> Any:
 
 
 async def bare_loop(due_ns: list[int]) -> None:
-    """The obvious open loop: sleep, make the tasks that are due, record nothing."""
+    """Run the obvious open loop: sleep, make the tasks that are due, record nothing."""
     number = 0
     while number < len(due_ns):
         now = time.monotonic_ns()
         while number < len(due_ns) and due_ns[number] <= now:
-            asyncio.create_task(no_op(1.0))  # noqa: RUF006 - it ends at once
+            asyncio.create_task(no_op(1.0))  # noqa: RUF006 - the task ends at once
             number += 1
         if number < len(due_ns):
             await asyncio.sleep((due_ns[number] - now) / 1e9)
@@ -70,7 +70,7 @@ async def bare_loop(due_ns: list[int]) -> None:
 
 
 def wake_up_error_s(seconds: float) -> float:
-    """How late a thread that sleeps half a millisecond at a time wakes up, 99th percentile."""
+    """Return the p99 of the wake-up delay of a thread that sleeps half a millisecond at a time."""
     late = []
     ends = time.monotonic() + seconds
     while (began := time.monotonic()) < ends:
@@ -107,7 +107,7 @@ def bench_loop(rounds: int, seconds: float) -> None:
 
 
 def pausing(pause_s: float) -> Callable[[Any], Any]:
-    """A device of 2 ms that pauses for a second."""
+    """Return a device with a service time of 2 ms that pauses for one second."""
     free_s = 0.0
 
     async def serve(inputs: Any) -> Any:
@@ -151,7 +151,7 @@ def bench_stall() -> None:
 
 
 def queue(rate: float, n: int, seed: int, sigma: float) -> Floats:
-    """Latencies of a single server, Poisson arrivals and lognormal service times, by Lindley's recursion."""
+    """Return latencies of a single server, Poisson arrivals, lognormal service times, by Lindley's recursion."""
     rng = np.random.default_rng(seed)
     gaps, work = rng.exponential(1 / rate, n), MEAN_S * rng.lognormal(-(sigma**2) / 2, sigma, n)
     steps = np.concatenate([[0.0], np.cumsum(work[:-1] - gaps[1:])])

@@ -1,7 +1,7 @@
 """Placement plans: exact ones by size, beside the greedy choice and simple rules; repair; prediction and simulation.
 
 Clusters and sites lie on a map; round-trip times grow with the distance. Times are those of one process: wall
-clock, and CPU in parentheses, because both differ on a busy machine.
+clock, and CPU in parentheses, because the two differ on a busy machine.
 """
 
 import argparse
@@ -33,7 +33,7 @@ UNSERVED = Figure("clusters that are unserved after a repair", form="{:.0f}", at
 WITHIN = Figure("clusters whose predicted p99 is within 10 % of the simulated one", form="{:.1f} %", at_least=95)
 LOWEST = Figure("predicted p99, lowest of all clusters", over="the simulated p99", form="{:.3f}×", at_least=0.9)
 SIZES = ((100, 20, SMALL, 20.0), (500, 60, LARGE, 120.0))
-"""Clusters, sites, and a limit in seconds that is beyond the bar: by how much a plan misses it is known."""
+"""Clusters, sites, figure, and a time limit in seconds above the figure's bar, to show by how much a plan misses it."""
 
 
 def timed(run: Callable[[], T]) -> tuple[T, float, float]:
@@ -44,7 +44,7 @@ def timed(run: Callable[[], T]) -> tuple[T, float, float]:
 
 
 def by_rule(instance: Instance, rank: NDArray[np.float64]) -> float:
-    """Cost where each cluster, the largest first, goes to the pool of the least rank that has room."""
+    """Return the cost if each cluster, largest first, goes to the pools of lowest rank with room; infinity if none."""
     counts = np.zeros(len(instance.pools))
     spare = np.zeros(len(instance.pools))
     rates, allowed = instance.flows.rates[0], instance.flows.allowed[0]

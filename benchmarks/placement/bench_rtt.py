@@ -2,11 +2,12 @@
 
     python benchmarks/run.py rtt
 
-Personal devices are sites or clusters by chance. A plan uses the earlier measurements, and the later ones test it: a
-cluster keeps its promise if at least the promised share of its requests stays within the SLO. Part 1: halves and other
-splits, beside planning on measured quantiles, on means, and with the nearest site. Part 2: a car over 5G: half of the
-runs of a road predict the p99 of the other half, or make no promise. Part 3: broken promises, and how soon the watch
-reports them. ``STREAMINFER_RTT`` names the folder of the recordings; without it the data are synthetic.
+Each personal device is drawn as a site or a cluster. A plan uses the earlier measurements, and the later ones test it:
+a cluster keeps its promise if at least the promised share of its requests stays within the SLO. Part 1: plans on halves
+and other splits, beside plans on measured quantiles, on means, and with the nearest site. Part 2: a car over 5G: half
+of the runs of a road predict the p99 of the other half, or make no promise. Part 3: broken promises, and the time until
+the watch reports them. ``STREAMINFER_RTT`` names the folder of the recordings; the default is ``../shared/rtt`` beside
+the checkout. Without recordings the data are synthetic.
 """
 
 import argparse
@@ -44,9 +45,9 @@ PROMISES = (
     (0.95, 0.5), (0.95, 1.0), (0.95, 1.5), (0.95, 2.0),
     (0.99, 1.0), (0.99, 1.5), (0.99, 2.0), (0.99, 3.0),
 )  # fmt: skip
-"""Shares of the requests, and the round-trip time in seconds that is left of the SLO."""
+"""Share of the requests, and the round-trip time in seconds that the SLO leaves for the network."""
 MODEL_S = 0.05
-"""Part of the SLO that a plan has for queue and batch; a request of the benchmark takes all of it."""
+"""Part of the SLO that is for queue and batch; the benchmark assumes that each request uses all of it."""
 ACCURACY = 0.15
 KEPT = Figure("clusters that keep their promise on later round-trip times", form="{:.1f} %", at_least=95)
 OUTSIDE = Figure("promised p99s of 5G users that are over 15 % off the later one", form="{:.0f}", at_most=0)
@@ -59,20 +60,20 @@ Table = Mapping[str, Mapping[str, float]]
 
 
 def split(rtt_s: Floats, seed: int) -> tuple[Floats, Names, Names]:
-    """Devices drawn as sites and clusters: their round-trip times, and the names of both."""
+    """Draw devices as sites and clusters; return their round-trip times, and the names of clusters and sites."""
     order = np.random.default_rng(seed).permutation(rtt_s.shape[1])
     sites, clusters = order[:SITES], order[SITES:]
     return rtt_s[:, clusters][:, :, sites], [f"cluster {n}" for n in clusters], [f"site {n}" for n in sites]
 
 
 def lowest(values: Table, limit_s: float) -> Choice:
-    """The site of least value for each cluster, where it is within a limit."""
+    """Return the site of lowest value for each cluster whose lowest value is within the limit."""
     best = {cluster: min(row, key=row.__getitem__) for cluster, row in values.items()}
     return {cluster: site for cluster, site in best.items() if values[cluster][site] <= limit_s}
 
 
 def planned(links: Mapping[str, Mapping[str, Link]], values: Table, share: float, limit_s: float, seed: int) -> Choice:
-    """The cheapest plan for the clusters that can be promised; the site that most of a cluster's requests go to."""
+    """Plan the clusters that can be promised; return the site that gets most of the requests of each cluster."""
     clusters = [cluster for cluster, row in values.items() if min(row.values()) <= limit_s]
     if not clusters:
         return {}
@@ -98,7 +99,7 @@ def planned(links: Mapping[str, Mapping[str, Link]], values: Table, share: float
 
 
 def kept(choice: Choice, future: RttSamples, share: float, limit_s: float) -> float:
-    """The part of the clusters that kept their promise."""
+    """Return the share of the clusters that kept their promise; NaN without clusters."""
     held = [(future.rtt_s[cluster][site] <= limit_s).mean() >= share for cluster, site in choice.items()]
     return float(np.mean(held)) if held else float("nan")
 
@@ -190,7 +191,7 @@ def cars(seeds: int) -> None:
 
 
 def watch(rtt_s: Floats, seeds: int) -> None:
-    """The measured p95 of the nearest site is promised, which often breaks: does the watch say so?"""
+    """Report which broken promises the watch finds; it promises the measured p95 of the nearest site."""
     half = len(rtt_s) // 2
     found = missed = false = quiet = 0
     after: list[int] = []

@@ -5,7 +5,7 @@
 5G: the runs of a car, one profile for each network and road; runs that sent much more or less often are left out,
 because the network treated them differently. ``personal`` and ``wired``: devices at homes and hosts at universities.
 Their last mile was not measured alone. It is estimated as the common part of all round-trip times of a device above the
-fastest of each pair, at both ends together: an upper bound for one end. A run is a few devices.
+fastest of each pair, at both ends together: an upper bound for one end. A group of a few devices counts as a run.
 """
 
 import json
@@ -29,7 +29,7 @@ TARGET = Path(__file__).parents[2] / "streaminfer" / "placement" / "network" / "
 
 
 def excess(rtt_s: Floats) -> Floats:
-    """What the round-trip times of a device have in common above the fastest of each pair: shape (devices, slices)."""
+    """Return the median excess of a device's round-trip times over each pair's fastest, shape (devices, slices)."""
     above = rtt_s - rtt_s.min(axis=0)
     above[:, np.eye(rtt_s.shape[1], dtype=bool)] = np.nan
     return np.asarray(np.nanmedian(above, axis=2).T)
@@ -41,7 +41,7 @@ def of_devices(name: str, excess_s: Floats, runs: int, part: str) -> FittedAcces
 
 
 def short(value: Any) -> Any:
-    """The same record with six digits, whose shares still have the sum 1."""
+    """Return the record rounded to six digits; its shares still have the sum 1."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, list):

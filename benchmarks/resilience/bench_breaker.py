@@ -1,7 +1,7 @@
 """CircuitBreaker: cost of a guarded call over a bare one: ``python benchmarks/run.py breaker``.
 
-The bare call and the guarded ones run in alternation in the same run, with the slow-call clock on (the clock is read
-before and after each call). The peers, measured by the same code: ``benchmarks/peers/breakers.py``.
+The bare call and the guarded ones alternate in the same run. Slow calls are detected, so the breaker reads the clock
+before and after each call. ``benchmarks/peers/breakers.py`` measures the peers with the same code.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def blocks_of(breaker: CircuitBreaker) -> dict[str, Callable[[], None]]:
 
 
 def tripped() -> CircuitBreaker:
-    """Half open, with an open time short enough to wait for."""
+    """Return a half-open breaker, whose open time is short enough to wait for."""
     breaker = CircuitBreaker(minimum_calls=1, open_s=0.01, half_open_calls=3, half_open_s=60.0)
     breaker.record(False, 0.0)
     time.sleep(0.02)

@@ -1,13 +1,13 @@
-"""Replicas beside simpler choices, in virtual time, so all but part 5 is deterministic.
+"""Replicas beside simpler policies, in virtual time, so that all but part 5 is deterministic.
 
     python benchmarks/run.py replicas
 
 A replica is a queue and its workers, with exponential service times of 10 ms in the mean. Arrivals are Poisson, and
-every policy gets the same arrivals and service times. The ideal is the same policy without the slow replica; least in
-flight without that replica, which knows all queues, is printed too.
+every policy gets the same arrivals and service times. The ideal of a policy is the same policy without the slow
+replica. The benchmark also prints least in flight without that replica, a policy that knows all queues.
 
-Part 1: one of eight is five times slower. Part 2: replicas of different speeds. Part 3: one fails and recovers.
-Part 4: the own zone is overloaded. Part 5: the cost of a choice.
+Part 1: one of eight replicas is five times slower. Part 2: replicas have different speeds. Part 3: one fails and
+recovers. Part 4: the zone of the caller is overloaded. Part 5: the cost of a choice.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ ADDED = Figure("CPU that `Replicas` adds to a request", form="{:.2f} µs")
 
 
 class Place:
-    """A queue in front of workers; how long a request takes is drawn by its number, and the same for every policy."""
+    """Queue and workers of a replica; the number of a request determines its service time, alike for every policy."""
 
     def __init__(self, loop: VirtualLoop, services: Floats, *, slower: float = 1.0, workers: int = 1) -> None:
         self._loop = loop
@@ -72,7 +72,7 @@ class Place:
 
 
 class Policy:
-    """A service over places, chosen by what a subclass of it does."""
+    """Service that sends each request to one of several places; a subclass chooses the place."""
 
     def __init__(self, places: Sequence[Any], loop: VirtualLoop) -> None:
         self.places = places
@@ -83,7 +83,7 @@ class Policy:
         raise NotImplementedError
 
     def ended(self, number: int, seconds: float) -> None:
-        """A request ended."""
+        """Record the duration of a request; only some policies use it."""
 
     async def call(self, request: si.Request) -> si.Response:
         number = self.choose()
@@ -119,7 +119,7 @@ class TwoByInFlight(Policy):
 
 
 class PeakEwma(Policy):
-    """Finagle's: two choices, the cost is (in flight + 1) times an average that jumps to each peak; decay of 10 s."""
+    """Finagle's policy: two choices; cost is (in flight + 1) times an average that jumps to each peak, decay 10 s."""
 
     def __init__(self, places: Sequence[Any], loop: VirtualLoop) -> None:
         super().__init__(places, loop)
@@ -163,7 +163,7 @@ POLICIES: dict[str, Callable[[Sequence[Any], VirtualLoop], Any]] = {
 
 
 async def offer(service: Any, loop: VirtualLoop, arrivals: Floats, timeout_s: float | None = None) -> Floats:
-    """The latency of each request; NaN where it failed."""
+    """Send requests at their arrival times; return the latency of each in seconds, NaN if it failed."""
     latencies = np.full(len(arrivals), np.nan)
 
     async def one(number: int) -> None:
@@ -193,7 +193,7 @@ def services(count: int = REQUESTS) -> Floats:
 
 
 def p99(make: Callable[..., Any], slower: Sequence[float], rate: float, workers: int = 1) -> tuple[float, float]:
-    """Milliseconds, after the first tenth; and the last replica's share."""
+    """Return the p99 in milliseconds, without the first tenth of the requests, and the last replica's share."""
 
     async def main(loop: VirtualLoop) -> tuple[float, float]:
         times = services()
@@ -205,7 +205,7 @@ def p99(make: Callable[..., Any], slower: Sequence[float], rate: float, workers:
 
 
 def report_slow(load: str, ratios: dict[str, float]) -> None:
-    """Report ours over their ideals, the other policies beside them."""
+    """Report the p99 of `Replicas` over its ideal, beside the ratios of the other policies."""
     others = {name: ratio for name, ratio in ratios.items() if not name.startswith("Replicas")}
     note = ", ".join(f"{name} {f'{ratio:.2f}×' if ratio < 100 else 'overloaded'}" for name, ratio in others.items())
     SLOW.report(ratios["Replicas"], case=load, note=note)
@@ -236,7 +236,7 @@ def one_slow() -> None:
 
 
 def batching() -> None:
-    """The same with real batchers: 4 + 0.25·n ms, up to 32 a batch."""
+    """Measure part 1 with real batchers: 4 + 0.25·n ms, up to 32 requests per batch."""
 
     def batch_s(factor: float, size: int) -> float:
         return (0.004 + 0.00025 * size) * factor

@@ -1,12 +1,12 @@
 """The fallback router, its cost and its quality under overload: ``python benchmarks/run.py router``.
 
-The figures under load run on a virtual clock and repeat exactly. Simulated models, ``full`` 4 + 3·n ms and ``front``
-five times cheaper, or three with ``middle`` half as dear as ``full``, behind batchers that learn their times; Poisson
-arrivals, 100 ms for each request. *Own*: a device for each model. *One*: all models on one device that takes one batch
-at a time, as on one accelerator or one CPU. Quality 1.0, 0.9, 0.8.
+The figures under load run on a virtual clock and repeat exactly. The models are simulated: ``full`` takes 4 + 3·n ms,
+``middle`` half and ``front`` a fifth of that; their qualities are 1.0, 0.9 and 0.8. Two routes are ``full`` and
+``front``. Each model has a batcher that learns its times. Arrivals are Poisson, and each request has 100 ms. *Own*: a
+device for each model. *One*: all models share a device that runs one batch at a time, like one accelerator or one CPU.
 
-*Capacity* is the rate at which the full model alone has 99 % on time. *Quality per request* is the sum of the qualities
-of the responses on time over all requests, so that a request without a response gains nothing.
+*Capacity* is the rate at which the full model alone responds on time to 99 % of the requests. *Quality per request* is
+the sum of the qualities of the responses on time over all requests, so that a request without a response gains nothing.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ ADDED = Figure("CPU that `FallbackRouter` with three healthy routes adds to a re
 
 @functools.cache
 def capacity() -> float:
-    """The rate at which the full model alone, with no router, has 99 % on time."""
+    """Return the rate at which the full model alone, without a router, responds on time to 99 % of the requests."""
     low, high = 50.0, 400.0
     for _ in range(8):
         middle = (low + high) / 2
@@ -77,7 +77,7 @@ def _from_5_to_15_s(slow: float) -> Callable[[float], float]:
 
 
 def bench_step() -> None:
-    """Capacity for 4 s, then two or four times that."""
+    """Measure a step in load: the capacity for 4 s, then two or four times the capacity."""
     print(f"A step to overload; capacity {capacity():.0f}/s, two routes, mean of {len(SEEDS)} seeds")
     print("                                goodput over that at capacity     of answered  quality")
     print("                                in 1 s   in 2 s   after 2 s       on time      per request")
@@ -111,7 +111,7 @@ def bench_step() -> None:
 
 
 def bench_quality() -> None:
-    """1.3 times the capacity of the best model, three routes."""
+    """Measure the quality of three routes at 1.3 times the capacity of the best model."""
     rate = 1.3 * capacity()
     print(f"\nQuality kept at 1.3× overload ({rate:.0f}/s), three routes, seconds 4 to 16, mean of {len(SEEDS)} seeds")
     for one_device in (False, True):
@@ -122,7 +122,7 @@ def bench_quality() -> None:
                 shares = (full, middle, 1.0 - full - middle)
                 load = 1.3 * sum(share * model.cost for share, model in zip(shares, THREE, strict=True)) / FULL.cost
                 if not 0.6 < load < 1.15 and one_device:
-                    continue  # far from what the device can do: nothing to find there
+                    continue  # too far from the device's capacity to be the best mix
                 answers = play(THREE, lambda _t: rate, one_device=one_device, until_s=10.0, shares=shares)
                 mixes[shares] = score(answers, 4.0, 10.0)
         best = max(mixes, key=lambda shares: mixes[shares].quality_per_request)
@@ -152,7 +152,7 @@ def bench_quality() -> None:
 
 
 def bench_brown_out() -> None:
-    """Half the capacity; everything is slower from second 5 to 15."""
+    """Measure a brown-out at 0.6 of the capacity: all models are slower from second 5 to 15."""
     print("\nReturn after a brown-out of 10 s at 0.6× capacity: until ≥ 99 % of the answers are the best route's")
     rate = 0.6 * capacity()
     for one_device in (False, True):
@@ -181,7 +181,7 @@ def bench_brown_out() -> None:
 
 
 class Outage:
-    """A backend that answers in 1 ms and 0.1 ms for each row; while it is down it fails, or hangs."""
+    """Backend that takes 1 ms plus 0.1 ms per row; while it is down, it fails or hangs."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -198,7 +198,13 @@ class Outage:
 
 
 class Recovery(NamedTuple):
-    """Of one outage: the share without an answer on time, and what came before all answers were the best route's."""
+    """Loss and recovery of one outage.
+
+    Attributes:
+        lost: share of the requests during the outage that got no response on time.
+        seconds: from the end of the outage to the last arrival that the best route did not serve on time.
+        requests: number of requests that arrived in these seconds, including the last.
+    """
 
     lost: float
     seconds: float
@@ -206,7 +212,7 @@ class Recovery(NamedTuple):
 
 
 def outage(rate: float, kind: str, *, batched: bool, seed: int = 1) -> Recovery:
-    """Ten seconds, or twelve requests, in which the better of two routes is down."""
+    """Run an outage of the better of two routes: ten seconds, or the time of twelve requests if that is longer."""
 
     async def main(loop: VirtualLoop) -> Recovery:
         best = Outage(kind)
@@ -254,7 +260,7 @@ def outage(rate: float, kind: str, *, batched: bool, seed: int = 1) -> Recovery:
 
 
 def bench_outage() -> None:
-    """The better of two routes fails or hangs, at every rate; and how soon it has all requests again."""
+    """Measure losses while the better of two routes fails or hangs, at each rate, and its return to all requests."""
     print("\nAn outage of the better of two routes, 10 s or twelve requests, then until all have its response again")
     for kind in ("fails", "hangs"):
         for batched in (False, True):
@@ -270,7 +276,7 @@ def bench_outage() -> None:
 
 
 class Answering:
-    """A service that costs next to nothing."""
+    """Service that responds at almost no cost."""
 
     enforces_deadline = True
     response = si.Response(1.0, False, "bench")
@@ -280,14 +286,14 @@ class Answering:
 
 
 class NoOp:
-    """A backend that costs nothing."""
+    """Backend that does no work."""
 
     async def infer(self, batch: Batch) -> list[float]:
         return [1.0] * len(batch)
 
 
 def bench_cost() -> None:
-    """CPU per request through a stack, with and without three healthy routes."""
+    """Measure the CPU per request of a stack with and without a router of three healthy routes."""
 
     def batched(policy: PolicyName) -> Any:
         return si.AdaptiveBatcher(max_batch_size=64, slo_s=0.05, policy=policy).wrap(NoOp())
@@ -332,7 +338,7 @@ PARTS = {
 
 
 def main() -> None:
-    """All parts, or those that are named on the command line."""
+    """Run all parts, or those that the command line names."""
     si.warmup()
     for name in sys.argv[1:] or PARTS:
         PARTS[name]()

@@ -1,4 +1,4 @@
-"""An ASGI app on loopback, over plain HTTP/1.1, and the same app without a network."""
+"""ASGI apps on loopback, over plain HTTP/1.1, and requests to them without a network."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ __all__ = ["AsgiServer", "request"]
 async def request(
     app: Any, method: str = "GET", headers: Iterable[tuple[str, str]] = (), path: str = "/metrics"
 ) -> tuple[int, dict[str, str], bytes]:
-    """One request without a network: status, headers by name, body."""
+    """Send one request without a network; return status, headers by name, and body."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -28,7 +28,7 @@ async def request(
 
 
 class AsgiServer:
-    """Serves an app in a thread of its own, a connection per request.
+    """Server that runs an app in a separate thread, with one connection per request.
 
     Attributes:
         address: host and port.
@@ -51,7 +51,7 @@ class AsgiServer:
         self._thread.join()
 
     def wait_for_requests(self, number: int) -> None:
-        """Wait until so many further requests were answered."""
+        """Wait until the app has responded to this many further requests."""
         with self._changed:
             goal = self._answered + number
             assert self._changed.wait_for(lambda: self._answered >= goal, 60)

@@ -36,7 +36,7 @@ class Issued:
 
 
 class Authority:
-    """Signs certificates; its own is ``certificate``, a PEM file in ``folder``."""
+    """Certificate authority, whose own certificate is ``certificate``, a PEM file in ``folder``."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class Authority:
         self.certificate.write_bytes(self._own.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, name: str, *hosts: str) -> Issued:
-        """A certificate for these host names and addresses; without any, one of a client."""
+        """Issue a certificate for these host names and addresses, or without any, for a client."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(_subject(name), self._own.subject, key).add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
@@ -75,11 +75,11 @@ class Authority:
         return issued
 
     def server_context(self, *hosts: str, clients: "Authority | None" = None) -> ssl.SSLContext:
-        """For a server of HTTP and gRPC on these hosts.
+        """Return the TLS context of a server of HTTP and gRPC on these hosts.
 
         Args:
-            hosts: what its certificate names; loopback where none is given.
-            clients: mutual TLS: a client must have a certificate of this authority.
+            hosts: hosts that its certificate names; loopback if there are none.
+            clients: with mutual TLS, the authority that must have issued a client's certificate.
         """
         issued = self.issue("server", *(hosts or ("127.0.0.1", "localhost")))
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,6 +1,6 @@
 """Checks of the Open Inference Protocol and its extensions, by standard clients, against any server.
 
-Each check is a function of a `Target` that raises unless the server does what the protocol says. `verdicts` runs all.
+Each check is a function of a `Target` that raises unless the server follows the protocol. `verdicts` runs all checks.
 """
 
 import http.client
@@ -34,8 +34,8 @@ class Target:
 
     Attributes:
         http_url: ``host:port``.
-        grpc_url: the same for gRPC.
-        model: its name.
+        grpc_url: ``host:port`` for gRPC.
+        model: name of the model.
     """
 
     http_url: str
@@ -43,7 +43,7 @@ class Target:
     model: str = "mlp"
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
-        """Return the status and the body of a request to an address of the model."""
+        """Send a POST request to a path of the model; return the status and the body."""
         connection = http.client.HTTPConnection(self.http_url, timeout=20)
         try:
             connection.request("POST", f"/v2/models/{self.model}{path}", body, headers or {})
@@ -53,16 +53,16 @@ class Target:
             connection.close()
 
     def http(self) -> Any:
-        """A client, to be entered."""
+        """Return a client for HTTP, a context manager."""
         return http_client.InferenceServerClient(self.http_url, network_timeout=20.0)
 
     def grpc(self) -> Any:
-        """A client, to be entered."""
+        """Return a client for gRPC, a context manager."""
         return grpc_client.InferenceServerClient(self.grpc_url)
 
 
 def verdicts(target: Target) -> dict[str, str]:
-    """Return for each check an empty text, or why the server fails it."""
+    """Run all checks; return the error of each, or an empty text if the server passes it."""
     found = {}
     for name, check in CHECKS.items():
         try:
@@ -300,7 +300,7 @@ def _grpc_config(target: Target) -> None:
 
 
 def _stream(target: Target, *models: str) -> list[Any]:
-    """The responses of one stream; not through ``tritonclient``, whose streams can hang where a server has none."""
+    """Return the responses of one stream, without ``tritonclient``, which can hang if a server has no streams."""
     with grpc.insecure_channel(target.grpc_url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         calls = [_call(model, str(number)) for number, model in enumerate(models)]
@@ -320,7 +320,7 @@ def _grpc_stream_error(target: Target) -> None:
 
 
 def _perf_analyzer(target: Target, *arguments: str) -> None:
-    """Run Triton's load generator for three windows in a row that have answers, however unsteady the figures are."""
+    """Run Triton's load generator until three windows in a row have responses, however unstable the figures are."""
     program = ENVIRONMENTS["perf_analyzer"].make().python.with_name("perf_analyzer")
     measured = ("--measurement-interval", "100", "--max-trials", "30", "--stability-percentage", "999")
     command = [str(program), "-m", target.model, *arguments, *measured, "--concurrency-range", "4"]

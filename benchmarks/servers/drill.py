@@ -2,11 +2,11 @@
 
 Every request goes either to a router, with the server under test as its best route and a local second route, or to the
 best route alone, which has no fallback. The drill records how and when each request ended, and whether the response was
-right. *Ended* means without intervention: the drill waits for every request that it sent.
+right. *Ended* means without intervention: the drill cancels no request, and waits until after all deadlines.
 
-*Late* is measured on the clock of the deadline. A shared machine itself stalls now and then. A heartbeat on the same
-event loop records how long this thread was ready to run and had no core (the kernel's ``schedstat``). The drill counts
-requests separately that were late by no more than that time plus the tolerance; it reports both numbers.
+*Late* is measured on the clock of the deadline. Because a shared machine stalls at times, a heartbeat on the same event
+loop records how long this thread was ready to run and had no core (the kernel's ``schedstat``). The drill reports the
+number of late requests, and how many of them were late by no more than that time plus the tolerance.
 """
 
 import asyncio
@@ -41,18 +41,18 @@ MakeBackend = Callable[[str], Any]
 
 @attrs.frozen
 class Plan:
-    """How a drill is held.
+    """Settings of a drill.
 
     Attributes:
-        rounds: how often the fault strikes.
-        rate: requests a second, Poisson.
-        timeout_s: the time limit of each.
-        alone: the share of requests that go to the best route alone.
-        calm_s: before each strike, at least: the best route has answered by then.
-        recovery_s: the longest that a fault, or its mending, may take to show.
-        tolerance_s: what is not late yet.
-        open_s: the breaker's; it doubles up to twice as much.
-        in_a_row: so many answers of the best route, one after the other, count as all.
+        rounds: how often the drill injects the fault.
+        rate: requests per second, Poisson.
+        timeout_s: timeout of each request.
+        alone: share of the requests that go to the best route alone.
+        calm_s: minimum seconds before each fault; the drill also waits for a response of the best route.
+        recovery_s: maximum seconds until a fault, or its repair, has an effect.
+        tolerance_s: seconds after its deadline from which a request is late.
+        open_s: open time of the breaker, which may double once.
+        in_a_row: number of consecutive responses of the best route that count as its full recovery.
     """
 
     rounds: int = 1
@@ -68,16 +68,16 @@ class Plan:
 
 @attrs.frozen
 class Ending:
-    """How a request ended.
+    """End of one request.
 
     Attributes:
-        stage: ``"calm"``, ``"fault"`` or ``"mended"``, when it was asked.
-        routed: it went to the router.
-        deadline_ns: when it should have ended.
-        ended_ns: when it did.
-        how: the route that answered, or the class of the error.
-        typed: it was an answer, or one of our errors.
-        right: the answer was; true where there was none.
+        stage: ``"calm"``, ``"fault"`` or ``"mended"``, when the request was sent.
+        routed: true if the request went to the router, false if to the best route alone.
+        deadline_ns: deadline of the request.
+        ended_ns: when the request ended.
+        how: the route that responded, or the class of the error.
+        typed: true if the request ended with a response or with one of our errors.
+        right: false if the request got a wrong response.
     """
 
     stage: str
@@ -91,7 +91,7 @@ class Ending:
 
 @attrs.frozen
 class Held:
-    """What a process holds: a leak is what is there afterwards and was not before."""
+    """Resources that a process holds; a leak is one that it holds after a drill and did not hold before."""
 
     files: int
     threads: int
@@ -100,21 +100,21 @@ class Held:
 
 @attrs.frozen
 class Report:
-    """What became of the requests of all rounds.
+    """Outcomes of the requests of all rounds.
 
     Attributes:
-        fault: what struck.
-        rounds: how often.
-        endings: of every request that ended.
-        endless: requests that did not.
-        excused: of the late ones, those that the machine made late.
-        mended_s: for each round, from the mending to the first answer of the best route; infinite where none came.
-        full_s: likewise, to the instant since when the best route answers all requests.
-        crashed: the server has ended, though every fault was mended: of a defect of its own.
-        tasks: tasks left when everything was stopped.
-        connections: of the network proxy, left by the backend.
-        longest_gap_s: for which the event loop did not run at all.
-        tolerance_s: what is not late yet.
+        fault: name of the fault.
+        rounds: how often the drill injected it.
+        endings: ends of all requests that ended.
+        endless: number of requests that did not end.
+        excused: number of late requests that the machine made late.
+        mended_s: for each round, from the repair to the first response of the best route; infinite without one.
+        full_s: likewise, to the first of the consecutive responses of the best route that count as full recovery.
+        crashed: true if the server ended although every fault was repaired, because of a defect of its own.
+        tasks: number of tasks left after everything was stopped.
+        connections: number of connections to the network proxy that the backend left open.
+        longest_gap_s: longest time for which the event loop did not run.
+        tolerance_s: seconds after its deadline from which a request is late.
     """
 
     fault: str
@@ -132,36 +132,36 @@ class Report:
 
     @property
     def late(self) -> Sequence[Ending]:
-        """Later than the deadline and the tolerance."""
+        """Requests that ended after the deadline plus the tolerance."""
         limit_ns = round(self.tolerance_s * 1e9)
         return [one for one in self.endings if one.ended_ns - one.deadline_ns > limit_ns]
 
     @property
     def latest_s(self) -> float:
-        """By how much the latest one missed its deadline; negative where all were on time."""
+        """Seconds by which the latest request missed its deadline; negative if all were on time."""
         return max((one.ended_ns - one.deadline_ns for one in self.endings), default=0) / 1e9
 
     def count(self, stage: str, *, routed: bool) -> Counter[str]:
-        """How the requests of a stage ended."""
+        """Count the requests of a stage by how they ended."""
         return Counter(one.how for one in self.endings if one.stage == stage and one.routed is routed)
 
 
 def held_now() -> Held:
-    """What this process holds now.
+    """Return the resources that this process holds.
 
-    Shared memory is what its own pools made, known by the process's number in their names: those that are still there,
-    and those of the memory that is mapped, which has none any more. Others use the same folder at the same time.
+    Shared memory means files of this process's own pools, whose names contain its process id: existing files, and
+    deleted files that are still mapped. Other processes use the same folder at the same time.
     """
     gc.collect()
     maps = Path("/proc/self/maps").read_text().splitlines()
     mapped = [line.rpartition("/")[2].removesuffix(" (deleted)") for line in maps if f"{SHM}/" in line]
     names = [*mapped, *(path.name for path in SHM.iterdir())]
     shared = frozenset(name for name in names if f"-{os.getpid()}." in name)
-    return Held(len(os.listdir("/proc/self/fd")), threading.active_count(), shared)  # noqa: PTH208 the loop is not running
+    return Held(len(os.listdir("/proc/self/fd")), threading.active_count(), shared)  # noqa: PTH208 only counts them
 
 
 class _Heartbeat:
-    """Looks every 2 ms at the clock and at how long this thread has waited for a core."""
+    """Record of the time and of how long this thread has waited for a core, every 2 ms."""
 
     def __init__(self) -> None:
         self._instants: list[int] = []
@@ -178,7 +178,7 @@ class _Heartbeat:
             os.close(self._file)
 
     def waited_ns(self, from_ns: int, to_ns: int) -> int:
-        """How long the thread waited for a core between the beats around two instants."""
+        """Return the nanoseconds that the thread waited for a core between the beats around two instants."""
         first = max(bisect_right(self._instants, from_ns) - 1, 0)
         last = min(bisect_left(self._instants, to_ns), len(self._waits) - 1)
         return self._waits[last] - self._waits[first]
@@ -239,15 +239,15 @@ async def drill(
     protocol: Protocol = "grpc",
     seed: int = 1,
 ) -> Report:
-    """Lets a fault strike, round after round, under load.
+    """Inject and repair a fault, round after round, under load.
 
     Args:
-        fault: what strikes.
-        server: with the model ``mlp``; as it was when this returns.
-        make_backend: the backend under test for ``host:port``, not started.
-        plan: how it is held.
-        protocol: what the backend speaks.
-        seed: of the load.
+        fault: fault to inject.
+        server: server with the model ``mlp``; it works again when this returns.
+        make_backend: returns the backend under test for ``host:port``, not started.
+        plan: settings of the drill; ``None``: the defaults.
+        protocol: protocol of the backend.
+        seed: seed of the load and of the breaker.
     """
     plan = plan or Plan()
     before = asyncio.all_tasks()
@@ -255,7 +255,7 @@ async def drill(
         breaker = CircuitBreaker(
             minimum_calls=4, window=8, open_s=plan.open_s, max_open_s=2 * plan.open_s, half_open_calls=1, seed=seed
         )
-        # so small that batches are full as soon as something is slow, and are sent ahead
+        # so small that batches are full as soon as anything is slow, and are pipelined
         batcher = si.AdaptiveBatcher(max_batch_size=2, slo_s=plan.timeout_s)
         alone = si.Stack(batcher, breaker, make_backend(rig.url))
         local = [si.AdaptiveBatcher(max_batch_size=16, slo_s=plan.timeout_s), si.CpuBackend(mlp_answers)]
@@ -271,7 +271,7 @@ async def drill(
                 mended_s, full_s = await _rounds(fault, rig, load, plan)
             finally:
                 running[1].cancel()
-                # every deadline has passed long before: what is still open then has no end
+                # every deadline passes well within this timeout: a request that is still open then has no end
                 ended = await asyncio.wait(load.open, timeout=plan.timeout_s + 2.0) if load.open else (set(), set())
                 endless = len(ended[1])
                 running[0].cancel()
@@ -305,7 +305,7 @@ async def _rounds(fault: Fault, rig: Rig, load: _Load, plan: Plan) -> tuple[list
     for _ in range(plan.rounds):
         load.stage, begun = "calm", len(load.endings)
         await asyncio.sleep(plan.calm_s)
-        # a busy machine may take longer to connect: nothing breaks before the best route answers
+        # a busy machine may take longer to connect, so no fault is injected before the best route responds
         await _recovery(load, begun, time.monotonic_ns() + round(plan.recovery_s * 1e9), 1)
         load.stage, begun = "fault", len(load.endings)
         await fault.strike(rig)
@@ -322,9 +322,9 @@ async def _rounds(fault: Fault, rig: Rig, load: _Load, plan: Plan) -> tuple[list
 
 
 async def _effect(load: _Load, begun: int, give_up_ns: int) -> None:
-    """Wait until a fault has shown both ways: the second route answered, and a request of the best one alone failed.
+    """Wait for both effects of a fault: the second route responds, and a request to the best route alone fails.
 
-    A busy machine may let this process run so seldom that a fault would be mended before any request met it.
+    A busy machine may run this process so seldom that the fault would be repaired before any request met it.
     """
     while time.monotonic_ns() <= give_up_ns:
         since = [one for one in load.endings[begun:] if one.stage == load.stage]
@@ -334,7 +334,10 @@ async def _effect(load: _Load, begun: int, give_up_ns: int) -> None:
 
 
 async def _recovery(load: _Load, begun: int, give_up_ns: int, in_a_row: int) -> tuple[float, float]:
-    """When the best route gave its first answer since, and since when it gives all; looks at routed requests."""
+    """Return when the best route first responded to a routed request, and when `in_a_row` such responses began.
+
+    An instant is infinite if it did not come before ``give_up_ns``.
+    """
     stage = load.stage
     while True:
         since = [one for one in load.endings[begun:] if one.routed and one.stage == stage]

@@ -1,9 +1,9 @@
 """Python environments of servers and frameworks, whose dependencies conflict with the package's; made at first use.
 
-python benchmarks/servers/environments.py triton pipecat     makes these at the same time; without a name, all of them
+python benchmarks/servers/environments.py triton pipecat     makes these in parallel; without a name, all of them
 
 Each is a folder ``.venv-NAME`` at the repository's root, made under a lock between processes, with a stamp of the
-installed packages. If the stamp matches, nothing is looked up. An environment that runs our compiled modules exists for
+installed packages. If the stamp matches, nothing is installed. An environment that runs our compiled modules exists for
 each Python, ``.venv-NAME-3.x``, so that `make test-all` tests the right version.
 """
 
@@ -28,9 +28,9 @@ __all__ = ["ENVIRONMENTS", "Environment", "find_python", "supported"]
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = Path(__file__).with_name("install.py")
 MAX_STEP_S = 1800.0
-# what Triton's python backend brings a stub for, best first
+# versions for which Triton's python backend has a stub, best first
 SERVER_PYTHONS = ("3.11", "3.12", "3.10")
-# they import streaminfer from this checkout, so they need the Python that its modules were compiled for
+# environments that import streaminfer from this checkout need the Python for which its modules were compiled
 THIS_PYTHON = (f"{sys.version_info.major}.{sys.version_info.minor}",)
 PROBE = (
     "import sys, sysconfig, os.path; g = sysconfig.get_config_var; "
@@ -42,13 +42,13 @@ PROBE = (
 
 @attrs.frozen
 class Environment:
-    """One environment.
+    """Python environment of a server or framework.
 
     Attributes:
-        name: its folder is ``.venv-NAME``, or ``.venv-NAME-3.x`` where it must have this Python.
+        name: its folder is ``.venv-NAME``, or ``.venv-NAME-3.x`` if it must have this Python.
         steps: arguments of ``pip install``, one call each.
-        pythons: versions that it can have, best first.
-        shared_libpython: the server embeds a Python, and needs it as a shared library.
+        pythons: versions of Python that it can have, best first.
+        shared_libpython: true if the server embeds Python, which it needs as a shared library.
     """
 
     name: str
@@ -58,22 +58,22 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        """Where it is; each Python has its own of those that need its version."""
+        """Folder of the environment; it differs between versions of Python if the environment needs this version."""
         own = f"-{THIS_PYTHON[0]}" if self.pythons == THIS_PYTHON else ""
         return ROOT / f".venv-{self.name}{own}"
 
     @property
     def python(self) -> Path:
-        """Its interpreter."""
+        """Path of its interpreter."""
         return self.folder / "bin" / "python"
 
     @property
     def packages(self) -> Path:
-        """Its site-packages."""
+        """Path of its site-packages."""
         return next(self.folder.glob("lib/python3*/site-packages"))
 
     def make(self) -> Self:
-        """Installs it unless that was done; waits while another process does.
+        """Install the environment if it is not installed; wait while another process installs it.
 
         Raises:
             RuntimeError: no Python of this machine fits, or the installation failed.
@@ -100,7 +100,7 @@ ENVIRONMENTS = {
         (
             # numpy 2 breaks the stub silently: every output comes back with 0 bytes
             ("onnxruntime==1.31.1", "numpy==1.26.4"),
-            # the wheel's binaries only
+            # only the binaries of the wheel
             ("--no-deps", "nvidia-pytriton==0.7.0"),
         ),
         shared_libpython=True,
@@ -121,7 +121,7 @@ ENVIRONMENTS = {
     "pipecat": Environment(
         "pipecat",
         (
-            # what its voice detectors import; everything that it asks for would be 330 MB more
+            # packages that its voice detectors import; all its dependencies would be 330 MB more
             (
                 *(
                     "loguru",
@@ -145,7 +145,7 @@ ENVIRONMENTS = {
     ),
     "ray": Environment(
         "ray",
-        # the models of KEDA's definitions are for a test, and are made again for each Python
+        # a test uses the models of KEDA's definitions, which are released separately for each Python
         (("ray[serve]==2.60.0", "attrs>=23.2", "numpy>=2", "cloudcoil-models-keda>=2.16"),),
         pythons=THIS_PYTHON,
     ),
@@ -153,7 +153,7 @@ ENVIRONMENTS = {
 
 
 def supported() -> bool:
-    """Whether there are binaries of these servers for this machine."""
+    """Return true if these servers have binaries for this machine."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
@@ -161,7 +161,7 @@ def find_python(pythons: Sequence[str] = SERVER_PYTHONS, *, shared_libpython: bo
     """Return an interpreter of one of these versions: this one if it fits, else one of ``PATH`` or of pyenv.
 
     Raises:
-        RuntimeError: there is none; says what was found.
+        RuntimeError: there is none; the message lists the interpreters that do not fit.
     """
     tried = []
     for candidate in _candidates(pythons):
@@ -188,7 +188,7 @@ def _candidates(pythons: Sequence[str]) -> Iterator[str]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    # the folder itself is what is locked: no file is left for it
+    # the folder itself is locked, so that no lock file is left
     handle = os.open(folder, os.O_RDONLY)
     give_up_s = time.monotonic() + MAX_STEP_S
     try:
@@ -202,7 +202,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(handle: int) -> bool:
-    """Lock it unless another process holds the lock; says whether it is ours."""
+    """Lock the folder; return false if another process holds the lock."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

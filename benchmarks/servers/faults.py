@@ -22,13 +22,13 @@ MODEL = "mlp"
 
 
 class Rig:
-    """A server, and the way to it: direct, through a network proxy, or through one that puts garbage in answers.
+    """Server, and the path to it: direct, through a network proxy, or through a proxy that corrupts responses.
 
     Attributes:
-        server: the real one.
-        proxy: on the way, where the way is ``"proxy"``.
-        garbage: likewise.
-        url: where the backend under test finds the server.
+        server: the real server.
+        proxy: network proxy, on the path if ``way`` is ``"proxy"``.
+        garbage: proxy that corrupts responses, on the path if ``way`` is ``"garbage"``.
+        url: ``host:port`` at which the backend under test reaches the server.
     """
 
     def __init__(self, server: TritonServer, way: Way, protocol: Protocol = "grpc") -> None:
@@ -42,14 +42,14 @@ class Rig:
         self._kinds = itertools.cycle(KINDS)
 
     def next_kind(self) -> str:
-        """Another kind of garbage each time."""
+        """Return the next kind of garbage, in turn."""
         return next(self._kinds)
 
     async def connections_left(self) -> int:
-        """How many connections to the proxy stay open; waits a second for them to close.
+        """Return the number of connections to the proxy that stay open, after waiting a second for them to close.
 
-        gRPC keeps one while a call of it is referenced, and a call that was cut off is, by the traceback of its error,
-        until the garbage collector finds the cycle.
+        gRPC keeps a connection while one of its calls is referenced. The traceback of its error references a call that
+        was cut off, until the garbage collector finds the cycle.
         """
         gc.collect()
         for _ in range(100):
@@ -73,15 +73,15 @@ class Rig:
 
 @attrs.frozen
 class Fault:
-    """Something that goes wrong, and is mended.
+    """Fault that the drill injects and repairs.
 
     Attributes:
-        name: what it is called.
-        way: the way to the server that it needs.
-        strike: breaks it.
-        mend: makes it work again, and returns when it does.
-        lasts_s: the time between, at least.
-        is_gentle: the server's answers still pass between two blows.
+        name: name of the fault.
+        way: path to the server that the fault needs.
+        strike: injects the fault.
+        mend: repairs the fault; returns when the server works again.
+        lasts_s: minimum seconds from the injection to the repair.
+        is_gentle: true if some responses of the server still pass during the fault.
     """
 
     name: str

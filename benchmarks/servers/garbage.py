@@ -1,7 +1,7 @@
 """Servers that forward all requests to a real one, and replace inference responses by garbage.
 
 ``async with GrpcGarbage(server.grpc_url) as fake: ... fake.kind = "wrong_shape"``; ``HttpGarbage`` works in
-the same way. They run in the event loop of their user. They send valid HTTP with wrong contents.
+the same way. They run in the event loop of the caller. They send valid HTTP with wrong contents.
 """
 
 import json
@@ -22,17 +22,17 @@ __all__ = ["KINDS", "GrpcGarbage", "HttpGarbage"]
 
 KINDS = ("noise", "empty", "truncated", "wrong_shape", "fewer_rows", "wrong_type", "wrong_name", "no_output")
 HEADER_SIZE = "Inference-Header-Content-Length"
-# a compressed answer could not be spoilt in parts
+# without Accept-Encoding, because parts of a compressed response could not be corrupted
 NOT_PASSED_ON = {"Host", "Content-Length", "Accept-Encoding"}
 
 
 class _Garbage(ABC):
-    """What both protocols share.
+    """Common part of both protocols.
 
     Attributes:
         url: ``host:port``.
-        kind: what is wrong with the answers, of :data:`KINDS`; ``None``: nothing.
-        spoilt: how many answers were.
+        kind: fault of the responses, of :data:`KINDS`; ``None``: they are unchanged.
+        spoilt: number of corrupted responses.
     """
 
     def __init__(self, target: str) -> None:
@@ -59,7 +59,7 @@ class _Garbage(ABC):
         await self._stop()
 
     def _spoil(self, body: bytes, spoil_parts: Callable[[bytes, str], bytes]) -> bytes:
-        """Return the response for the present kind: random bytes, or a message with an error in it."""
+        """Return a response of the current kind: unchanged, random bytes, empty, or a message with an error in it."""
         if self.kind is None:
             return body
         self.spoilt += 1
@@ -73,7 +73,7 @@ class _Garbage(ABC):
 
 
 class GrpcGarbage(_Garbage):
-    """For gRPC: unary calls."""
+    """Garbage for unary calls of gRPC."""
 
     async def _start(self) -> None:
         self._channel = grpc.aio.insecure_channel(self._target)
@@ -133,7 +133,7 @@ def _spoil_grpc(body: bytes, kind: str) -> bytes:
 
 
 class HttpGarbage(_Garbage):
-    """For HTTP: answers with binary tensors, and all in JSON."""
+    """Garbage for HTTP: responses with binary tensors, or all in JSON."""
 
     async def _start(self) -> None:
         self._client = aiohttp.ClientSession(skip_auto_headers=["Accept-Encoding"])

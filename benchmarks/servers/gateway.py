@@ -1,7 +1,7 @@
-"""Gateways in front of an inference service, which end TLS, require a token, and announce limits.
+"""Gateways of an inference service, which terminate TLS, require a token, and announce limits.
 
 ``async with HttpGateway(server.http_url, token="t") as gateway: ... gateway.url``; ``GrpcGateway`` works in the same
-way. Each forwards the admitted requests to a real server, and runs in the event loop of its user.
+way. Each forwards the admitted requests to a real server, and runs in the event loop of the caller.
 """
 
 import ssl
@@ -25,7 +25,7 @@ NOT_PASSED_ON = {"Host", "Content-Length"}
 
 @attrs.frozen
 class Certificates:
-    """Files of PEM: those of the gateway, and of the authority of its clients; ``None``: clients need none."""
+    """PEM files of the gateway, and of the authority of its clients; ``None``: clients need no certificate."""
 
     certificate: Path
     key: Path
@@ -42,7 +42,7 @@ class _Gateway:
 
     Attributes:
         url: ``localhost:port``.
-        ``rejections``: rejections of the next inference calls, one each: ``"later"`` (429 or RESOURCE_EXHAUSTED, retry
+        rejections: rejections of the next inference calls, one each: ``"later"`` (429 or RESOURCE_EXHAUSTED, retry
             after 2.5 s) or ``"down"`` (503 or UNAVAILABLE, retry after 1.5 s).
         largest: bytes of the largest inference message; ``None`` for no limit.
         passed: number of forwarded inference calls.
@@ -59,7 +59,7 @@ class _Gateway:
         self.passed = 0
 
     def rejection(self, headers: Any, body: bytes, *, inference: bool) -> str | None:
-        """Why a call is not let through; ``None``: it is."""
+        """Return the reason to reject a call; ``None``: the gateway forwards it."""
         if self._token is not None and headers.get("authorization") != f"Bearer {self._token}":
             return "token"
         if not inference:
@@ -73,7 +73,7 @@ class _Gateway:
 
 
 class HttpGateway(_Gateway):
-    """For HTTP."""
+    """Gateway for HTTP."""
 
     async def __aenter__(self) -> Self:
         self._client = aiohttp.ClientSession(auto_decompress=False)
@@ -115,7 +115,7 @@ class HttpGateway(_Gateway):
 
 
 class GrpcGateway(_Gateway):
-    """For gRPC: unary calls."""
+    """Gateway for unary calls of gRPC."""
 
     async def __aenter__(self) -> Self:
         self._channel = grpc.aio.insecure_channel(self._target)
@@ -140,7 +140,7 @@ class GrpcGateway(_Gateway):
         await self._channel.close()
 
     async def forward(self, method: str, request: bytes, context: Any) -> bytes:
-        """The server's answer to a call that is let through."""
+        """Return the server's response to an admitted call; abort the others."""
         rejection = self.rejection(
             dict(context.invocation_metadata()), request, inference=method.endswith("/ModelInfer")
         )

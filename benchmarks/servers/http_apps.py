@@ -23,7 +23,7 @@ ours = si.serving.asgi_app({"m": no_op_stack()})
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Reads the body and sends it back."""
+    """Read the body and send it back."""
     if scope["type"] == "lifespan":
         for step in ("startup", "shutdown"):
             await receive()

@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that is free now."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -30,7 +30,7 @@ class HttpServer(ServerProcess):
 
     Args:
         arguments: arguments of Python; ``{port}`` in them is the server's port.
-        path: path of a request that the server answers with 200 once it is ready.
+        path: path of a request to which the server responds with 200 once it is ready.
         body: body of this request, a POST; empty for a GET.
         headers: headers of this request.
         variables: further environment variables of the process.
@@ -57,14 +57,14 @@ class HttpServer(ServerProcess):
         self._installed_in = installed_in
 
     def prepare(self) -> tuple[Sequence[str], Mapping[str, str]]:
-        """Installs the servers at first use."""
+        """Install the servers at first use; return the command and its environment variables."""
         python = ENVIRONMENTS[self._installed_in].make().python
         folders = os.pathsep.join([str(BENCHMARKS.parent), str(BENCHMARKS)])
         variables = os.environ | {"PYTHONPATH": folders, "BENTOML_DO_NOT_TRACK": "True", **self._variables}
         return [str(python), *(one.format(port=self.port) for one in self._arguments)], variables
 
     def is_ready(self) -> bool:
-        """Whether the request is answered."""
+        """Return true if the server responds to the request with 200."""
         method = "POST" if self.body else "GET"
         status, _ = self.answers(
             self.port, self.path, method=method, body=self.body, headers=self.headers, timeout_s=READY_TIMEOUT_S
@@ -88,7 +88,7 @@ def asgi_server(
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process and its children."""
+    """Return the CPU seconds of a process and its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     children = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]

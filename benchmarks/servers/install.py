@@ -3,7 +3,7 @@
 python benchmarks/servers/install.py [--python PYTHON] ARGUMENT ...     arguments of `pip install`
 
 uv does not read pip's configuration, so its indexes, constraints and certificates are passed on to uv. Modules are
-compiled to byte code when they are imported, because only a small part of the installed ones is.
+compiled to byte code at import, because only a small part of the installed modules is ever imported.
 """
 
 import argparse
@@ -27,15 +27,15 @@ OPTIONS = {
     "timeout": ("UV_HTTP_TIMEOUT", " "),
     "default-timeout": ("UV_HTTP_TIMEOUT", " "),
 }
-"""Of pip: the variable of uv, and what is between several values."""
+"""By option of pip: the variable of uv, and the separator of its values."""
 
 SECTIONS = ("global", "install", ":env:")
-"""Of pip's configuration, from the weakest on."""
+"""Sections of pip's configuration; later ones take precedence."""
 
 
 def uv_settings(listed: str) -> dict[str, str]:
-    """Return variables for uv that say what `pip config list` printed."""
-    settings = {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # the best version of all indexes, as pip takes it
+    """Return the variables of uv for the settings that `pip config list` printed."""
+    settings = {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # like pip: the best version of all indexes
     lines = [line.partition("=") for line in listed.splitlines()]
     for wanted in SECTIONS:
         for key, _, value in lines:

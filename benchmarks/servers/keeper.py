@@ -1,4 +1,6 @@
-"""Ends a server when its owner ends, for any reason: python keeper.py SHM_PREFIX FOLDER <pipe from the owner.
+"""Keeper that ends a server when its owner ends, for any reason.
+
+``python keeper.py SHM_PREFIX FOLDER``, with a pipe from the owner as standard input.
 
 The keeper reads ``watch GROUP`` and ``forget GROUP``. At the end of the pipe it kills the watched process groups with
 all processes that they started, waits until these are gone, then removes ``/dev/shm/SHM_PREFIX*`` and the folder.
@@ -19,11 +21,11 @@ PATIENCE_S = 10.0
 
 
 def processes() -> dict[int, tuple[int, int]]:
-    """Parent and process group of each process that is not a zombie: those hold nothing and may stay unreaped."""
+    """Return parent and process group of each process but zombies, which hold nothing and may stay unreaped."""
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            # the command's name, in brackets, may hold anything
+            # the command's name, in parentheses, may contain any characters
             state, parent, group = stat.read_text().rpartition(")")[2].split()[:3]
             if state != "Z":
                 found[int(stat.parent.name)] = (int(parent), int(group))
@@ -31,7 +33,7 @@ def processes() -> dict[int, tuple[int, int]]:
 
 
 def family(groups: Iterable[int]) -> set[int]:
-    """Return the processes of these groups and their descendants, also those that have a session of their own."""
+    """Return the processes of these groups and their descendants, also those in other sessions."""
     wanted, all_of_them = set(groups), processes()
     found: set[int] = set()
     while more := {pid for pid, (parent, group) in all_of_them.items() if group in wanted or parent in found} - found:
@@ -40,14 +42,14 @@ def family(groups: Iterable[int]) -> set[int]:
 
 
 def send(pids: Iterable[int], number: int) -> None:
-    """Send a signal to each that is still there."""
+    """Send a signal to each process that still exists."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def kill_family(groups: Iterable[int]) -> set[int]:
-    """Kill all of `family` and return them: a stopped process starts no other, so none is missed."""
+    """Stop, then kill all processes of `family`; return them. A stopped process starts no other, so none is missed."""
     stopped: set[int] = set()
     while more := family(groups) - stopped:
         send(more, signal.SIGSTOP)
@@ -66,7 +68,7 @@ def main() -> None:
     deadline = time.monotonic() + PATIENCE_S
     while killed & processes().keys() and time.monotonic() < deadline:
         time.sleep(0.005)
-    for path in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108 it is that folder
+    for path in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108 shared memory, not a temporary file
         path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -34,15 +34,15 @@ class KServe(ServerProcess):
         self.grpc_url = f"{HOST}:{grpc_port}"
 
     def prepare(self) -> tuple[Sequence[str], Mapping[str, str]]:
-        """Installs KServe at first use; writes the model."""
+        """Install KServe at first use, and write the model; return the command and its environment variables."""
         environment = ENVIRONMENTS["kserve"].make()
         weights = self.folder / "weights.npz"
-        np.savez(weights, **mlp_weights())  # type: ignore[arg-type]  # all of it are arrays
+        np.savez(weights, **mlp_weights())  # type: ignore[arg-type]  # all values are arrays
         script = self.folder / "serve.py"
         shutil.copyfile(SOURCE, script)
         variables = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
         return [str(environment.python), str(script), str(weights), *map(str, self.ports)], variables
 
     def is_ready(self) -> bool:
-        """HTTP is served when gRPC is."""
+        """Return true if HTTP is ready; the server starts gRPC first."""
         return self.answers(self._http_port, "/v2/health/ready", timeout_s=2.0)[0] == 200

@@ -8,8 +8,8 @@ processes. Two TUN devices join them, and this program carries the packets::
 
 The process of the first PID has 10.203.8.1, the other 10.203.8.2. The network is a profile of
 `streaminfer.loadtest.path`, by its name or in a file: rate, queue, losses in runs, delays with a long tail; or it has
-independent losses and uniform jitter. Both directions are alike. The program carries IPv4 packets and keeps
-their order, like one queue. It needs root and ``/dev/net/tun``.
+independent losses and uniform jitter. Both directions have the same properties. The program carries IPv4 packets and
+keeps their order, like one queue. It needs root and ``/dev/net/tun``.
 """
 
 import argparse
@@ -22,14 +22,14 @@ __all__ = ["ADDRESSES", "missing_parts"]
 
 
 class UniformLink:
-    """Independent losses, uniform jitter."""
+    """Link with independent losses and uniform jitter."""
 
     def __init__(self, loss: float, delay_s: float, jitter_s: float, seed: int) -> None:
         self._loss, self._delay_s, self._jitter_s = loss, delay_s, jitter_s
         self._chance = random.Random(seed)
         self._last_ns = 0
 
-    def send(self, size: int, now_ns: int) -> int | None:  # noqa: ARG002 - as any link
+    def send(self, size: int, now_ns: int) -> int | None:  # noqa: ARG002 - signature of all links
         if self._chance.random() < self._loss:
             return None
         delay_s = max(0.0, self._delay_s + self._chance.uniform(-self._jitter_s, self._jitter_s))

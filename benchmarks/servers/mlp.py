@@ -14,14 +14,14 @@ Floats = npt.NDArray[np.float32]
 
 @functools.cache
 def mlp_weights(hidden: int = 16) -> dict[str, Floats]:
-    """Its weights, seeded."""
+    """Return the weights of the model, drawn with a fixed seed."""
     random = np.random.default_rng(20)
     shapes: dict[str, tuple[int, ...]] = {"w1": (8, hidden), "b1": (hidden,), "w2": (hidden, 4), "b2": (4,)}
     return {name: (random.normal(size=shape) / np.sqrt(shape[0])).astype("f") for name, shape in shapes.items()}
 
 
 def write_mlp(path: Path, hidden: int = 16) -> None:
-    """Writes the ONNX file: x float32 [n, 8] → y float32 [n, 4]."""
+    """Write the ONNX file: x float32 [n, 8] → y float32 [n, 4]."""
     from onnx import TensorProto, helper, numpy_helper, save
 
     def value(name: str, size: int) -> Any:
@@ -42,7 +42,7 @@ def write_mlp(path: Path, hidden: int = 16) -> None:
 
 
 def mlp_answers(x: Floats, hidden: int = 16) -> Floats:
-    """What the model answers to rows [n, 8]: [n, 4]."""
+    """Return the model's outputs [n, 4] for inputs [n, 8]."""
     weights = mlp_weights(hidden)
     inner = np.maximum(x @ weights["w1"] + weights["b1"], 0)
     answers: Floats = inner @ weights["w2"] + weights["b2"]

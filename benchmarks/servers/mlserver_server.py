@@ -28,11 +28,11 @@ def _tensor(name: str, datatype: str, *shape: int) -> dict[str, Any]:
 
 
 class MLServer(ServerProcess):
-    """MLServer 1.7 with two models, ``mlp`` and ``echo`` (``number`` → ``number_out``, int64), and further ones.
+    """MLServer 1.7 with the models ``mlp`` and ``echo`` (``number`` → ``number_out``, int64), and further models.
 
     Args:
-        onnx: more models (`models.onnx_rows`), by name: the file, then name and row shape of its input and its output.
-        max_batch_size: of these.
+        onnx: further models (`models.onnx_rows`) by name: file, then name and row shape of its input and its output.
+        max_batch_size: maximum batch size of the further models.
 
     Attributes:
         grpc_url: ``host:port``.
@@ -53,7 +53,7 @@ class MLServer(ServerProcess):
         self.grpc_url = f"{HOST}:{grpc_port}"
 
     def prepare(self) -> tuple[Sequence[str], Mapping[str, str]]:
-        """Installs MLServer at first use; writes its settings and models."""
+        """Install MLServer at first use, and write settings and models; return command and environment variables."""
         environment = ENVIRONMENTS["mlserver"].make()
         http, grpc, metrics = self.ports
         settings = {
@@ -80,7 +80,7 @@ class MLServer(ServerProcess):
         return [str(environment.python.with_name("mlserver")), "start", str(models)], variables
 
     def is_ready(self) -> bool:
-        """Both protocols are served from one loop: one answers when the other does."""
+        """Return true if HTTP is ready; gRPC then is too, because one event loop serves both protocols."""
         return self.answers(self._http_port, "/v2/health/ready", timeout_s=2.0)[0] == 200
 
     def _model(

@@ -1,6 +1,6 @@
-"""A TCP proxy on loopback that ends TLS, stalls, delays, cuts, or sends noise, as networks do.
+"""TCP proxy on loopback that terminates TLS, and stalls, delays, cuts or sends noise, as networks do.
 
-It runs in the event loop of its user: ``async with Proxy("127.0.0.1:8001") as proxy: ... proxy.url``.
+It runs in the event loop of the caller: ``async with Proxy("127.0.0.1:8001") as proxy: ... proxy.url``.
 """
 
 import asyncio
@@ -15,23 +15,23 @@ from servers.process import HOST, free_ports
 __all__ = ["Proxy"]
 
 CHUNK = 64 * 1024
-LINGER_S = 1.0  # longer than a server works on what was in flight when its client was cut off
+LINGER_S = 1.0  # longer than a server needs for calls in flight when their client is cut off
 
 
 class Proxy:
-    """Forwards bytes to a target; all settings may change while connections are open.
+    """Proxy that forwards bytes to a target; all settings may change while connections are open.
 
     Thread-safety: one event loop.
 
     Args:
         target: ``host:port``.
-        tls: ends TLS for the clients, so that the target gets plain text.
+        tls: context that terminates the TLS of the clients; the target gets plain text.
 
     Attributes:
         url: ``host:port`` of loopback, the same after :meth:`refuse` and :meth:`accept`.
         delay_s: delay of each chunk of up to 64 KiB, each way.
         bytes_per_s: the bandwidth of each connection, each way; ``None``: unlimited.
-        noise: responses are replaced by as many random bytes.
+        noise: replaces responses by as many random bytes.
         connections: number of connected clients, without forgotten ones.
         accepted: number of clients that have ever connected.
     """
@@ -62,14 +62,14 @@ class Proxy:
         return len(self._open - self._forgotten)
 
     def stall(self, *, requests: bool = True, answers: bool = True) -> None:
-        """Stops forwarding; connections stay open, new ones are accepted and get nothing either."""
+        """Stop forwarding; connections stay open, and new ones are accepted but get nothing either."""
         if requests:
             self._requests_flow.clear()
         if answers:
             self._answers_flow.clear()
 
     def flow(self, *, drop: bool = False) -> None:
-        """Forward again, including the bytes that were held up.
+        """Forward again, including the bytes that were held back.
 
         Args:
             drop: discard these bytes and end their connections, so that the target gets no call of a client that left.
@@ -79,8 +79,9 @@ class Proxy:
         self._answers_flow.set()
 
     def forget(self) -> None:
-        """Forwards nothing on the connections that are open, ever again, and does not close them: as a firewall that
-        lost its table. New ones work.
+        """Stop forwarding on all open connections for good, without closing them; new connections work.
+
+        A firewall that lost its table does this.
         """
         self.stall()
         self._forgotten.update(self._open)
@@ -88,9 +89,11 @@ class Proxy:
         self.flow()
 
     def cut(self) -> None:
-        """Aborts the connections of all clients. The target completes what was in flight, for ``LINGER_S``, and sees no
-        call cancelled: a Triton before 2.57 can crash when a gRPC call is cancelled while it completes
-        (triton-inference-server/server, issues 7368 and 8034).
+        """Abort the connections of all clients.
+
+        The target has ``LINGER_S`` to complete the calls in flight, and sees no cancelled call: a Triton before 2.57
+        can crash when a gRPC call is cancelled while it completes (triton-inference-server/server, issues 7368 and
+        8034).
         """
         self._cut_off.update(self._open)
         for client in self._open:
@@ -105,7 +108,7 @@ class Proxy:
             await server.wait_closed()
 
     async def accept(self) -> None:
-        """Takes connections, on the same port."""
+        """Accept connections, always on the same port."""
         if self._server is None:
             self._server = await asyncio.start_server(self._serve, HOST, self._port, ssl=self._tls)
 
@@ -122,7 +125,7 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        # in a task of its own: those of asyncio's server must not be cancelled
+        # in a separate task, because the tasks of asyncio's server must not be cancelled
         task = asyncio.create_task(self._carry(from_client, to_client))
         self._tasks.add(task)
         await asyncio.wait([task])
@@ -141,7 +144,7 @@ class Proxy:
                 asyncio.create_task(self._pump(from_server, to_client, answers_flow, answers=True)),
             ]
             try:
-                # the first end ends both: gRPC and HTTP keep no half-open connections
+                # the end of one direction ends both, because gRPC and HTTP keep no half-open connections
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for pump in pumps:
@@ -151,10 +154,10 @@ class Proxy:
                 self._open.discard(to_client)
                 await self._drop_answers(from_server)
             else:
-                to_client.close()  # what was written still goes out
+                to_client.close()  # bytes that were written are still sent
                 await to_client.wait_closed()
         except OSError:
-            pass  # the target accepts no connection, or a connection was cut, so this one is cut too
+            pass  # the target accepts no connection, or one of the two was cut, so the other is cut too
         finally:
             for writer in (to_client, to_server):
                 if writer is not None:
@@ -171,7 +174,7 @@ class Proxy:
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow: asyncio.Event, *, answers: bool
     ) -> None:
-        with contextlib.suppress(OSError):  # a connection that was cut is at its end
+        with contextlib.suppress(OSError):  # the connection was cut
             while chunk := await reader.read(CHUNK):
                 pause_s = self.delay_s + (len(chunk) / self.bytes_per_s if self.bytes_per_s else 0.0)
                 if pause_s:

@@ -3,7 +3,7 @@
 uvicorn --factory onnx_apps:http_app      over HTTP
 python -m servers.onnx_apps PORT          over gRPC
 
-The folder in the variable ``STREAMINFER_MODELS`` has the files.
+The environment variable ``STREAMINFER_MODELS`` names the folder of the model files.
 """
 
 import os
@@ -26,7 +26,7 @@ MAX_BATCH_SIZE = 32
 
 @attrs.frozen
 class OnnxModel:
-    """A model, the name and shape of a row of its input and of its first output, and where its batches run."""
+    """File of a model, name and row shape of its input and of its first output, and the executor of its batches."""
 
     file: str
     input: str
@@ -74,13 +74,13 @@ async def serve_grpc(port: int) -> None:
 
 
 class GrpcServer(ServerProcess):
-    """Serves the models of a folder over gRPC.
+    """Server of the models of a folder over gRPC.
 
-    Its process has a session of its own, like those of other servers: the kernel gives each session the same share of
-    a busy machine, so a server in the session of its client would share what another one has for itself.
+    Its process has its own session, like those of other servers. The kernel gives each session the same share of a busy
+    machine, so a server in the session of its client would have to divide its share with the client.
 
     Args:
-        folder: has the files of the models.
+        folder: folder of the model files.
 
     Attributes:
         url: ``host:port``.
@@ -92,14 +92,14 @@ class GrpcServer(ServerProcess):
         self.url = f"{HOST}:{self.ports[0]}"
 
     def prepare(self) -> tuple[Sequence[str], Mapping[str, str]]:
-        """It runs in the environment of this process."""
+        """Return the command, which runs in the Python environment of this process, and its environment variables."""
         benchmarks = Path(__file__).resolve().parents[1]
         folders = os.pathsep.join([str(benchmarks.parent), str(benchmarks)])
         variables = os.environ | {"PYTHONPATH": folders, FOLDER: str(self._models)}
         return [sys.executable, "-m", "servers.onnx_apps", str(self.ports[0])], variables
 
     def is_ready(self) -> bool:
-        """It listens once the models have started."""
+        """Return true if the server listens, which it does once the models have started."""
         with socket.socket() as probe:
             return probe.connect_ex((HOST, self.ports[0])) == 0
 

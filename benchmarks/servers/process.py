@@ -1,4 +1,4 @@
-"""A server in a separate process group, on separate ports, that never outlives the process that started it.
+"""Server in a separate process group, on separate ports, that never outlives the process that started it.
 
 A keeper (:mod:`servers.keeper`) reads a pipe from this process. When the pipe ends, because the server is stopped or
 this process was killed, the keeper kills the server's group and all processes that it started, and removes the server's
@@ -26,16 +26,16 @@ from servers.keeper import kill_family
 __all__ = ["ServerProcess", "free_ports", "group_members"]
 
 HOST = "127.0.0.1"
-SHM = Path("/dev/shm")  # noqa: S108 it is that folder
+SHM = Path("/dev/shm")  # noqa: S108 shared memory, not a temporary file
 KEEPER = Path(__file__).with_name("keeper.py")
-START_TIMEOUT_S = 120.0  # a busy machine is not what is tested
+START_TIMEOUT_S = 120.0  # generous, because the load of the machine is not under test
 POLL_S = 0.02
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback without a listener, below those that outgoing connections get.
+    """Return ports of loopback without a listener, below the range of outgoing connections.
 
-    A server that restarts finds them free again: no other connection takes them in between.
+    A server that restarts finds its ports free, because no outgoing connection takes them in between.
     """
     ports: list[int] = []
     while len(ports) < count:
@@ -51,11 +51,11 @@ def free_ports(count: int) -> list[int]:
 
 
 def group_members(group: int) -> dict[int, str]:
-    """The live processes of a process group and their command lines."""
+    """Return the live processes of a process group with their command lines."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            # the command's name, in brackets, may hold anything
+            # the command's name, in parentheses, may contain any characters
             state, _, its_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
             if int(its_group) == group and state != "Z":
                 found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
@@ -88,29 +88,29 @@ class ServerProcess(ABC):
 
     @abstractmethod
     def prepare(self) -> tuple[Sequence[str], Mapping[str, str]]:
-        """Installs and writes what the server needs; its command and environment."""
+        """Install the server and write its files; return its command and environment variables."""
 
     @abstractmethod
     def is_ready(self) -> bool:
-        """Whether everything answers."""
+        """Return true if all parts of the server respond."""
 
     @property
     def pid(self) -> int:
-        """Of the server, and of its process group."""
+        """Process id of the server and of its process group."""
         if self._server is None:
             raise RuntimeError("the server was not started")
         return self._server.pid
 
     @property
     def running(self) -> bool:
-        """Whether the process is there, frozen or not."""
+        """True while the server's process exists, frozen or not."""
         return self._server is not None and self._server.poll() is None
 
     def start(self) -> None:
-        """Starts it, and returns when it is ready.
+        """Start the server, and return when it is ready.
 
         Raises:
-            RuntimeError: it ended, or was not ready in time; the end of its log.
+            RuntimeError: it ended, or was not ready in time; the message has its log.
         """
         began = time.perf_counter()
         if self._keeper is None:
@@ -139,7 +139,7 @@ class ServerProcess(ABC):
         self.start_s = time.perf_counter() - began
 
     def stop(self) -> None:
-        """Kills it and what belongs to it, and removes its files; also twice."""
+        """Kill the server and all processes that it started, and remove its files; a second call does nothing."""
         if self._keeper is not None:
             keeper, self._keeper = self._keeper, None
             keeper.communicate()
@@ -147,19 +147,19 @@ class ServerProcess(ABC):
             self._server.wait(START_TIMEOUT_S)
 
     def freeze(self) -> None:
-        """Stops all its processes where they are (SIGSTOP): connections stay open, nothing answers."""
+        """Stop all processes of the server's group (SIGSTOP): connections stay open, and none of them responds."""
         os.killpg(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let the processes continue (SIGCONT)."""
+        """Let the frozen processes continue (SIGCONT)."""
         os.killpg(self.pid, signal.SIGCONT)
 
     def terminate(self) -> None:
-        """Asks it to end (SIGTERM), without waiting."""
+        """Send SIGTERM to the server, without waiting for its end."""
         os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kills all its processes (SIGKILL), and removes what they leave in shared memory."""
+        """Kill all processes of the server (SIGKILL), and remove their files in shared memory."""
         while kill_family([self.pid]):
             time.sleep(POLL_S / 4)
         self.wait(START_TIMEOUT_S)
@@ -167,17 +167,17 @@ class ServerProcess(ABC):
             (SHM / name).unlink(missing_ok=True)
 
     def wait(self, timeout_s: float) -> int:
-        """Until the server has ended; its exit status.
+        """Wait until the server has ended; return its exit status.
 
         Raises:
-            subprocess.TimeoutExpired: it has not.
+            subprocess.TimeoutExpired: it still runs after the timeout.
         """
         if self._server is None:
             raise RuntimeError("the server was not started")
         return self._server.wait(timeout_s)
 
     def restart(self) -> None:
-        """Kills what is left of it, and starts it again on the same ports; also after a start that failed."""
+        """Kill the processes that are left, and start the server again on the same ports, also after a failed start."""
         self.kill()
         if self._keeper is not None:
             self._tell_keeper("forget")
@@ -193,7 +193,7 @@ class ServerProcess(ABC):
         headers: Mapping[str, str] = MappingProxyType({}),
         timeout_s: float = 60.0,
     ) -> tuple[int, bytes]:
-        """One HTTP request: status (0: no connection, or no answer in time) and body."""
+        """Send one HTTP request; return its status (0: no connection, or no response in time) and body."""
         connection = http.client.HTTPConnection(HOST, port, timeout=timeout_s)
         try:
             connection.request(method, path, body, headers)
@@ -205,11 +205,11 @@ class ServerProcess(ABC):
             connection.close()
 
     def shm_files(self) -> list[str]:
-        """Its files in shared memory."""
+        """Return the names of the server's files in shared memory."""
         return sorted(path.name for path in SHM.glob(f"{self.shm_prefix}*"))
 
     def _said(self) -> str:
-        """Its log; of a long one both ends: what is wrong with the options comes first, what is wrong later last."""
+        """Return the log, or both ends of a long one: errors of options are at the start, later errors at the end."""
         text = self.log.read_text(errors="replace")
         return text if len(text) < 6000 else f"{text[:2000]}\n...\n{text[-4000:]}"
 

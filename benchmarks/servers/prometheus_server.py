@@ -22,11 +22,11 @@ class PrometheusServer:
     """Prometheus with native histograms, scraping every second.
 
     Args:
-        folder: for its files.
-        servers: what it scrapes; it is entered after they were.
+        folder: folder of its files.
+        servers: servers that it scrapes; enter them before Prometheus.
 
     Attributes:
-        at_s: the moment of all queries, at which it had a scrape of each.
+        at_s: Unix time of all queries, at which Prometheus had a scrape of each server.
     """
 
     def __init__(self, folder: Path, servers: list[AsgiServer]) -> None:
@@ -79,12 +79,12 @@ class PrometheusServer:
         self._process.stderr.close()
 
     def get(self, path: str, **parameters: str) -> Any:
-        """The data of a call of the HTTP API."""
+        """Return the data of a call of the HTTP API."""
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=30) as response:
             return json.load(response)["data"]
 
     def query(self, expression: str) -> dict[str, float]:
-        """Values of an instant query by their label ``service``; of a sum by the empty text."""
+        """Return the values of an instant query by label ``service``; the key of a sum is the empty text."""
         found = self.get("query", query=expression, time=str(self.at_s))["result"]
         return {series["metric"].get("service", ""): float(series["value"][1]) for series in found}

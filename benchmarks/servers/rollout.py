@@ -1,9 +1,9 @@
 """A roll-out under load, many times: a new version of a model is loaded beside the old one, which is then unloaded.
 
 Requests go through a cache and a batcher to one backend without a pause. Some have new inputs, others have one of a few
-inputs that the cache knows. A response is *right* if it belongs to its input, and its version is not older than a
-version seen before the request was sent, in responses of the server and in those of the cache, which has responses of
-all versions. A request that ends with an error is *lost*.
+inputs that the cache knows. A response is *right* if it belongs to its input, and if its version is not older than any
+version that was seen before the request was sent. This holds for responses of the server and of the cache, which has
+responses of all versions. A request that ends with an error is *lost*.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ from servers.triton_server import TritonServer
 __all__ = ["MODEL", "RolloutReport", "roll_out"]
 
 MODEL = "versioned"
-REPEATED = 4  # inputs that come again and again
+REPEATED = 4  # inputs that are sent again and again
 
 
 @attrs.frozen
 class RolloutReport:
-    """What became of the requests.
+    """Outcomes of the requests of all roll-outs.
 
     Attributes:
-        rounds: roll-outs.
-        answered: how many requests were answered by each version.
-        from_cache: those that the cache answered.
-        lost: those that ended with an error, by what that said.
-        wrong: answers that were not right.
-        versions: those that the backend said it had, in their order.
+        rounds: number of roll-outs.
+        answered: number of responses by version.
+        from_cache: number of responses from the cache.
+        lost: number of requests that ended with an error, by class and message of the error.
+        wrong: descriptions of the responses that were not right.
+        versions: versions that the backend reported, in order.
     """
 
     rounds: int
@@ -58,13 +58,13 @@ class _Callers:
         self.ended = False
 
     async def run(self, repeated: int | None) -> None:
-        """One request after the other until the end."""
+        """Send one request after the other until the end."""
         while not self.ended:
             await self._ask(next(self._inputs) if repeated is None else repeated)
-            await asyncio.sleep(0 if repeated is None else 0.001)  # a hit suspends no task
+            await asyncio.sleep(0 if repeated is None else 0.001)  # a hit does not suspend the task
 
     async def until(self, version: int) -> None:
-        """Until a request that was sent to it was answered by this version or a later one."""
+        """Wait for a response of this version or a later one."""
         while self.newest < version:
             await asyncio.sleep(0.001)
 
@@ -88,14 +88,14 @@ class _Callers:
 async def roll_out(
     server: TritonServer, backend: Any, rounds: int, *, both_s: float = 0.05, timeout_s: float = 30.0
 ) -> RolloutReport:
-    """Rolls a version out under load, round after round; the server has version 1 before and afterwards.
+    """Roll a new version out under load, round after round; the server has version 1 before and afterwards.
 
     Args:
-        server: with the model ``versioned``.
-        backend: for that model, not started.
-        rounds: how often.
-        both_s: how long both versions are there in a round. Each other round has one load call that exchanges them.
-        timeout_s: of each request: generous, since a machine that stalls is not what is looked for.
+        server: server with the model ``versioned``.
+        backend: backend of that model, not started.
+        rounds: number of roll-outs.
+        both_s: seconds for which both versions are loaded. In every other round, one load call exchanges them instead.
+        timeout_s: timeout of each request; generous, because stalls of the machine are not under test.
     """
     stack = si.Stack(si.EdgeCache(max_bytes=50_000_000), si.AdaptiveBatcher(max_batch_size=8), backend)
     versions = []

@@ -1,7 +1,7 @@
-"""An RTSP camera on loopback, over TCP and UDP: the package ``rtsp``, in a separate process.
+"""RTSP camera on loopback, over TCP and UDP: the package ``rtsp``, in a separate process.
 
-``python rtsp_server.py PORT [CLIP]`` serves some pictures of a clip in turn, or without a clip uniform
-gray pictures: the gray value is the number of the frame modulo 8, times 32.
+``python rtsp_server.py PORT [CLIP]`` serves some pictures of a clip in turn. Without a clip it serves uniform gray
+pictures, whose gray value is the number of the frame modulo 8, times 32.
 """
 
 import itertools
@@ -22,13 +22,13 @@ DESCRIBE = b"DESCRIBE rtsp://127.0.0.1/live RTSP/1.0\r\nCSeq: 1\r\n\r\n"
 
 
 class RtspServer(ServerProcess):
-    """A camera that can be killed, frozen and restarted.
+    """Camera that can be killed, frozen and restarted.
 
     Args:
-        clip: what it shows; ``None``: gray pictures of `SIZE`.
+        clip: clip that the camera shows; ``None``: gray pictures of `SIZE`.
 
     Attributes:
-        url: of its one stream.
+        url: URL of its only stream.
     """
 
     def __init__(self, clip: Path | None = None) -> None:
@@ -42,7 +42,7 @@ class RtspServer(ServerProcess):
         return [sys.executable, __file__, str(self.ports[0]), *clip], os.environ | {"PYTHONPATH": folders}
 
     def is_ready(self) -> bool:
-        """Whether it describes a stream whose first picture is encoded."""
+        """Return true if the camera describes a stream whose first picture is encoded."""
         try:
             with socket.create_connection((HOST, self.ports[0]), timeout=5.0) as client:
                 client.sendall(DESCRIBE)

@@ -2,10 +2,10 @@
 
 with TritonServer(["mlp"]) as server: ...       server.grpc_url, server.http_url, server.metrics_url
 
-python benchmarks/servers/triton_server.py [MODEL ...]     one by hand, until Ctrl-C
+python benchmarks/servers/triton_server.py [MODEL ...]     runs a server until Ctrl-C
 
-At its start it writes its model repository from :mod:`servers.models`: one ``NAME.pbtxt`` for each model, one ``.py``
-for each kind. Models load on demand, so that a server with one model starts in two seconds.
+At its start the server writes its model repository from :mod:`servers.models`: one ``NAME.pbtxt`` for each model, one
+``.py`` for each kind. Models load on demand, so that a server with one model starts in two seconds.
 """
 
 import logging
@@ -30,7 +30,7 @@ from servers.process import HOST, ServerProcess, group_members
 __all__ = ["MODELS", "TritonServer"]
 
 SOURCES = Path(__file__).with_name("models")
-# which code runs a model; an ensemble has none
+# code of each model; an ensemble has none
 MODELS = {
     "mlp": "mlp",
     "mlp_batched": "mlp",
@@ -48,11 +48,13 @@ MODELS = {
 NEEDED = {"mlp_ensemble": ("mlp", "affine")}
 IN_WHEEL = "pytriton/tritonserver"
 STUB_CRASH = "boost::interprocess::lock_exception"
-"""What Triton says as it ends because a model's process, ``triton_python_backend_stub``, crashed at its start. Version
-2.51 does that now and then on a busy machine; others report it of later ones (triton-inference-server/server#8882).
+"""Text in Triton's log if it ended because a model's process, ``triton_python_backend_stub``, crashed at its start.
+
+This happens at times with version 2.51 on a busy machine, and is reported for later versions
+(triton-inference-server/server#8882).
 """
 STARTS = 3
-END_TIMEOUT_S = 10.0  # of a server that has closed its connections
+END_TIMEOUT_S = 10.0  # for a server that has closed its connections
 PROBE = "import sys, sysconfig; print(sysconfig.get_config_var('LIBDIR')); print('%d.%d' % sys.version_info[:2])"
 
 
@@ -60,16 +62,16 @@ class TritonServer(ServerProcess):
     """Triton 2.51 with models of ours; see :class:`~servers.process.ServerProcess` for the rest.
 
     Args:
-        models: what is loaded at start, of :data:`MODELS`; those that an ensemble needs come along.
-        hidden: hidden units of the MLP: its cost.
-        max_batch_size: of the MLP's two models.
-        max_queue_delay_us: how long ``mlp_batched`` waits for more rows, in microseconds.
-        options: more options of ``tritonserver``.
+        models: models to load at start, of :data:`MODELS`; the models that an ensemble needs are added.
+        hidden: hidden units of the MLP, which set its cost.
+        max_batch_size: maximum batch size of the two MLP models.
+        max_queue_delay_us: microseconds that ``mlp_batched`` waits for more rows.
+        options: further options of ``tritonserver``.
 
     Attributes:
-        grpc_url: ``host:port``, as ``tritonclient`` wants it.
+        grpc_url: ``host:port``, as ``tritonclient`` takes it.
         http_url: the same for HTTP.
-        metrics_url: where Prometheus reads.
+        metrics_url: URL that Prometheus scrapes.
     """
 
     def __init__(
@@ -96,7 +98,11 @@ class TritonServer(ServerProcess):
         self.metrics_url = f"http://{HOST}:{self._metrics_port}/metrics"
 
     def prepare(self) -> tuple[Sequence[str], Mapping[str, str]]:
-        """Installs Triton at first use; writes the model repository and the backend's folder."""
+        """Install Triton at first use, and write the model repository and the backend's folder.
+
+        Returns:
+            The command and its environment variables.
+        """
         environment = ENVIRONMENTS["triton"].make()
         asked = subprocess.run([environment.python, "-c", PROBE], capture_output=True, text=True, check=True)
         libpython, version = asked.stdout.splitlines()
@@ -119,10 +125,10 @@ class TritonServer(ServerProcess):
         return self._command_line(triton), variables
 
     def start(self) -> None:
-        """Starts it, and again where Triton's own process for a model crashed as it started.
+        """Start the server, and start it again if Triton's process for a model crashed as it started.
 
         Raises:
-            RuntimeError: it ended, or was not ready in time; the end of its log.
+            RuntimeError: it ended, or was not ready in time; the message has its log.
         """
         for starts_left in reversed(range(STARTS)):
             try:
@@ -135,28 +141,28 @@ class TritonServer(ServerProcess):
                 return
 
     def is_ready(self) -> bool:
-        """HTTP says ready before the metrics port is bound."""
+        """Return true if HTTP and metrics respond; HTTP reports ready before the metrics port is bound."""
         ready, _ = self.answers(self._http_port, "/v2/health/ready", timeout_s=2.0)
         return ready == 200 and self.answers(self._metrics_port, "/metrics", timeout_s=2.0)[0] == 200
 
     def is_whole(self) -> bool:
-        """Whether it is ready and every model that runs code still has its process: readiness alone does not say so."""
+        """Return true if it is ready and each model with code has its process, which readiness alone does not show."""
         coded = (name for name in self.models if MODELS[name])
         return self.running and self.is_ready() and all(map(self.model_pids, coded))
 
     def load(self, model: str) -> None:
-        """Loads it, or again if its files changed.
+        """Load a model, or load it again if its files changed.
 
         Raises:
-            RuntimeError: the server says why not.
+            RuntimeError: the server did not load it; the message has its reason.
         """
         self._repository_call(model, "load")
 
     def unload(self, model: str) -> None:
-        """Unloads it, and returns when it is gone.
+        """Unload a model, and return when its processes have ended.
 
         Raises:
-            RuntimeError: the server says why not, or it stayed.
+            RuntimeError: the server did not unload it, with its reason, or a process still runs.
         """
         self._repository_call(model, "unload")
         deadline = time.perf_counter() + 30.0
@@ -166,10 +172,10 @@ class TritonServer(ServerProcess):
             time.sleep(0.01)
 
     def set_versions(self, model: str, *versions: int) -> None:
-        """Changes which versions of a model there are, and returns when the server has done so: one load call.
+        """Set the versions of a model with one load call; return when the server has them.
 
         Raises:
-            RuntimeError: the server says why not.
+            RuntimeError: the server did not load them; the message has its reason.
         """
         folder = self.repository / model
         there = {int(path.name) for path in folder.iterdir() if path.is_dir()}
@@ -180,18 +186,18 @@ class TritonServer(ServerProcess):
         self.load(model)
 
     def repair(self, model: str) -> None:
-        """What brings back a model whose process was killed."""
+        """Unload and load a model whose process was killed."""
         self.unload(model)
         self.load(model)
 
     def set_max_queue_delay(self, delay_us: int) -> None:
-        """Loads ``mlp_batched`` again with another ``max_queue_delay``, in microseconds."""
+        """Load ``mlp_batched`` again with another ``max_queue_delay``, in microseconds."""
         self._values["max_queue_delay_us"] = delay_us
         self._write("mlp_batched")
         self.load("mlp_batched")
 
     def model_pids(self, model: str) -> list[int]:
-        """The processes that run a model's code."""
+        """Return the ids of the processes that run a model's code."""
         mark = re.compile(f"/{re.escape(model)}/[0-9]+/model.py")
         return [pid for pid, command in group_members(self.pid).items() if mark.search(command)]
 
@@ -204,7 +210,7 @@ class TritonServer(ServerProcess):
             os.kill(pid, signal.SIGKILL)
 
     def metrics(self) -> str:
-        """What Prometheus would read now."""
+        """Return the metrics as Prometheus would scrape them."""
         return self.answers(self._metrics_port, "/metrics")[1].decode()
 
     def _write(self, name: str) -> None:
@@ -250,7 +256,7 @@ class TritonServer(ServerProcess):
             raise RuntimeError(f"{what} of {model}: HTTP {status} {body.decode(errors='replace')}")
 
     def _has_crashed(self) -> bool:
-        """Whether the server ended because the process of a model crashed as it started."""
+        """Return true if the server ended because the process of a model crashed as it started."""
         try:
             self.wait(END_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
 """Two aiortc peers in separate processes, with a network between them that loses and delays packets.
 
-The sender's pictures carry their number, and its sound is a tone; both are due at known instants of the machine's
+The sender's pictures show their number, and its sound is a tone; both are due at known instants of the machine's
 monotonic clock, so the age of a delivered frame is measured from its capture.
 """
 
@@ -45,7 +45,7 @@ def draw_number(number: int) -> np.ndarray[Any, Any]:
 
 
 def read_number(picture: np.ndarray[Any, Any]) -> int:
-    """Return the number of a gray picture."""
+    """Return the number that a gray picture shows."""
     inner = slice(BLOCK // 4, BLOCK * 3 // 4)
     return sum(
         int(picture[inner, bit * BLOCK : (bit + 1) * BLOCK][:, inner].mean() > 128) << bit for bit in range(BITS)
@@ -53,7 +53,7 @@ def read_number(picture: np.ndarray[Any, Any]) -> int:
 
 
 class Paced(MediaStreamTrack):
-    """Track of frames that are due at regular instants; it ends after some of them."""
+    """Track of frames that are due at regular instants; it ends after a given number of frames."""
 
     def __init__(self, kind: str, period: fractions.Fraction, count: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Paced(MediaStreamTrack):
 
 
 class Counted:
-    """A track that counts what arrives."""
+    """Track that counts the frames that arrive."""
 
     def __init__(self, track: MediaStreamTrack) -> None:
         self.kind = track.kind
@@ -110,7 +110,7 @@ async def hear() -> dict[str, Any]:
 
 
 async def send(kind: str, seconds: float) -> None:
-    """Offer a track, and say when its first frame was due once all were sent."""
+    """Offer a track; once all frames are sent, report the instant at which the first was due."""
     period = fractions.Fraction(1, RATE) if kind == "video" else fractions.Fraction(20, 1_000)
     track = Paced(kind, period, round(seconds / period))
     peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
@@ -121,14 +121,14 @@ async def send(kind: str, seconds: float) -> None:
     ended = asyncio.Event()
     track.add_listener("ended", ended.set)
     await ended.wait()
-    await asyncio.sleep(1.0)  # what was lost is sent again
+    await asyncio.sleep(1.0)  # time to send lost packets again
     say(start_ns=track.start_ns)
     await hear()
     await peer.close()
 
 
 async def receive(kind: str, recovery: str) -> None:
-    """Answer an offer, and say what a source delivered of the track."""
+    """Answer an offer, and report the frames that a source delivered from the track."""
     peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
     tracks: asyncio.Queue[MediaStreamTrack] = asyncio.Queue()
     peer.add_listener("track", tracks.put_nowait)
@@ -149,7 +149,7 @@ async def receive(kind: str, recovery: str) -> None:
             now_ns = time.monotonic_ns()
             number = round((frame.position_s or 0.0) * (RATE if kind == "video" else SOUND_RATE))
             if kind == "video" and not frames:
-                first = read_number(frame.inputs) - number  # of a whole picture; later ones lack what was lost
+                first = read_number(frame.inputs) - number  # from a whole picture; later ones may lack lost packets
             number += first
             frames.append((number, frame.captured_ns, now_ns))
 
@@ -189,9 +189,9 @@ def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 def run_peers(
     kind: str, seconds: float, *, loss: float, delay_ms: float, jitter_ms: float, recovery: bool = True
 ) -> dict[str, Any]:
-    """Send for some seconds through a network; return what the receiver says, and the sender's first instant.
+    """Send for some seconds through a network; return the receiver's report, and when the first frame was due.
 
-    Without ``recovery``, aiortc is on its own.
+    Without ``recovery``, the receiver has only the loss recovery of aiortc.
     """
     peer = ("unshare", "--net", sys.executable, __file__)
     with (

@@ -1,7 +1,7 @@
-"""Conformance to the protocol, ours beside three other servers: ``python benchmarks/run.py conformance``.
+"""Conformance of our server to the protocol, beside three other servers: ``python benchmarks/run.py conformance``.
 
-The same checks (`servers.conformance`) against ours, Triton 2.51, MLServer 1.7 and KServe 0.21, each with the same
-model. The table goes to ``docs/reference/conformance.md``.
+The same checks (`servers.conformance`) run against our server, Triton 2.51, MLServer 1.7 and KServe 0.21, all with the
+same model. The benchmark writes the table to ``docs/reference/conformance.md``.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ Triton's `timeout` holds for the time in a queue, and only where the model's con
 
 @contextlib.contextmanager
 def our_server() -> Iterator[Target]:
-    """Ours, over both protocols, in a thread."""
+    """Run our server with both protocols in a thread; yield its target."""
     http_port, grpc_port = free_port(), free_port()
     ready, done = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()

@@ -28,9 +28,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
-# Ray's is 15: the load generator would take the replicas' time
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
-os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # five seconds are too few on a machine that is busy
+# Ray's default is 15, with which the load generator would take the CPU of the replicas
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's spelling
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # five seconds are too few on a busy machine
 import attrs
 import numpy as np
 from _lib.figures import Figure
@@ -49,14 +49,14 @@ UNEQUAL = Figure(
 RECOVERY = Figure("time until 95 % are on time after a node of Ray was killed", form="{:.1f} s", at_most=5.0)
 ROUNDS, CALLS = 5, 150
 STORE_BYTES = 80 << 20
-BATCH, BATCH_S, SLOWER = 4, 0.2, 4  # slow, so that what is measured is the routing and not this machine's cores
+BATCH, BATCH_S, SLOWER = 4, 0.2, 4  # slow, to measure the routing and not this machine's cores
 PLACE = {"num_cpus": 1, "resources": {"place": 1}}
 WEIGHTS = np.random.default_rng(18).standard_normal((256, 256)).astype(np.float32)
 X = np.linspace(0.0, 1.0, 256, dtype=np.float32)
 
 
 def mlp(rows: Any) -> Any:
-    """A model of about half a millisecond."""
+    """Run a model that takes about half a millisecond."""
     for _ in range(20):
         rows = np.tanh(rows @ WEIGHTS)
     return rows
@@ -68,7 +68,7 @@ def make_mlp() -> si.Stack:
 
 
 class Bare:
-    """What one writes without us: a deployment that runs the model for each request."""
+    """Deployment as users write it without streaminfer: it runs the model for each request."""
 
     async def __call__(self, request: Any) -> Any:
         body = await request.json()
@@ -80,7 +80,7 @@ class Bare:
 
 
 class Device:
-    """Simulates a device: a batch takes time, and no CPU."""
+    """Simulated device, whose batches take time but no CPU."""
 
     def __init__(self, batch_s: float) -> None:
         self._batch_s = batch_s
@@ -91,7 +91,7 @@ class Device:
 
 
 def make_device(slow_node: str = "") -> Callable[[], si.Stack]:
-    """A factory; the replica on one node is slower."""
+    """Return a factory of stacks; the stack of the replica on ``slow_node`` is slower."""
 
     def make() -> si.Stack:
         import ray
@@ -104,12 +104,12 @@ def make_device(slow_node: str = "") -> Callable[[], si.Stack]:
 
 @contextlib.contextmanager
 def cluster(nodes: int) -> Iterator[tuple[Any, list[Any], int]]:
-    """Ray on this machine; gives the cluster, its nodes and the port for HTTP."""
+    """Run Ray on this machine; yield the cluster, its nodes and the port for HTTP."""
     import ray
     from ray import serve
     from ray.cluster_utils import Cluster
 
-    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # each late request would be a traceback
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # each late request would log a traceback
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -117,7 +117,7 @@ def cluster(nodes: int) -> Iterator[tuple[Any, list[Any], int]]:
     each = {"num_cpus": 8, "object_store_memory": STORE_BYTES, "resources": places}
     found = Cluster(initialize_head=True, head_node_args={**each, "include_dashboard": False})
     try:
-        # this process belongs to the node that is there first
+        # this process belongs to the first node
         ray.init(address=found.address, log_to_driver=False, logging_level="error")
         made = [found.head_node, *(found.add_node(**each) for _ in range(nodes - 1))]
         serve.start(http_options={"port": port})
@@ -139,7 +139,7 @@ def deploy(name: str, factory: Any, **options: Any) -> Any:
 
 
 def beside_bare(plane: str, ask: Mapping[str, Callable[[], Any]]) -> bool:
-    """Alternating rounds of calls, one after another."""
+    """Report our p50 over that of a bare deployment; rounds alternate, and calls run one after another."""
     medians: dict[str, list[float]] = {who: [] for who in ask}
     for number in range(ROUNDS + 1):
         for who in sorted(ask, reverse=bool(number % 2)):
@@ -193,7 +193,7 @@ def added(planes: tuple[str, ...] = ("through a handle", "over HTTP with JSON"))
 
 
 def haproxy() -> bool:
-    """In a process of its own: Ray reads the variable when it is imported."""
+    """Run `added` in a separate process, because Ray reads the variable at import."""
     environment = {
         **os.environ,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -216,7 +216,7 @@ class Outcomes:
 async def offer(
     handle: Any, per_s: float, seconds: float, slo_s: float, during: Awaitable[Any] | None = None
 ) -> Outcomes:
-    """Send at even intervals whatever comes back; on time is counted from the intended instant."""
+    """Send at even intervals, without waiting for responses; latency counts from the intended instant."""
     found, tasks = Outcomes(), []
     began = time.perf_counter()
 
@@ -296,7 +296,7 @@ def kill() -> bool:
         asyncio.run(offer(handle, per_s / 2, 3.0, slo_s))
         outcomes = asyncio.run(offer(handle, per_s, killed_s + 14.0, slo_s, strike()))
     after = [(when - killed_s, good) for when, good in sorted(outcomes.when) if when >= killed_s]
-    # the first instant from which on 95 % of each following second are on time
+    # the first instant after which 95 % are on time in each of the next two seconds
     recovered_s = next(
         (
             start / 10

@@ -1,9 +1,9 @@
 """The server beside a bare echo of the same bytes: ``python benchmarks/run.py serving [SECTION ...]``.
 
 http      requests per second of a no-op model through 64 connections of wrk, over those of a bare ASGI echo on the
-          same server, uvicorn and granian in an environment of their own
+          same server, uvicorn and granian in a separate environment
 grpc      the same over one channel of grpc.aio
-copies    100 bodies of 600 KB: peak memory of reading one, in bodies; one copy is 1, plus unused space of the buffer
+copies    100 bodies of 600 KB: peak memory to read a body, over its size; a copy is 1, plus unused space of the buffer
 hostile   10,000 malformed or hostile requests, half over REST and half over gRPC: number without an allowed status
 
 Server and clients share the cores. Rounds alternate.
@@ -90,7 +90,7 @@ async def _echo_message(message: bytes, _: Any) -> bytes:
 
 @contextlib.contextmanager
 def in_process(run: Callable[[bool, int], None], *, ours: bool) -> Iterator[tuple[int, int]]:
-    """A server in a process of its own; gives its port and process id."""
+    """Run a server in a separate process; yield its port and process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -127,7 +127,7 @@ async def grpc_rate(port: int) -> tuple[int, float]:
 
 
 async def count(client: Callable[[float], Awaitable[int]]) -> tuple[int, float]:
-    """Requests of all connections together, and the seconds that they took."""
+    """Return the number of requests of all connections together, and the seconds that they took."""
     started_s = time.perf_counter()
     answered = await asyncio.gather(*(client(started_s + ROUND_S) for _ in range(CONNECTIONS)))
     return sum(answered), time.perf_counter() - started_s
@@ -176,7 +176,7 @@ def grpc_section() -> bool:
 
 
 class Noting:
-    """A service that notes what was allocated when a request reached it, and fails if its array is no view."""
+    """Service that records the peak of allocated memory at each request, and fails if the array is not a view."""
 
     def __init__(self) -> None:
         self.peaks: list[int] = []

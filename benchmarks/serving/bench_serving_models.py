@@ -5,20 +5,22 @@ in one thread, on these servers:
 
 * ours: `asgi_app` under uvicorn and `grpc_servicer`, each with an `AdaptiveBatcher` and an `OnnxBackend` on uvloop;
 * Triton's python backend with its dynamic batching;
-* MLServer with its adaptive batching, over gRPC alone, because it takes no binary tensors over HTTP.
+* MLServer with its adaptive batching, only over gRPC, because it takes no binary tensors over HTTP.
 
-Silero's batches run on our event loop, others in threads, and each server has its own session. Each request is one row,
-the same bytes for all, and all servers share the cores with the client. The load is Poisson, with the same rate for
-all: 0.7 of the lower of our and Triton's capacity over that transport. The capacity is the median, over the rounds so
-far, of the throughput of 32 callers in a closed loop. Servers take turns. Latency counts from when a request was due; a
-request without a response 2 s after the last one was sent counts as infinite. A server that leaves such requests is
-started again before its next turn, so that no backlog disturbs others. The CPU of a server, with its child processes,
-shows costs that a busy machine hides, and the lateness of the client shows its part in all latencies. The client speaks
-just enough HTTP/2 for these requests, because a client of ``grpc.aio`` takes as much of a core as a server.
+In our server, silero's batches run on the event loop and those of BlazeFace in threads; each server has its own
+session. Each request is one row, the same bytes for all servers, and all servers share the cores with the client. The
+load is Poisson, with the same rate for all servers: 0.7 of the lower of our and Triton's capacity over that transport.
+The capacity is the median, over the rounds so far, of the throughput of 32 callers in a closed loop. Servers take
+turns. Latency counts from when a request was due; it is infinite if a request has no response 2 s after the last one
+was sent. The benchmark restarts a server that leaves such requests before its next turn, so that no backlog disturbs
+others. The CPU of a server, with its child processes, shows costs that a busy machine hides, and the lateness of the
+client shows its part in all latencies. The client speaks just enough HTTP/2 for these requests, because a client of
+``grpc.aio`` takes as much of a core as a server.
 
 A round is quiet if all other processes of the machine took at most half a core in each server's turn. Beside busy
-processes the kernel's scheduler decides the result: it gives a server of many threads more turns than one of few. The
-benchmark repeats rounds until enough of them were quiet, up to a limit, and prints the ratios of all rounds too.
+processes the kernel's scheduler decides the result, because it gives a server with many threads more CPU than one with
+few. The benchmark repeats rounds until enough of them were quiet, up to a limit, and prints the ratios of all rounds
+too.
 """
 
 import argparse
@@ -68,12 +70,12 @@ Call = Callable[[int], Awaitable[Any]]
 
 @attrs.frozen
 class Server:
-    """Where a server answers.
+    """Running server.
 
     Attributes:
         url: ``host:port``.
         process: its process, which has a ``pid``.
-        restart: starts it again, without the requests that it had in flight.
+        restart: starts the server again, without its requests in flight.
     """
 
     url: str
@@ -82,20 +84,20 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Of the process that runs now."""
+        """Id of the current process."""
         return int(self.process.pid)
 
 
 @attrs.frozen
 class Round:
-    """What one server did in one round.
+    """Measurements of one server in one round.
 
     Attributes:
-        p99_s: of the latencies.
-        late_s: by which 99 % of the requests were sent after they were due.
-        cpu_s: of the server, per request.
+        p99_s: p99 of the latencies.
+        late_s: p99 of the time from when a request was due until it was sent.
+        cpu_s: CPU seconds of the server per request.
         others: cores that all processes but the server and this one used.
-        unanswered: requests without an answer.
+        unanswered: number of requests without a response.
     """
 
     p99_s: float
@@ -106,7 +108,7 @@ class Round:
 
 
 def prepare(folder: Path) -> None:
-    """Write the models as files of one input: silero starts from zeros."""
+    """Write the models as files with one input; the state of silero is zeros in its graph."""
     for path in (folder / model.file for model in MODELS.values()):
         graph = onnx.load(ASSETS / path.name)
         if any(one.name == "state" for one in graph.graph.input):
@@ -157,7 +159,7 @@ def add_to_triton(server: TritonServer, source: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def grpc_call(name: str, url: str) -> AsyncIterator[Call]:
-    """What sends a request to a model over gRPC."""
+    """Yield a function that sends a request to a model over gRPC."""
     model = MODELS[name]
     request = pb.ModelInferRequest(model_name=name, raw_input_contents=[bytes(4 * math.prod(model.row))])
     request.inputs.add(name=model.input, datatype="FP32", shape=[1, *model.row])
@@ -167,7 +169,7 @@ async def grpc_call(name: str, url: str) -> AsyncIterator[Call]:
 
 @contextlib.asynccontextmanager
 async def http_call(name: str, url: str) -> AsyncIterator[Call]:
-    """What sends a request to a model over HTTP, with binary tensors both ways."""
+    """Yield a function that sends a request to a model over HTTP, with binary tensors both ways."""
     model = MODELS[name]
     size = {"binary_data_size": 4 * math.prod(model.row)}
     tensor = {"name": model.input, "datatype": "FP32", "shape": [1, *model.row], "parameters": size}
@@ -211,20 +213,20 @@ async def compare(name: str, transport: str, servers: dict[str, Server]) -> bool
 
 @contextlib.asynccontextmanager
 async def warm_call(name: str, transport: str, server: Server) -> AsyncIterator[Call]:
-    """What sends a request to a server that has answered some."""
+    """Yield a function that sends a request to a server, after a second of warm-up."""
     async with CALLS[transport](name, server.url) as call:
         await answers_per_second(call, CALLERS, WARM_UP_S)
         yield call
 
 
 def quiet_rounds(rounds: dict[str, list[Round]]) -> list[int]:
-    """The numbers of the rounds in which other processes took little, in each server's turn."""
+    """Return the numbers of the rounds in which other processes took little CPU in each server's turn."""
     turns = enumerate(zip(*rounds.values(), strict=True))
     return [number for number, found in turns if all(one.others <= MAX_OTHERS for one in found)]
 
 
 def report(title: str, rounds: dict[str, list[Round]]) -> bool:
-    """Print a line for each server; says whether our p99 is at most that of all others."""
+    """Print a line for each server; return true if our p99 is at most that of each other server."""
     quiet = quiet_rounds(rounds)
     total = len(rounds["ours"])
     print(f"{title}: {len(quiet)} of {total} rounds were quiet" + ("" if quiet else ", so all of them decide"))
@@ -249,7 +251,7 @@ def report(title: str, rounds: dict[str, list[Round]]) -> bool:
 
 
 async def measure(call: Call, due_s: Any, pid: int) -> Round:
-    """Send the requests when they are due."""
+    """Send the requests when they are due; return the measurements of the server."""
     began_s, server_s, all_s, own_s = time.monotonic(), cpu_s(pid), machine_s(), time.process_time()
     start_ns = time.monotonic_ns() + 50_000_000
     due_ns = [start_ns + round(one * 1e9) for one in due_s]
@@ -263,7 +265,7 @@ async def measure(call: Call, due_s: Any, pid: int) -> Round:
 
 
 def machine_s() -> float:
-    """Seconds of CPU that all processes together have used."""
+    """Return the CPU seconds that all processes together have used."""
     times = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     idle, waiting = times[3:5]
     return (sum(times) - idle - waiting) / os.sysconf("SC_CLK_TCK")

@@ -3,7 +3,7 @@
 Requests per second through 64 connections of wrk, which shares the cores with the server. Each server gets 16 numbers
 in its cheapest format: ours binary tensors, and JSON for comparison; mosec bytes; LitServe, BentoML and Ray JSON. Ray
 Serve runs with its own proxy, and with its faster data plane, HAProxy. Servers take turns in each round; the figures
-are ratios of ours under granian.
+are ratios of ours under granian to each peer.
 """
 
 import contextlib
@@ -43,15 +43,15 @@ FIGURES = {
 }
 RAY = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    "RAY_worker_niceness": "0",  # Ray's is 15: wrk would take its processes' time
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # five seconds are too few on a machine that is busy
+    "RAY_worker_niceness": "0",  # Ray's default is 15, with which wrk would take the CPU of Ray
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # five seconds are too few on a busy machine
 }
 INFER = "/v2/models/m/infer"
 JSON = {"Content-Type": "application/json"}
 
 
 def servers() -> dict[str, HttpServer]:
-    """Return all of them, each with the request that it gets; ours come first."""
+    """Return all servers, each with the request that it gets; ours come first."""
     tensor = {"name": "inputs", "datatype": "FP32", "shape": [1, 16]}
     binary = {"inputs": [tensor | {"parameters": {"binary_data_size": 64}}], "parameters": {"binary_data_output": True}}
     head = json.dumps(binary).encode()

@@ -53,7 +53,7 @@ class Counted(NamedTuple):
 
 
 class FrameCounter:
-    """Counts coroutines and their tasks between ``start`` and ``stop``; keeps the frames, so that ids stay theirs."""
+    """Counter of coroutines and their tasks from ``start`` to ``stop``; keeps the frames, so that no id is reused."""
 
     def __init__(self) -> None:
         self.frames: dict[int, FrameType] = {}
@@ -88,7 +88,7 @@ counter: FrameCounter | None = None
 
 
 def model(items: Any) -> Any:
-    """A batch function that costs nothing."""
+    """Return the items, as a batch function that costs nothing."""
     if counter is not None:
         counter.look()
     return items
@@ -105,7 +105,7 @@ async def batcher() -> AsyncIterator[Call]:
 
 
 def stack(make_layers: Callable[[], list[Any]], *, repeats: bool = True) -> Callable[[], Any]:
-    """A stack of some layers; ``repeats``: every request brings the same, so that a cache has it."""
+    """Return a maker of a stack; with ``repeats``, all requests have the same inputs, so that a cache hits."""
 
     @asynccontextmanager
     async def make() -> AsyncIterator[Call]:
@@ -149,7 +149,7 @@ and backend."""
 
 
 async def count(make: Callable[[], AbstractAsyncContextManager[Call]]) -> Counted:
-    """Count what one request alone takes, when others went before it."""
+    """Count the coroutine frames and tasks of one request alone, after three earlier requests."""
     global counter  # noqa: PLW0603 - the model is one function for all variants
     async with make() as call:
         for _ in range(3):
@@ -167,7 +167,7 @@ async def count(make: Callable[[], AbstractAsyncContextManager[Call]]) -> Counte
 
 
 OWN = {count.__code__, asyncio.sleep.__code__}
-"""Coroutines of the counting itself."""
+"""Code of the coroutines that count, which are not counted."""
 
 
 async def measure(make: Callable[[], AbstractAsyncContextManager[Call]]) -> float:

@@ -1,4 +1,4 @@
-"""Import time of streaminfer, over that of modules that any such program imports, in the same run.
+"""Import time of streaminfer over that of modules that any such program imports, in the same run.
 
 python benchmarks/run.py import [--rounds 15]
 """

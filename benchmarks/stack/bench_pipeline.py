@@ -1,4 +1,4 @@
-"""Two models one after another under overload, in virtual time: one deadline for both, and less time for the first.
+"""Two models in sequence under overload, in virtual time: one deadline for both, or an earlier one for the first.
 
     python benchmarks/run.py pipeline [--seeds 3] [--requests 6000]
 
@@ -27,11 +27,11 @@ LOADS = (0.9, 1.0, 1.2, 1.5, 2.0)
 EARLIER_S = (0.0, 0.03, 0.06, 0.1)
 ON_TIME = Figure("share on time through two models one after another", form="{:.2f}")
 REPORTED = {0.0: "one deadline for both", 0.03: "30 ms less for the first"}
-"""Of these times, those that are figures."""
+"""Values of `EARLIER_S` that are reported as figures, with their names."""
 
 
 class Model:
-    """Takes a set-up time and a time per row."""
+    """Model that takes a set-up time and a time per row, with noise."""
 
     returns_new_arrays = True
 
@@ -46,7 +46,7 @@ class Model:
 
 
 class Pipeline:
-    """Two stages; the first must respond some nanoseconds before the deadline."""
+    """Two models in sequence; the first must respond ``earlier_ns`` before the deadline."""
 
     slo_s = SLO_S
 

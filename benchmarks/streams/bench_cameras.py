@@ -2,14 +2,14 @@
 
     python benchmarks/run.py cameras [--workloads 48] [--seed 0]
 
-Cameras send their newest frame; microphones send all chunks in order, except those that can no longer be on time.
+Cameras send their newest frame; microphones send all chunks in order, except those that cannot be on time.
 
-Each workload has other cameras (4 to 96, of one rate or several, some with jitter), another device (1 to 32 rows, most
-of the time setup or none, noise), another load (half of what the device can do to four times that) and an age limit or
-none. The loop by hand is the simplest good way: whenever the device is free, it takes the newest frame of as many
-cameras as fit, longest waiting first. If there is an age limit, the loop knows the true mean of the device's durations,
-drops frames that are too old, and takes the most frames that are on time. From a microphone it takes the oldest chunk,
-one per batch.
+Workloads differ in the cameras (4 to 96, of one rate or several, some with jitter), the device (1 to 32 rows, with
+set-up times from none to most of the time, and noise), the load (half to four times the capacity of the device) and the
+age limit, if any. The loop by hand is the simplest good program: whenever the device is free, it takes the newest frame
+of as many cameras as fit, longest waiting first. If there is an age limit, the loop knows the true mean of the device's
+durations, drops frames that are too old, and takes the most frames that are on time. From a microphone it takes the
+oldest chunk, one per batch.
 """
 
 import argparse
@@ -29,10 +29,10 @@ import streaminfer as si
 from streaminfer.streams import Block, Frame, LatestOnly, StreamSession
 from streaminfer.testing import VirtualLoop, run
 
-WARM = 0.2  # share of a run that is left out
+WARM = 0.2  # share of a run, from its start, that is left out
 MOST_FRAMES = 40_000
-MOST_CHUNKS = 64  # of a microphone that wait
-MOST_SOUND = 0.9  # of the capacity, where each chunk is kept
+MOST_CHUNKS = 64  # queued chunks of a microphone
+MOST_SOUND = 0.9  # highest load of microphones without an age limit, as a share of the capacity
 PER_S = Figure("results in time per second of random live streams", over="a loop by hand that knows the device")
 P50 = Figure("median age of results of random live streams", over="a loop by hand that knows the device")
 P99 = Figure("p99 age of results of random live streams", over="a loop by hand that knows the device")
@@ -40,18 +40,18 @@ P99 = Figure("p99 age of results of random live streams", over="a loop by hand t
 
 @attrs.frozen
 class Workload:
-    """Cameras and a device.
+    """Cameras or microphones, and a device.
 
     Attributes:
-        rows: the most of a batch.
+        rows: maximum rows of a batch.
         full_s: seconds of a full batch.
-        setup: share of it that does not depend on the rows.
-        sigma: deviation of the logarithm of durations.
-        rates: frames a second of each camera.
+        setup: share of ``full_s`` that does not depend on the rows.
+        sigma: standard deviation of the logarithm of durations.
+        rates: frames per second of each camera.
         jitter: mean delay of a frame, over the period of its camera.
-        max_age_s: from which a result is worthless; infinite: never.
-        load: frames over what the device can do.
-        max_waiting: frames of one camera that are kept; more than one: of a microphone.
+        max_age_s: age from which a result is worthless; infinite: no limit.
+        load: frames over the capacity of the device.
+        max_waiting: maximum queued frames of one camera; more than one for microphones.
     """
 
     rows: int
@@ -65,12 +65,12 @@ class Workload:
     max_waiting: int
 
     def mean_s(self, rows: int) -> float:
-        """Seconds that a batch takes in the mean."""
+        """Return the mean seconds of a batch."""
         return self.full_s * (self.setup + (1 - self.setup) * rows / self.rows)
 
     @property
     def seconds(self) -> float:
-        """How long a run takes."""
+        """Length of a run."""
         return float(min(max(400 * self.full_s, 60 / self.rates.mean()), MOST_FRAMES / self.rates.sum()))
 
     def frames(self, seed: int) -> list[list[tuple[float, float]]]:
@@ -94,7 +94,7 @@ def make_workload(number: int, seed: int, max_waiting: int) -> Workload:
     shares = np.ones(cameras) if random.random() < 0.6 else random.choice([0.3, 1.0, 3.0], cameras)
     limit = float(random.choice([math.inf, 2.0, 3.0, 4.0]))
     per_s = rows / full_s
-    if max_waiting > 1:  # a batch has no more than a chunk of each
+    if max_waiting > 1:  # a batch has at most one chunk of each microphone
         most = min(rows, cameras)
         per_s = most / (full_s * (setup + (1 - setup) * most / rows))
         load = min(load, MOST_SOUND) if math.isinf(limit) else load
@@ -113,7 +113,7 @@ def make_workload(number: int, seed: int, max_waiting: int) -> Workload:
 
 
 class Device:
-    """Runs one batch after the other, for as long as the workload says."""
+    """Device whose batches take the durations of the workload."""
 
     returns_new_arrays = True
 
@@ -168,7 +168,7 @@ async def by_hand(workload: Workload, seed: int, loop: VirtualLoop) -> list[Seen
             await asyncio.sleep(max(0.0, arrived_s - loop.time()))
             frames = waiting.setdefault(camera, deque())
             if workload.max_waiting == 1:
-                frames.clear()  # the newest one
+                frames.clear()  # only the newest frame is kept
             frames.append(captured_s)
             arrived.set()
 
@@ -179,7 +179,7 @@ async def by_hand(workload: Workload, seed: int, loop: VirtualLoop) -> list[Seen
         chosen = choose(workload, waiting, served_s, loop.time())
         if not chosen:
             if ended.done():
-                break  # what is left is too old
+                break  # the frames that are left are too old
             arrived.clear()
             await arrived.wait()
             continue
@@ -192,7 +192,7 @@ async def by_hand(workload: Workload, seed: int, loop: VirtualLoop) -> list[Seen
 
 
 def choose(workload: Workload, waiting: dict[int, deque[float]], served_s: dict[int, float], now_s: float) -> list[int]:
-    """Return the cameras of the next batch: as many as can be in time, those first that have waited longest."""
+    """Return the cameras of the next batch: as many as can be in time, longest waiting first."""
     left_s = {}
     for camera, frames in list(waiting.items()):
         while frames and workload.max_age_s - (now_s - frames[0]) < workload.mean_s(1):
@@ -210,7 +210,7 @@ def choose(workload: Workload, waiting: dict[int, deque[float]], served_s: dict[
 
 
 class Figures(NamedTuple):
-    """What a way achieved: results in time a second, quantiles of their ages in seconds, Jain's index."""
+    """Figures of one way: results in time per second, quantiles of their ages in seconds, and Jain's index."""
 
     per_s: float
     p50_s: float
@@ -219,7 +219,7 @@ class Figures(NamedTuple):
 
 
 def figures(workload: Workload, results: list[Seen]) -> Figures:
-    """Return what the viewers had, but for the start."""
+    """Return the figures of the results, without the start of the run."""
     begin_s, end_s = WARM * workload.seconds, workload.seconds
     kept = [it for it in results if it.captured_s >= begin_s and it.delivered_s < end_s]
     ages_s = np.array([it.delivered_s - it.captured_s for it in kept])
@@ -235,7 +235,7 @@ def figures(workload: Workload, results: list[Seen]) -> Figures:
 
 
 def fair_rate(rates: Any, total: float) -> float:
-    """Return the most that a camera has where so many results a second are shared max-min fairly."""
+    """Return the largest rate of a camera if ``total`` results per second are shared max-min fairly."""
     low, high = 0.0, float(rates.max())
     for _ in range(50):
         middle = (low + high) / 2
@@ -244,7 +244,7 @@ def fair_rate(rates: Any, total: float) -> float:
 
 
 def measure(number: int, seed: int, max_waiting: int) -> tuple[Workload, Figures, Figures]:
-    """Serve one workload in both ways."""
+    """Serve one workload in both ways; return it with our figures and those of the loop by hand."""
     workload = make_workload(number, seed, max_waiting)
     ways: list[Callable[[Workload, int, VirtualLoop], Any]] = [in_session, by_hand]
     ours, hand = (figures(workload, run(functools.partial(way, workload, seed))) for way in ways)
@@ -265,7 +265,7 @@ def main() -> None:
 
 
 def report(kind: str, found: list[tuple[Workload, Figures, Figures]]) -> None:
-    """Report geometric means of the ratios of workloads, and print which are behind."""
+    """Report geometric means of the ratios of workloads, and print the workloads in which ours is behind."""
     for name, is_asked in (("without an age limit", math.isinf), ("with an age limit", math.isfinite)):
         pairs = [(ours, hand) for workload, ours, hand in found if is_asked(workload.max_age_s)]
         ratios = {

@@ -1,11 +1,11 @@
 """Sources: CPU per picture beside a bare PyAV loop, a minute of churn, WebRTC through a lossy network.
 
-The churn opens and closes files and URLs at random that are cut, stall, jump in time, repeat timestamps, change
-resolution or are noise; it counts threads, descriptors and memory before and after.
+The churn opens and closes files and URLs at random. They are cut, stall, jump in time, repeat timestamps, change
+resolution or are noise. The benchmark counts threads, descriptors and memory before and after.
 
 The network runs without loss and with 5 % loss, in turn, each with 50 ms of jitter; the baseline is aiortc alone. The
-age of pictures counts from the instant at which the sender made them; the age of sound is the one that the source
-reports. This part needs root, TUN and network namespaces; without them it is left out with a message.
+age of pictures counts from the instant at which the sender made them; the age of sound counts from the capture that the
+source reports. This part needs root, TUN and network namespaces; without them the benchmark prints what is missing.
 """
 
 import argparse
@@ -44,7 +44,7 @@ UNCOUNTED = Figure("frames of files and URLs not counted exactly once", form="{:
 
 
 def ages_ms(kind: str, result: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """Age of each frame when the reader got it."""
+    """Return the age of each frame when the reader got it, in milliseconds."""
     frames = np.array(result["frames"], np.int64)
     captured_ns = result["start_ns"] + frames[:, 0] * (1e9 / RATE) if kind == "video" else frames[:, 1]
     return (frames[:, 2] - captured_ns) / 1e6
@@ -82,7 +82,7 @@ def measure_network(kind: str, rounds: int, seconds: float) -> None:
 
 
 def play_bare() -> int:
-    """Decode and convert with PyAV alone."""
+    """Decode and convert a clip with PyAV alone; return the number of pictures."""
     count = 0
     with av.open(str(CLIP)) as container:
         for frame in container.decode(video=0):
@@ -118,7 +118,7 @@ def measure_cpu(rounds: int) -> None:
 
 
 def write_broken_media(folder: Path) -> list[Path]:
-    """Clips that jump back in time, repeat timestamps, change resolution, are cut in the middle, or are noise."""
+    """Write clips that jump in time, repeat timestamps, change resolution, are cut, or are noise; return the paths."""
     whole = folder / "whole.ts"
     jumps: dict[str, Callable[[int], int]] = {
         "repeat": lambda n: n // 2,
@@ -144,7 +144,7 @@ def write_broken_media(folder: Path) -> list[Path]:
                 file.mux(stream.encode(frame.reformat(format="yuv420p")))
             file.mux(stream.encode())
         parts.append(whole.read_bytes())
-    (folder / "resized.ts").write_bytes(b"".join(parts))  # whose timestamps jump back, too
+    (folder / "resized.ts").write_bytes(b"".join(parts))  # its timestamps also jump back
     (folder / "cut.ts").write_bytes(parts[1][: len(parts[1]) * 2 // 3 + 77])
     noise = np.frombuffer(parts[0], np.uint8).copy()
     chance = np.random.default_rng(1)
@@ -168,7 +168,11 @@ async def serve_clip(clips: list[Path], chance: random.Random, reader: Any, writ
 
 
 async def view_media(service: "si.Stack", targets: list[Any], chance: random.Random, end_s: float) -> list[int]:
-    """Open, read, leave and fail until the time is up; count sources, frames, failures, and frames not counted once."""
+    """Open, read, leave and fail at random until ``end_s``.
+
+    Returns:
+        The numbers of sources, of frames, of failures, and of frames that are not counted exactly once.
+    """
     counts = [0, 0, 0, 0]
     while time.monotonic() < end_s:
         target = chance.choice(targets)
@@ -232,9 +236,9 @@ async def churn_media(seconds: float, places: int) -> list[int]:
 
 
 def measure_churn(seconds: float, places: int) -> None:
-    """Print what is left behind by files and URLs that open, stall, fail and close at random."""
-    logging.getLogger("streaminfer.streams").setLevel(logging.ERROR)  # not each of the many reconnects
-    asyncio.run(churn_media(min(seconds, 10.0), places))  # what is loaded and pooled at first use is no leak
+    """Report the tasks, threads and descriptors that files and URLs leave after random opens, stalls and failures."""
+    logging.getLogger("streaminfer.streams").setLevel(logging.ERROR)  # the many reconnects are not logged
+    asyncio.run(churn_media(min(seconds, 10.0), places))  # warm-up: modules and pools of the first use are no leak
     before = resources()
     sources, frames, errors, uncounted, tasks = asyncio.run(churn_media(seconds, places))
     after = resources()

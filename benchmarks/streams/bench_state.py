@@ -5,8 +5,8 @@
 *copies*: the states of 32 streams gathered into a batch and written back to the arena, over ``memcpy`` of as many
 bytes.
 
-*steps*: whole steps of a model that only moves memory, with 4 MB of state per stream: with the same streams again, in
-another order, and with other streams; and the memory that Python allocates per step.
+*steps*: whole steps of a model without computation, with 4 MB of state per stream, for three orders: the same streams
+again, in another order, and other streams; and the memory that Python allocates per step.
 
 *cpu*: CPU per chunk through silero's voice detector, in the session's thread and on the event loop, with enough callers
 to fill batches, over the bare session in a loop. It measures a core even if other processes use it too.
@@ -70,7 +70,7 @@ ALL_BARE = Figure(
 
 
 def measure_copies() -> None:
-    """The kernel alone."""
+    """Report the copies of the kernel alone."""
     print()
     for case, shape, axis in [
         ("1 KB each", (2, 128), 1),
@@ -91,7 +91,7 @@ def measure_copies() -> None:
         ]
         shortest = [float("inf")] * 3
         count = max(1, (1 << 21) // batch.nbytes)
-        for _ in range(20):  # in turn: other processes share the memory
+        for _ in range(20):  # in turn, because other processes use the memory too
             for position, call in enumerate(calls):
                 began = time.perf_counter()
                 for _ in range(count):
@@ -103,7 +103,7 @@ def measure_copies() -> None:
 
 
 class Handing:
-    """Returns one of a few outputs that it has made before: all that a step costs is ours."""
+    """Model that returns outputs made in advance, so that the whole cost of a step is ours."""
 
     returns_new_arrays = True
 
@@ -123,7 +123,7 @@ class Handing:
 
 
 def measure_steps() -> None:
-    """Whole steps of the backend."""
+    """Report whole steps of the backend."""
     shape = (1 << 20,)
     backend = Handing(shape)
     model = StatefulBackend(backend, state={"state": "next"})
@@ -207,7 +207,7 @@ def bare_session() -> Any:
 
 
 def bare_rate(rows: int, seconds: float) -> float:
-    """Chunks a second of the session in a loop, without anything around it."""
+    """Return the chunks per second of the bare session in a loop."""
     session = bare_session()
     feed = {"input": np.zeros((rows, 576), F32), "state": np.zeros((2, rows, 128), F32), "sr": RATE}
     done, began = 0, time.perf_counter()
@@ -218,7 +218,7 @@ def bare_rate(rows: int, seconds: float) -> float:
 
 
 def bare_cpu_s(rows: int, runs: int) -> float:
-    """CPU of a chunk of the session in a loop."""
+    """Return the CPU seconds per chunk of the bare session in a loop."""
     session = bare_session()
     feed = {"input": np.zeros((rows, 576), F32), "state": np.zeros((2, rows, 128), F32), "sr": RATE}
     began = time.process_time()
@@ -228,7 +228,7 @@ def bare_cpu_s(rows: int, runs: int) -> float:
 
 
 async def closed_cpu_s(chunks: Sequence[Any], callers: int, max_batch_size: int, seconds: float) -> tuple[float, float]:
-    """CPU of a chunk in a closed loop of callers: of the event loop's thread, and of the session's."""
+    """Return the CPU seconds per chunk of the event loop's and of the session's thread; callers are a closed loop."""
     batcher = si.AdaptiveBatcher(max_batch_size=max_batch_size, max_queue_size=16_384)
     async with si.Stack(batcher, detector()) as service:
         served, stopped = 0, False
@@ -252,7 +252,7 @@ async def closed_cpu_s(chunks: Sequence[Any], callers: int, max_batch_size: int,
 
 
 def measure_cpu(seconds: float, rounds: int) -> None:
-    """CPU a chunk, in turn."""
+    """Report the CPU per chunk of the session and of the bare session, in turn."""
     chunks = [chunk.astype(F32) / F32(32768) for chunk in load_pcm()]
     found: list[tuple[float, ...]] = []
     for _ in range(rounds):
@@ -279,7 +279,7 @@ def measure_cpu(seconds: float, rounds: int) -> None:
 
 @contextlib.asynccontextmanager
 async def calls(max_batch_size: int) -> AsyncIterator[Play]:
-    """Each chunk is a call of the stack."""
+    """Yield a player of streams that calls a stack for each chunk."""
     batcher = si.AdaptiveBatcher(max_batch_size=max_batch_size, max_queue_size=16_384)
     async with si.Stack(batcher, detector()) as service:
 
@@ -293,13 +293,13 @@ async def calls(max_batch_size: int) -> AsyncIterator[Play]:
 
 
 def answer(future: asyncio.Future[None]) -> None:
-    """Wake who waits, unless that was cancelled."""
+    """Wake the waiter of a future, unless the future was cancelled."""
     if not future.done():
         future.set_result(None)
 
 
 async def play_nothing(source: Source, answered: Callable[[int], None]) -> None:
-    """What any way costs: a chunk as numbers, a future, and the turn of the loop that wakes its waiter."""
+    """Play a stream at the cost of any way: chunks as numbers, a future, and the loop's turn that wakes its waiter."""
     loop = asyncio.get_running_loop()
     async for captured_ns, chunk in source:
         _ = chunk.astype(F32) / F32(32768)
@@ -310,14 +310,14 @@ async def play_nothing(source: Source, answered: Callable[[int], None]) -> None:
 
 
 async def most_streams(max_batch_size: int, seconds: float) -> tuple[int, float]:
-    """The most streams that are held, and the CPU of a chunk there."""
+    """Return the largest number of streams that are on time, and the CPU seconds per chunk at this number."""
     async with calls(max_batch_size) as play:
         streams, load = await find_capacity(play, seconds)
         return streams, load.cpu_s
 
 
 def measure_live(seconds: float, rounds: int) -> None:
-    """Batched, unbatched and bare, in turn."""
+    """Print the live streams of the batched, the unbatched and the bare session, in turn."""
     found: dict[str, list[float]] = {"batched": [], "unbatched": [], "bare 32": [], "bare 1": []}
     print("\n| round | batched | CPU a chunk | unbatched | CPU a chunk | bare session, 32 | bare, 1 | no model, CPU |")
     print("|---|---|---|---|---|---|---|---|")

@@ -28,9 +28,9 @@ from _lib.stream_worlds import Timed, World, real, sleeping, virtual
 import streaminfer as si
 from streaminfer.streams import Frame, LatestOnly, StreamSession
 
-CAMERAS, OVERLOAD = (64, 4), 2.0  # more than the rows of a batch, and fewer
+CAMERAS, OVERLOAD = (64, 4), 2.0  # the first exceeds the rows of a batch, the second does not
 REST, GREEDY = 24, 20
-REST_SHARE = 0.54  # of the capacity, for all but the greedy stream: with it about all is used
+REST_SHARE = 0.54  # of the capacity, for all streams but the greedy one; with it, the load is about the capacity
 STREAMS, FRAMES = 64, 400
 ADDED_CPU = Figure("CPU per chunk that StreamSession adds", over="a bare await of the service", at_most=2.0)
 TASKS = Figure("tasks per chunk in a StreamSession", form="{:.2f}")
@@ -73,7 +73,7 @@ async def in_session(session: StreamSession, number: int) -> None:
 
 
 async def task_per_frame(service: Any, number: int) -> None:
-    """What a user would write: a reader, a bounded queue, a task per frame, results in order."""
+    """Serve a stream as a user would write it: a reader, a bounded queue, a task per frame, results in order."""
     frames: asyncio.Queue[Any] = asyncio.Queue(1)
     results: asyncio.Queue[Any] = asyncio.Queue(1)
 
@@ -98,7 +98,7 @@ async def call(service: Any, x: float, number: int) -> tuple[Any]:
 
 
 async def cost_of(way: str) -> tuple[float, float]:
-    """CPU seconds and tasks per chunk."""
+    """Return the CPU seconds and the tasks per chunk."""
     made = 0
 
     def factory(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
@@ -158,7 +158,7 @@ async def camera(world: World, clock: Callable[[], int], place: float, interval_
 async def by_hand(
     world: World, model: Timed, count: int, interval_s: float, clock: Callable[[], int], end_ns: int
 ) -> list[tuple[Frame, int]]:
-    """Give a free model the newest frames of as many cameras as fit, of those first that have waited longest."""
+    """Give a free model the newest frames of as many cameras as fit, longest waiting first."""
     newest: dict[int, Frame] = {}
     arrived, served, answered = asyncio.Event(), dict.fromkeys(range(count), 0), []
 
@@ -184,7 +184,7 @@ async def by_hand(
 
 
 async def cameras(world: World, count: int, way: str, clock: Callable[[], int]) -> None:
-    """Print a line on cameras at twice the load that the model can bear, and report a session's figures."""
+    """Print a line on cameras at twice the capacity of the model, and report a session's figures."""
     interval_s = count / (OVERLOAD * world.capacity)
     model = Timed(world.make(), clock)
     ages: list[float] = []
@@ -197,7 +197,7 @@ async def cameras(world: World, count: int, way: str, clock: Callable[[], int]) 
             async with StreamSession(it, policy=LatestOnly()) as session:
                 for number in range(count):
                     session.add(camera(world, clock, number / count, interval_s, end_ns))
-                # the last frame of a camera is overtaken by no other: the end of the run is no part of the steady state
+                # no newer frame replaces the last one of a camera, so the end of the run is not in the steady state
                 ages += [one.age_s async for one in session if warm_ns < one.captured_ns and one.delivered_ns < end_ns]
                 seen = session.statistics()
             received = seen.received
@@ -244,7 +244,7 @@ async def cameras(world: World, count: int, way: str, clock: Callable[[], int]) 
 
 @attrs.define
 class Heard:
-    """What the streams beside the greedy one got."""
+    """Requests of each stream, sent and on time, and the latencies of all streams but the greedy one."""
 
     sent: list[int] = attrs.field(factory=lambda: [0] * (REST + 1))
     on_time: list[int] = attrs.field(factory=lambda: [0] * (REST + 1))
@@ -261,7 +261,7 @@ class Heard:
 
 
 class Way(NamedTuple):
-    """How the streams share the service."""
+    """Way in which the streams share the service."""
 
     greedy: bool = True
     fair: bool = False
@@ -271,13 +271,13 @@ class Way(NamedTuple):
 WAYS = {
     "alone": Way(greedy=False),
     "first in, first out": Way(),
-    "greedy at a lower priority": Way(priority=1),  # as good as any order can be: only a batch that runs is in the way
+    "greedy at a lower priority": Way(priority=1),  # no order can be better: only a running batch delays the others
     "fair": Way(fair=True),
 }
 
 
 async def crowd(world: World, share: float, seed: int, way: Way, clock: Callable[[], int]) -> Heard:
-    """Poisson streams of plain requests, one of which may send 20 times as much."""
+    """Run Poisson streams of plain requests, one of which may send 20 times as much; return what they got."""
     chance = random.Random(seed)
     rate = share * world.capacity / REST
     heard = Heard()
@@ -344,7 +344,7 @@ def measure_fairness(world: World, share: float, rounds: int) -> None:
 
 def measure_churn(seconds: float) -> None:
     print(f"\nChurn in real time, 1,000 places for {seconds:g} s, then until the last viewer has left")
-    asyncio.run(churn(2.0, 1000))  # what is loaded and pooled at first use is no leak
+    asyncio.run(churn(2.0, 1000))  # warm-up: modules and pools of the first use are no leak
     before = resources()
     found = asyncio.run(churn(seconds, 1000))
     after = resources()

@@ -3,8 +3,8 @@
 Every stream has a chunk of 32 ms every 32 ms, at a random phase. The result of a way is the largest number of streams
 with at least 99.9 % of results within 64 ms of the chunk's end. Each way runs in a separate process, pinned to one
 core, in the environment of its framework; ways take turns for some rounds. The CPU per chunk is that of the whole
-process, with senders: if other processes use the core, it says more than the number of streams. The benchmark also
-prints the CPU of its sources and consumers alone, for 300 streams.
+process, with senders: if other processes use the core, it is more reliable than the number of streams. The benchmark
+also prints the CPU of its sources and consumers alone, for 300 streams.
 
     python benchmarks/run.py voice [--rounds 3] [--seconds 3] [--core 1]
 """
@@ -78,7 +78,7 @@ def run_way(way: str, seconds: float, core: int | None) -> dict[str, Any]:
 
 
 def run_bare(model: str, seconds: float, core: int | None) -> dict[str, Any]:
-    """Measure a loop over batches of 32 of the bare session: no streams, no deadlines, nothing else."""
+    """Measure the bare session in a loop over batches of 32, without streams and deadlines."""
     before = os.sched_getaffinity(0)
     if core is not None:
         os.sched_setaffinity(0, {core})

@@ -2,11 +2,11 @@
 
     python benchmarks/run.py alerts
 
-A month has one event per second, at an objective of 99.9 %, and one incident. While a share ``e`` of the events is bad,
-the budget burns at ``b = e / 0.001``. A pair of windows for a rate ``r`` over ``w`` seconds fires ``w · r / b`` seconds
-after a sudden incident begins, and never if the incident is shorter than that, or ``b < r``. The expected alerts of a
-month follow from that table alone, and the benchmark compares those of ``SLO`` with them. An alert may be late by two
-of the 128 slices of the long window.
+A month has one event per second, at an objective of 99.9 %, and incidents of one kind, or none. While a share ``e`` of
+the events is bad, the budget burns at ``b = e / 0.001``. A pair of windows for a rate ``r`` over ``w`` seconds fires
+``w · r / b`` seconds after a sudden incident begins, and never if the incident is shorter than that, or ``b < r``. The
+expected alerts of a month follow from that table alone, and the benchmark compares those of ``SLO`` with them. An alert
+may be late by two of the 128 slices of the long window.
 """
 
 import sys
@@ -29,14 +29,14 @@ LATEST = Figure("delay of the latest burn alert, as a share of its long window",
 
 @attrs.frozen
 class Month:
-    """A trouble.
+    """Synthetic month with incidents of one kind.
 
     Attributes:
-        name: for the table.
-        burns: burn rate while it lasts.
-        lasts_s: seconds.
-        begins_s: when each of them begins.
-        traffic: whether there are events in a second.
+        name: name in the table.
+        burns: burn rate during an incident.
+        lasts_s: seconds of an incident.
+        begins_s: second at which each incident begins.
+        traffic: returns true if a second has an event.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Month:
     traffic: Callable[[int], bool] = lambda _: True
 
     def expected_s(self) -> list[float | None]:
-        """When each pair fires, in seconds after the first begin, by the closed form; ``None``: it does not."""
+        """Return when each pair fires by the closed form, in seconds from the first incident; ``None``: never."""
         found: list[float | None] = []
         for pair in PAIRS:
             after_s = pair.long_s * pair.burn_rate / self.burns
@@ -73,7 +73,7 @@ MONTHS = [
 
 
 def run(month: Month) -> tuple[list[float | None], int]:
-    """When each pair fired first, after the first begin, and how many alerts there were."""
+    """Return when each pair first fired, in seconds after the first incident began, and the number of alerts."""
     clock = FakeClock()
     slo = SLO("month", threshold_s=0.1, objective=1.0 - ALLOWED, clock=clock)
     fired: dict[float, float] = {}
@@ -89,7 +89,7 @@ def run(month: Month) -> tuple[list[float | None], int]:
     in_trouble = np.zeros(MONTH_S, bool)
     for begin in month.begins_s:
         in_trouble[begin : begin + month.lasts_s] = True
-    # the bad events are spread evenly over a trouble
+    # the bad events are spread evenly over an incident
     bad = in_trouble & (np.diff(np.floor(np.cumsum(in_trouble) * month.burns * ALLOWED), prepend=0.0) >= 1.0)
     for second, is_bad in enumerate(bad.tolist()):
         clock.advance(1.0)

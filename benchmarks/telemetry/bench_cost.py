@@ -1,10 +1,10 @@
-"""Cost meter on real ONNX models: sums that must be zero, and what batching and caching save.
+"""Cost meter on real ONNX models: sums that must be zero, and the savings of batching and caching.
 
     python benchmarks/run.py cost [--seconds 2] [--rounds 3]
 
 Each model serves 32 callers in a closed loop, at a price of one per second, with batches of one (the baseline) and of
-up to 32; then for the same time with pauses. Requests belong to five tenants. "Sum" is the
-sum of all shares less the charges of the batches, "bill" is busy + padding + idle less the bill, in nanoseconds.
+up to 32; then for the same time with pauses, and with a cache. Requests belong to five tenants. "Sum" is the sum of all
+shares minus the charges of the batches, "bill" is busy + padding + idle minus the bill, in nanoseconds.
 """
 
 import argparse

@@ -1,12 +1,12 @@
 """The live page in a real browser: CPU of the server, updates dropped, growth; beside updates as whole JSON snapshots.
 
 python benchmarks/run.py dashboard                   two minutes
-python benchmarks/run.py dashboard --seconds 600     ten minutes, those of the bar
+python benchmarks/run.py dashboard --seconds 600     ten minutes, for which the bars hold
 
-Needs Debian's chromium and chromium-driver. The server runs in a separate process; its CPU is that of the process, less
-that of the traffic, and less that of the same server without a browser. Growth is that of the browser's heap and nodes
-after a garbage collection, between two moments with equally long histories of the page: a history of 720 updates is cut
-back to 600.
+Needs Debian's chromium and chromium-driver. The server runs in a separate process; its CPU is that of the process,
+minus that of the traffic, and minus that of the same server without a browser. Growth is that of the browser's heap and
+nodes after a garbage collection, between two moments at which the histories of the page are equally long: the page cuts
+a history of 720 updates back to 600.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def share_of_a_core(url: str, seconds: float) -> float:
 
 
 def weigh(browser: Browser) -> tuple[float, int]:
-    """The browser's heap in bytes, and the nodes of its document, after a garbage collection."""
+    """Return the browser's heap in bytes, and the nodes of its document, after a garbage collection."""
     browser.cdp("HeapProfiler.collectGarbage")
     metrics = {it["name"]: it["value"] for it in browser.cdp("Performance.getMetrics")["metrics"]}
     return metrics["JSHeapUsedSize"], int(browser.run("return document.getElementsByTagName('*').length"))
@@ -90,7 +90,7 @@ def measure(kind: str, seconds: float, port: int) -> dict[str, Any]:
         shares += [share_of_a_core(url, (seconds - full_s) / rounds) for _ in range(rounds)]
         seen, ended_s = int(browser.run("return document.body.dataset.updates")) - updates, time.monotonic()
         if kind == "page":
-            # told once a second, in steps of ten
+            # the page updates this number once per second, in steps of ten
             browser.until("return Math.abs(document.body.dataset.points - arguments[0]) <= 5", points)
         later, later_nodes = weigh(browser)
         return {

@@ -67,7 +67,7 @@ def peer() -> prometheus_client.CollectorRegistry:
 
 
 def bench_scrape(found: list[si.Telemetry]) -> None:
-    openmetrics: Any = prometheus_client.openmetrics.exposition  # without types
+    openmetrics: Any = prometheus_client.openmetrics.exposition  # the module has no types
     app, registry = si.telemetry.metrics_app(*found), peer()
     loop = asyncio.new_event_loop()
     peers = "prometheus_client, plain text"

@@ -1,8 +1,8 @@
 """LatencyHistogram against its floors and its peer: ``python benchmarks/run.py histogram``.
 
-Each figure is beside its baseline, measured in alternation in the same run, the minimum of many repetitions. The
-floor of a record is a method of a Cython class that takes one argument and does nothing, compiled here with the
-directives and flags of ``setup.py``.
+Each figure is the minimum of many repetitions, in alternation with its baseline in the same run. The floor of a record
+is a method of a Cython class that takes one argument and does nothing, compiled here with the directives and flags of
+``setup.py``.
 """
 
 import importlib.util
@@ -44,7 +44,7 @@ BUILD = """
 
 
 def build_floor(folder: Path) -> Any:
-    """An object of the compiled empty class."""
+    """Compile the empty class, and return an object of it."""
     (folder / "floor_cy.py").write_text(textwrap.dedent(FLOOR))
     (folder / "floor_cy.pxd").write_text("cdef class Floor:\n    pass\n")
     (folder / "setup.py").write_text(textwrap.dedent(BUILD))
@@ -59,15 +59,15 @@ def build_floor(folder: Path) -> Any:
 
 
 def loop_over(values: list[Any], call: str, **names: Any) -> Callable[[], None]:
-    """A function that runs a statement for every value, the method looked up at each call as a user does."""
+    """Return a function that runs a statement for every value; it looks a method up at each call, as users do."""
     scope = {"values": values, **names}
-    exec(f"def loop():\n    for value in values:\n        {call}", scope)  # noqa: S102 - the statement stands below
+    exec(f"def loop():\n    for value in values:\n        {call}", scope)  # noqa: S102 - all statements are constants
     function: Callable[[], None] = scope["loop"]
     return function
 
 
 def least(functions: dict[str, Callable[[], Any]], *, repeat: int, number: int = 1) -> dict[str, float]:
-    """Seconds that each function takes at least, all of them in alternation."""
+    """Return the minimum seconds of each function; all of them run in alternation."""
     best = dict.fromkeys(functions, float("inf"))
     for _ in range(repeat):
         for name, function in functions.items():

@@ -1,7 +1,7 @@
 """SLO and RollingHistogram beside LatencyHistogram and an empty method: ``python benchmarks/run.py slo``.
 
-Every figure is measured in alternation with its baselines in the same run, the minimum of many repetitions. "Net" is
-the time less that of the loop and of an empty compiled method.
+Every figure is the minimum of many repetitions, in alternation with its baselines in the same run. "Net" is the time
+minus that of the loop with an empty compiled method.
 """
 
 import asyncio

@@ -3,9 +3,9 @@
     python benchmarks/run.py telemetry [--rounds 9]
 
 The stack has a batcher of 64 rows around a no-op function. Variants are measured in turn in each round; the benchmark
-prints the median over the rounds of the difference within a round. "All" is the latency and its
-parts, an objective, a rolling histogram, and a cost meter with tenants and streams; "exporters attached" adds the
-`/metrics` app, the event log, the OpenTelemetry exporter and the live page, without reading any of them.
+prints the median over the rounds of the difference within a round. "All" is the latency and its parts, an objective, a
+rolling histogram, and a cost meter; "exporters attached" adds the `/metrics` app, the event log, the OpenTelemetry
+exporter and the live page, without reading any of them; "with tenant and stream" adds these names to each request.
 """
 
 import argparse
@@ -29,9 +29,9 @@ from streaminfer.testing import FakeClock
 REQUESTS = 64 * 400
 ADDED = Figure("CPU that all telemetry adds to a request, 64 callers", form="{:.2f} µs", at_most=1)
 ADDED_ALONE = Figure("CPU that all telemetry adds to a request, 1 caller, so batches of one", form="{:.2f} µs")
-# one in a hundred requests: what a request kept would be one for each
+# one block per hundred requests; if requests kept memory, there would be at least one block per request
 BLOCKS = Figure("memory blocks that a request with all telemetry leaves behind", form="{:.4f}", at_most=0.01)
-BATCHES_KEPT = 2_500  # more than a batcher's event ring has: its records are bounded, and new ones replace old ones
+BATCHES_KEPT = 2_500  # more than a batcher's event ring keeps, so that new records replace old ones
 ROLLING = Figure("rolling p99 of 60 s outside the exact one, within a slice of 1 s", form="{:.2f} %", at_most=0.3)
 
 
@@ -84,7 +84,7 @@ async def cost(layers: list[Any], callers: int, *, labelled: bool = False, attac
 
 
 async def left_in_memory(layers: list[Any]) -> float:
-    """Blocks of memory for each request that are left after it."""
+    """Return the memory blocks that are left after the requests, per request."""
     async with stack(layers) as service:
 
         async def caller(requests: int) -> None:
@@ -127,7 +127,10 @@ def bench_cpu(rounds: int) -> bool:
 
 
 def bench_rolling() -> bool:
-    """A p99 that doubles and halves again, against the exact ones of the window and of up to a slice less."""
+    """Report the error of a rolling p99 while the latencies double and halve.
+
+    The exact values are the p99s of the window and of windows that are up to one slice shorter.
+    """
     clock, rng = FakeClock(), np.random.default_rng(1)
     rolling = si.RollingHistogram(window_s=60.0, slices=60, clock=clock)
     kept: deque[tuple[float, float]] = deque()

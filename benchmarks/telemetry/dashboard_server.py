@@ -1,7 +1,7 @@
 """The server of the dashboard's benchmark: services whose statistics change, on a page or as whole JSON snapshots.
 
 bench_dashboard.py runs it in a separate process: ``dashboard_server.py page|json SERVICES INTERVAL_S PORT``.
-``/cpu`` returns the CPU seconds of the process so far, less those of the traffic.
+``/cpu`` returns the CPU seconds of the process so far, minus those of the traffic.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ PAGE = b"<!doctype html><body></body><script>" + SCRIPT + b"</script>"
 
 
 class Traffic:
-    """Records latencies of its services, as requests would; its CPU is not the page's."""
+    """Traffic that records latencies in its services as requests would; its CPU does not count as the page's."""
 
     def __init__(self, services: int) -> None:
         self.telemetries = [si.Telemetry(f"service-{n}", slo=si.SLO("fast", threshold_s=0.05)) for n in range(services)]
@@ -57,7 +57,7 @@ class Traffic:
 
 
 def json_app(traffic: Traffic, interval_s: float) -> Callable[..., Any]:
-    """The baseline: every update is all statistics of all stacks as JSON."""
+    """Return the baseline app, whose every update is all statistics of all stacks as JSON."""
 
     async def app(scope: Any, _receive: Any, send: Any) -> None:
         streams = scope["path"].endswith("/events")

@@ -1,9 +1,9 @@
-"""A running sum for each sequence."""
+"""Running sum for each sequence."""
 
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # the server's own
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # module of the server
 
 
 def scalar(request: Any, name: str) -> int:

@@ -1,8 +1,8 @@
-"""Returns its inputs, in the types that need care on the wire: each input NAME comes back as NAME_out."""
+"""Echo of the types that need care on the wire: each input NAME comes back as NAME_out."""
 
 from typing import Any
 
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # the server's own
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # module of the server
 
 
 class TritonPythonModel:

@@ -1,6 +1,6 @@
 """KServe's server with the MLP in NumPy, on loopback only: python kserve_mlp.py WEIGHTS HTTP_PORT GRPC_PORT.
 
-KServe's own `ModelServer` binds every address, so its parts are put together here: its REST application in a uvicorn
+KServe's own `ModelServer` binds every address, so this module assembles its parts: its REST application in a uvicorn
 on loopback, and its gRPC servicer in a gRPC server on loopback.
 """
 
@@ -23,7 +23,7 @@ from kserve.utils.utils import generate_uuid  # type: ignore[import-not-found]
 HOST = "127.0.0.1"
 
 
-class Mlp(Model):  # type: ignore[misc]  # no types reach here
+class Mlp(Model):  # type: ignore[misc]  # mypy sees no types of kserve
     def __init__(self, name: str, weights: str) -> None:
         super().__init__(name)
         with np.load(weights) as arrays:

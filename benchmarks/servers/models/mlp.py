@@ -1,11 +1,11 @@
-"""An ONNX model in onnxruntime: one run for all rows of one call from the server."""
+"""ONNX model in onnxruntime: one run for all rows of one call from the server."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # the server's own
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # module of the server
 
 
 class TritonPythonModel:

@@ -1,13 +1,13 @@
-"""The MLP for MLServer, in NumPy; and an echo."""
+"""The MLP for MLServer, in NumPy, and an echo."""
 
 import numpy as np
-from mlserver import MLModel  # type: ignore[import-not-found]  # the server's own
+from mlserver import MLModel  # type: ignore[import-not-found]  # module of the server
 from mlserver.codecs import NumpyCodec  # type: ignore[import-not-found]
 from mlserver.types import InferenceRequest, InferenceResponse  # type: ignore[import-not-found]
 from mlserver.utils import get_model_uri  # type: ignore[import-not-found]
 
 
-class Mlp(MLModel):  # type: ignore[misc]  # no types reach here
+class Mlp(MLModel):  # type: ignore[misc]  # mypy sees no types of mlserver
     async def load(self) -> bool:
         with np.load(await get_model_uri(self._settings)) as weights:
             self.weights = dict(weights)

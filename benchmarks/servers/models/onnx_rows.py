@@ -1,4 +1,4 @@
-"""An ONNX model of one input for rows, in one thread: the same code in Triton's server and in MLServer's."""
+"""ONNX model of one input for rows, in one thread, with the same code for Triton's server and for MLServer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ __all__ = ["load"]
 
 
 def load(path: str | Path) -> tuple[str, str, Callable[[Any], Any]]:
-    """Return the names of the model's input and first output, and a function of the one that returns the other."""
+    """Return the names of the model's input and first output, and a function from the input to the output."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -32,7 +32,7 @@ def load(path: str | Path) -> tuple[str, str, Callable[[Any], Any]]:
 
 
 class TritonPythonModel:
-    """For Triton's python backend."""
+    """Model for Triton's python backend."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model."""
@@ -48,7 +48,7 @@ class TritonPythonModel:
 
 
 class Rows(MLModel):  # type: ignore[misc]
-    """For MLServer."""
+    """Model for MLServer."""
 
     async def load(self) -> bool:
         """Load the model."""
@@ -56,7 +56,7 @@ class Rows(MLModel):  # type: ignore[misc]
         return True
 
     async def predict(self, payload: Any) -> Any:
-        """Answer a request, which MLServer may have put together of several."""
+        """Respond to a request, which MLServer may have combined from several."""
         rows = self.run(NumpyCodec.decode_input(payload.inputs[0]))
         outputs = [NumpyCodec.encode_output(self.output, rows)]
         return InferenceResponse(id=payload.id, model_name=self.name, model_version=self.version, outputs=outputs)

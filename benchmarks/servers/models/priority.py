@@ -1,6 +1,6 @@
-"""Returns the position in which a request was run.
+"""Position of a request in the order in which the model runs requests.
 
-A run makes the file ``begun`` in the model's folder, and waits while ``held`` is there.
+A run creates the file ``begun`` in the model's folder, and waits while the file ``held`` exists there.
 """
 
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # the server's own
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # module of the server
 
 
 class TritonPythonModel:

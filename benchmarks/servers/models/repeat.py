@@ -1,11 +1,11 @@
-"""Decoupled: responds with 0, 1, … n - 1, each after delay_ms; fail_at ≥ 0 ends them there with an error."""
+"""Decoupled model: responds with 0, 1, … n - 1, each after delay_ms; an error ends the responses at fail_at ≥ 0."""
 
 import threading
 import time
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # the server's own
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # module of the server
 
 
 def scalar(request: Any, name: str, missing: int) -> int:

@@ -1,9 +1,9 @@
-"""y = x after the longest sleep_ms of the batch; its queue is short."""
+"""y = x after the longest sleep_ms of the batch; the model's queue is short."""
 
 import time
 from typing import Any
 
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # the server's own
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # module of the server
 
 
 class TritonPythonModel:
