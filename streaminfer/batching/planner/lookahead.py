@@ -3,8 +3,8 @@
 *Design.* At each decision for a free worker:
 
 1. If all queued requests, cut into full batches in deadline order, are on time, the policy sends the first of these
-   batches. No plan can do better, and this is the common case: one compiled pass over the queue. If the batch is the
-   whole queue and several workers are free, they share it where each then ends sooner.
+   batches. No plan can do better, and this is the common case: one compiled pass over the queue. If several
+   workers are free and their batches would not all be full, each gets its share of the queue.
 2. Otherwise :mod:`~streaminfer.batching.planner.group_plan` chooses with the kernels. If time limits are about equal,
    they solve an exact dynamic program over the queued requests and the expected arrivals. If time limits differ, they
    play candidates forward.
@@ -202,11 +202,11 @@ class Lookahead:
             if table is None:  # no batch was measured yet
                 return Decision(self._first_to_measure(queue, now_ns, model.cap), "exploration")
             if (batch := queue.batch_if_all_on_time(table, now_ns)) is not None:
+                if free_workers > 1 and queue.queued < free_workers * len(batch):
+                    batch = batch[: table.share_of_worker(queue.queued, free_workers)]
                 if len(batch) >= model.compared_from and (size := model.size_instead_of(len(batch), queue.queued)):
                     group = in_deadline_order(model, queue.first(queue.queued))
                     return self._send_on_time(group, batch, size, [group], now_ns)
-                if free_workers > 1 and len(batch) == queue.queued:
-                    batch = batch[: table.share_of_worker(len(batch), free_workers)]
                 # the common case: creating the tuple directly takes half the time
                 reason = "full" if len(batch) >= table.cap else "idle_worker"
                 return _new_decision(Decision, (batch, reason, (), None, False, ""))

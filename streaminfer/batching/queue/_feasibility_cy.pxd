@@ -17,8 +17,8 @@ cdef class DurationTable:
     @cython.locals(ends_ns=cython.longlong)
     cpdef long long ends_ns(self, long long started_ns, Py_ssize_t size) noexcept
 
-    @cython.locals(share=Py_ssize_t, share_ns=double, whole_ns=double)
-    cpdef Py_ssize_t share_of_worker(self, Py_ssize_t rows, Py_ssize_t workers) noexcept
+    @cython.locals(whole=Py_ssize_t, share=Py_ssize_t, share_ns=double, whole_ns=double)
+    cpdef Py_ssize_t share_of_worker(self, Py_ssize_t queued, Py_ssize_t workers) noexcept
 
     @cython.locals(count=Py_ssize_t, time_ns=cython.longlong, index=Py_ssize_t, size=Py_ssize_t)
     cpdef bint all_on_time(self, const long long[::1] deadlines, long long now_ns)

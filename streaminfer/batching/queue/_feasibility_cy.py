@@ -19,7 +19,7 @@ __all__ = ["DurationTable", "fill_deadlines"]
 
 _NEVER = 2**63 - 1
 _SHARE_LIMIT = 0.95
-"""Longest duration of a worker's share of the queue, relative to one batch of the whole queue, for which it is shared."""
+"""Longest duration of a worker's share of the queue, relative to that of one batch of the whole queue."""
 _COST_LIMIT = 1.5
 """Longest duration per row of such a share, relative to that of the one batch."""
 
@@ -59,27 +59,30 @@ class DurationTable:
         ends_ns: int = started_ns + self.durations[size if size < self.cap else self.cap]
         return ends_ns
 
-    def share_of_worker(self, rows: int, workers: int) -> int:
+    def share_of_worker(self, queued: int, workers: int) -> int:
         """Return how many of the queued requests the first of several free workers gets.
 
         Requests in one batch all end together. Callers that then send their next requests would meet in one batch
-        again, beside workers that stay idle. So as many workers as possible get equal shares. One batch remains where
-        the shares would be hardly shorter, or would take half as long again per row: the workers would then be missing
-        for the next requests.
+        again, beside workers that stay idle. So as many workers as possible get equal shares. The first batch stays
+        whole where a share would be hardly shorter, or would take half as long again per row: the workers would then
+        be missing for the next requests.
 
         Args:
-            rows: number of queued requests, in [1, cap].
+            queued: number of queued requests, at least 1.
             workers: number of free workers.
         """
-        whole_ns = self.durations[rows]
-        workers = workers if workers < rows else rows
+        whole = queued if queued < self.cap else self.cap
+        whole_ns = self.durations[whole]
+        workers = workers if workers < queued else queued
         while workers > 1:
-            share = (rows + workers - 1) // workers
+            share = (queued + workers - 1) // workers
+            if share >= whole:
+                break
             share_ns = self.durations[share]
-            if share_ns < _SHARE_LIMIT * whole_ns and share_ns * rows <= _COST_LIMIT * whole_ns * share:
+            if share_ns < _SHARE_LIMIT * whole_ns and share_ns * whole <= _COST_LIMIT * whole_ns * share:
                 return share
             workers -= 1
-        return rows
+        return whole
 
     def all_on_time(self, deadlines: NDArray[np.int64], now_ns: int) -> bool:
         """Return whether all requests are on time if they are cut into full batches in this order.
