@@ -236,14 +236,14 @@ class Dispatcher(DispatchState):
             if queue.next_deadline_ns <= now_ns:
                 self.runner.expire(now_ns)
                 continue
-            decision = self.policy.decide(queue, now_ns, self.free)
+            workers = 1 if self._device is not None or self.runner.is_inline else self.free  # one starts at a time
+            decision = self.policy.decide(queue, now_ns, workers)
             if decision.reject:
                 self._outcomes.reject(decision.reject, decision.rejection, now_ns)
             if decision.batch:
                 return decision
             if not decision.reject:
-                if decision.recheck_ns is not None:
-                    self._recheck_ns = decision.recheck_ns
+                self._recheck_ns = NEVER if decision.recheck_ns is None else decision.recheck_ns
                 break
         return None
 

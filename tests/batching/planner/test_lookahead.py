@@ -428,6 +428,51 @@ def closed_loop(device, callers=64, rounds=100, cap=32, slo_s=None, lengths=(1,)
     return run(main)
 
 
+@pytest.mark.parametrize(("queued", "workers", "rows"), [(4, 1, 4), (4, 2, 2), (4, 4, 1), (6, 4, 2), (8, 2, 4)])
+def test_free_workers_share_the_queue(queued, workers, rows):
+    """Several free workers share a queue that does not fill the batches of all of them."""
+    policy = Lookahead(4, ServiceTime.affine(0.004, 0.010), workers=4)
+    assert len(policy.decide(queue_of(*[500] * queued), 0, workers).batch) == rows
+
+
+@pytest.mark.parametrize("slo_s", [None, 1.0])
+@pytest.mark.parametrize(("workers", "callers"), [(2, 12), (4, 24), (8, 24), (4, 6)])
+def test_closed_loop_keeps_all_workers_busy(workers, callers, slo_s):
+    """Callers that return at once do not meet in one batch beside idle workers."""
+    throughput = closed_loop(
+        lambda size: 0.002 + 0.002 * size, callers, slo_s=slo_s, max_in_flight=workers, rounds=400
+    )[1]
+    rows = -(-callers // workers)
+    assert throughput >= 0.85 * callers / (0.002 + 0.002 * rows)
+
+
+@pytest.mark.parametrize(("options", "sizes"), [({}, [2] * 4), ({"device": "gpu"}, [8]), ({"inline": True}, [8])])
+def test_queue_is_shared_where_batches_run_at_once(options, sizes):
+    """A shared device, and a function on the event loop, start one batch at a time, so they get the whole queue."""
+    seen = []
+
+    async def main(loop):
+        device = si.Device(options["device"]) if "device" in options else None
+        batcher = si.AdaptiveBatcher(
+            max_batch_size=8,
+            max_in_flight=4,
+            service_time=ServiceTime.affine(0.004, 0.010),
+            device=device,
+            clock=loop.clock,
+        )
+
+        def infer(batch):
+            seen.append(len(batch))
+            return batch
+
+        model = ScriptedBackend(then=infer, duration_s=lambda size: 0.004 + 0.010 * size)
+        call = batcher.wrap(infer) if "inline" in options else batcher.wrap(model).call
+        await asyncio.gather(*(call(si.Request(float(number))) for number in range(8)))
+
+    run(main)
+    assert seen == sizes
+
+
 BLAZE_FULL = {1: 3.04, 4: 3.56, 8: 3.78, 16: 4.14, 32: 4.93}  # ms per item on a CPU: batching is a loss
 
 
