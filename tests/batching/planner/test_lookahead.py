@@ -446,31 +446,43 @@ def test_closed_loop_keeps_all_workers_busy(workers, callers, slo_s):
     assert throughput >= 0.85 * callers / (0.002 + 0.002 * rows)
 
 
-@pytest.mark.parametrize(("options", "sizes"), [({}, [2] * 4), ({"device": "gpu"}, [8]), ({"inline": True}, [8])])
-def test_queue_is_shared_where_batches_run_at_once(options, sizes):
-    """A shared device, and a function on the event loop, start one batch at a time, so they get the whole queue."""
-    seen = []
+def four_workers(loop, device=None):
+    return si.AdaptiveBatcher(
+        max_batch_size=8,
+        max_in_flight=4,
+        service_time=ServiceTime.affine(0.004, 0.010),
+        device=device,
+        clock=loop.clock,
+    )
+
+
+@pytest.mark.parametrize(("device", "sizes"), [(None, [2, 2, 2, 2]), (si.Device("gpu"), [8])])
+def test_shared_device_gets_the_whole_queue(device, sizes):
+    """Four free workers share the queue, but a shared device starts one batch at a time."""
+    model = ScriptedBackend(duration_s=lambda size: 0.004 + 0.010 * size)
 
     async def main(loop):
-        device = si.Device(options["device"]) if "device" in options else None
-        batcher = si.AdaptiveBatcher(
-            max_batch_size=8,
-            max_in_flight=4,
-            service_time=ServiceTime.affine(0.004, 0.010),
-            device=device,
-            clock=loop.clock,
-        )
-
-        def infer(batch):
-            seen.append(len(batch))
-            return batch
-
-        model = ScriptedBackend(then=infer, duration_s=lambda size: 0.004 + 0.010 * size)
-        call = batcher.wrap(infer) if "inline" in options else batcher.wrap(model).call
-        await asyncio.gather(*(call(si.Request(float(number))) for number in range(8)))
+        service = four_workers(loop, device).wrap(model)
+        await asyncio.gather(*(service.call(si.Request(number)) for number in range(8)))
 
     run(main)
-    assert seen == sizes
+    assert [len(batch) for batch in model.batches] == sizes
+
+
+def test_function_on_the_loop_gets_the_whole_queue():
+    """A function that runs on the event loop occupies it, so the workers do not share the queue."""
+    sizes = []
+
+    async def main(loop):
+        @four_workers(loop).wrap
+        def model(batch):
+            sizes.append(len(batch))
+            return batch
+
+        await asyncio.gather(*(model(float(number)) for number in range(8)))
+
+    run(main)
+    assert sizes == [8]
 
 
 BLAZE_FULL = {1: 3.04, 4: 3.56, 8: 3.78, 16: 4.14, 32: 4.93}  # ms per item on a CPU: batching is a loss
