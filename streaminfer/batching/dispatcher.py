@@ -26,6 +26,7 @@ from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
+from streaminfer.batching.returning_callers import ReturningCallers
 from streaminfer.capabilities import NextBatch
 from streaminfer.errors import BackendError
 from streaminfer.protocols import adapt
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from streaminfer.batching.planner.outlook import Outlook
 
 __all__ = ["Dispatcher"]
-
-_FEW_RETURN_SHARE = 0.25
-_NEWEST_WEIGHT = 0.1  # weight of the newest batch in the mean of callers that return
 
 
 class Dispatcher(DispatchState):
@@ -56,7 +54,7 @@ class Dispatcher(DispatchState):
     Attributes:
         source: name of the model, for messages.
         full_at: number of queued requests that make a full batch.
-        return_share: share of a batch's callers that send another request at once; a mean over recent batches.
+        returning: callers that send another request at once.
         expectations: predictions of the policy about queue and model, and its learning.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
@@ -71,7 +69,7 @@ class Dispatcher(DispatchState):
         *("__weakref__", "_inner_admission", "_bucket_models", "_calls", "_device", "_events", "_idle"),
         *("_loop_timer", "_loop", "_outcomes", "_queue", "_recheck_ns", "batch_sizes", "claim"),
         *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
-        *("return_share", "runner", "source"),
+        *("returning", "runner", "source"),
     )
 
     def __init__(
@@ -97,7 +95,7 @@ class Dispatcher(DispatchState):
         self._inner_admission = offered.admission
         self.max_in_flight = self.free = max_in_flight
         self.full_at = NEVER
-        self.return_share = 1.0
+        self.returning = ReturningCallers()
         self.set_policy(policy)
         self._loop: asyncio.AbstractEventLoop  # set by the first request
         self.is_scheduled = False
@@ -172,6 +170,7 @@ class Dispatcher(DispatchState):
 
         A free worker has room for at least one. A worker counts as free while it waits for its turn on the device.
         """
+        self.returning.record_split(now_ns)
         queued = self._queue.queued
         if self.can_start:
             workers = self.free if self._device is None else min(self.free, self._device.concurrency)
@@ -236,7 +235,8 @@ class Dispatcher(DispatchState):
             if queue.next_deadline_ns <= now_ns:
                 self.runner.expire(now_ns)
                 continue
-            workers = 1 if self._device is not None or self.runner.is_inline else self.free  # one starts at a time
+            is_alone = self._device is not None or self.runner.is_inline  # one batch starts at a time
+            workers = 1 if is_alone else self.returning.sharing_workers(self.free, now_ns)
             decision = self.policy.decide(queue, now_ns, workers)
             if decision.reject:
                 self._outcomes.reject(decision.reject, decision.rejection, now_ns)
@@ -321,7 +321,7 @@ class Dispatcher(DispatchState):
         self._free_worker(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
         # a task begins in the next iteration, so send before delivery; a thread needs the interpreter lock, so after it
-        first = last = some_queued and (self._queue.queued >= self.full_at or self.return_share < _FEW_RETURN_SHARE)
+        first = last = some_queued and (self._queue.queued >= self.full_at or self.returning.are_few)
         try:
             if first and not self.runner.in_threads:
                 last = False
@@ -354,8 +354,7 @@ class Dispatcher(DispatchState):
 
     def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, arrivals: int) -> None:
         """Continue after the callers of a batch have woken."""
-        arrived_share = (self._events.arrivals - arrivals) / len(execution.tickets)
-        self.return_share += _NEWEST_WEIGHT * (min(arrived_share, 1.0) - self.return_share)
+        self.returning.record((self._events.arrivals - arrivals) / len(execution.tickets))
         if learns:
             self.expectations.learn_from(execution, ended_ns)
 

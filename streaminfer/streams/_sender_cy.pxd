@@ -59,6 +59,7 @@ cdef class Sender:
     cdef readonly LateFrames late_frames
     cdef Py_ssize_t _places_taken
     cdef Py_ssize_t _in_flight
+    cdef Py_ssize_t _free_workers
     cdef dict _paused
     cdef Py_ssize_t _freed_places
 
@@ -77,7 +78,7 @@ cdef class Sender:
     cdef _cancel_timer(self)
     cpdef _after_waking(self)
     cpdef _on_timer(self)
-    @cython.locals(room=Py_ssize_t, limit=Py_ssize_t, turn=Turn, late=list, now_ns=cython.longlong)
+    @cython.locals(room=Py_ssize_t, share=Py_ssize_t, limit=Py_ssize_t, turn=Turn, late=list, now_ns=cython.longlong)
     cpdef _send_waiting(self)
     @cython.locals(sending=Sending, result=StreamResult, request=CRequest)
     cdef _send_next(self, Stream stream)

@@ -20,7 +20,7 @@ frames that they may have in flight, or the device would give another model a tu
 A service with ``begin_call`` calls back when a request ends, so a frame costs no task, future or turn of the loop
 between sender and stream. For any other service, one task awaits each request.
 
-Which frames give way under overload: see ``turns/_late_frames_cy``.
+Which frames give way under overload, and how several free workers share them: see ``turns/_late_frames_cy``.
 
 One source, compiled with the C types of ``_sender_cy.pxd`` or run uncompiled. Not thread-safe: one event loop uses it.
 """
@@ -150,7 +150,7 @@ class Sender:
         self._timer: asyncio.Handle | None = None  # until the next frames are sent
         self._timer_delay_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # largest delay of the timer
         self._starts_ns = 0  # expected start of the next batch
-        self._workers = self._max_workers = 1  # assumed free then; in all
+        self._workers = self._max_workers = self._free_workers = 1  # assumed free then; in all; free as reported
         self._batch_end_ns = 0  # end of a batch; 0: its consumers were woken
         self._lead_ns = 0.0  # mean time from the end of a batch until its consumers were woken
 
@@ -172,6 +172,7 @@ class Sender:
             self._full_load = self._next_batch = None
         self._count_places()
         self._workers = self._max_workers = capabilities.max_in_flight or 1
+        self._free_workers = 1  # until the next batch is known
         self.late_frames.update(capabilities.slow_batch_ns, capabilities.expected_batch_ns, self._workers)
 
     def _count_places(self) -> None:
@@ -249,7 +250,7 @@ class Sender:
         if self._next_batch is None or places <= 0:
             return places
         batch = self._next_batch(now_ns)
-        self._starts_ns = batch.at_ns
+        self._starts_ns, self._free_workers = batch.at_ns, batch.workers
         # without frames in flight, no end of one would bring those for the next worker
         self._workers = batch.workers if self._in_flight else self._max_workers
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
@@ -289,7 +290,8 @@ class Sender:
         room = self._available_places(now_ns)
         queued, lead_ns = self._order.queued, int(_RESERVE * self._lead_ns)
         room = self.late_frames.estimate(queued, room, now_ns, self._starts_ns, lead_ns, self._workers)
-        limit = self._places_taken + room
+        share = self.late_frames.share_of_worker(queued, room, self._free_workers)
+        limit = self._places_taken + share
         late: list[Turn] = []
         while self._places_taken < limit:
             turn = self._order.pop()
@@ -304,6 +306,8 @@ class Sender:
         for turn in late:
             self._order.push(turn, True)
         self.late_frames.release_sources(self._order.queued, now_ns)
+        if share < room and self._order.count and not self._is_scheduled:  # for the next worker, after this batch
+            self._timer = self._loop.call_soon(self._on_timer, context=self._context)
 
     def _send_next(self, stream: Stream) -> None:
         """Send the next frame of a stream, if it has one that is young enough."""

@@ -210,8 +210,8 @@ class StreamState:
         return tail is not None and self.is_full() and self._ages_in_source(tail)
 
     def _ages_in_source(self, result: StreamResult) -> bool:
-        """Return whether a frame had lost some of its time when it was read, so holding its source saves none."""
-        return result.arrived_ns - result.captured_ns > self._max_age_ns >> 5
+        """Return whether a frame had lost over an eighth of its time when it was read: others wait in its source."""
+        return result.arrived_ns - result.captured_ns > self._max_age_ns >> 3
 
     def has_room(self) -> bool:
         """Return whether a held source may continue: at most a quarter waits, or fewer than can be sent at once."""

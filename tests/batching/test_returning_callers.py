@@ -37,7 +37,7 @@ class Service:
 
     @property
     def few_return(self):
-        return self._service._dispatcher.return_share < 0.25
+        return self._service._dispatcher.returning.are_few
 
     async def ask(self):
         await self._service.call(si.Request(1.0))

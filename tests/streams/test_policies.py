@@ -53,13 +53,16 @@ def test_every_nth_takes_the_first_of_each_n(n, frames):
 
 @given(st.integers(1, 60), st.floats(1.0, 40.0))
 def test_a_target_rate_is_not_exceeded(fps, rate):
-    """Over ten seconds of an even source, the lower of target and source rate is taken, or at most 15 % less."""
+    """Over ten seconds of an even source, the lower of target and source rate is taken, or at most 15 % less.
+
+    The first frame is taken at once, and the last one can come an eighth of the interval early.
+    """
     captures_ns = [round(number * 1e9 / fps) for number in range(10 * fps)]
 
     count = len(taken(TargetRate(rate), captures_ns))
 
     wanted = min(rate, fps) * 10
-    assert wanted * 0.85 - 1 <= count <= wanted + 1
+    assert wanted * 0.85 - 1 <= count <= wanted + 1 + 1 / 8
 
 
 def test_jitter_at_target_rate_loses_no_frame():

@@ -314,10 +314,10 @@ def test_stream_read_at_capture_lags_if_all_are_late(ends_ns, lags):
 
 @pytest.mark.parametrize(
     ("ages_ns", "max_age_ns", "is_behind"),
-    [([9, 4], 100, True), ([9, 3], 100, False), ([9], 100, False), ([], 100, False), ([9, 9], 10**9, False)],
+    [([20, 13], 100, True), ([20, 12], 100, False), ([20], 100, False), ([], 100, False), ([20, 20], 10**9, False)],
 )
 def test_full_stream_with_old_frames_is_behind(ages_ns, max_age_ns, is_behind):
-    """A stream is behind if it is full, and its last frame had lost over a 32nd of its time when it was read."""
+    """A stream is behind if it is full, and its last frame had lost over an eighth of its time when it was read."""
     state = StreamState("a", 2, True, None, 1, max_age_ns, False, False, None)
     for age_ns in ages_ns:
         state.offer(None, 1000 - age_ns, None, False, 1000)

@@ -5,6 +5,8 @@ from streaminfer.streams._stream_cy cimport StreamResult, StreamState
 
 cdef double _NEWEST
 cdef double _SLOW_FACTOR
+cdef double _SHARE_LIMIT
+cdef double _COST_LIMIT
 
 @cython.final
 cdef class LateFrames:
@@ -22,6 +24,8 @@ cdef class LateFrames:
 
     @cython.locals(rows=Py_ssize_t, later_rows=Py_ssize_t, frames=Py_ssize_t, turn=Turn, stream=Stream, state=StreamState, earliest_ns=cython.longlong)
     cpdef Py_ssize_t estimate(self, list queued, Py_ssize_t room, long long now_ns, long long starts_ns, long long lead_ns, Py_ssize_t workers) except? -1
+    @cython.locals(turn=Turn, stream=Stream, rows=Py_ssize_t, share=Py_ssize_t, whole=Py_ssize_t, share_ns=double, whole_ns=double)
+    cpdef Py_ssize_t share_of_worker(self, list queued, Py_ssize_t room, Py_ssize_t workers) except? -1
     cdef long long _slow_batch_ns(self, Py_ssize_t rows) except *
     cdef Py_ssize_t _rows_of(self, StreamState state) except? -1
     @cython.locals(

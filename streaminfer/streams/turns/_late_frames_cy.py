@@ -7,10 +7,12 @@ If other streams fill the room, or if two batches wait, the late frames of a str
 next frame takes the turn. Otherwise a stream with frames that are too old at each turn would have no results, and each
 batch would have too few rows.
 
-The next batch has as many rows as the waiting streams can fill, which may be few. Several free workers share them: see
-``DurationTable.share_of_worker``. If only one of several workers is free, no more frames are sent than can be on time
-together: of more, the planner would leave out those with most time left, mostly of the same streams. They are the first
-at the next worker, which is free soon.
+The next batch has as many rows as the waiting streams can fill, which may be few. If several workers are free, each
+gets its share of them: streams whose frames were in one batch would all wait for its end and meet in the next one
+again, beside idle workers. One batch is sent where shares would be hardly shorter, or would take half as long again per
+row: the workers would then be missing for the next frames and other callers. If only one of several workers is free, no
+more frames are sent than can be on time together: of more, the planner would leave out those with most time left,
+mostly of the same streams. They are the first at the next worker, which is free soon.
 
 Frames may also wait in a queue of the user before the stream reads them. Then all frames that the stream has read may
 be too old at its next turn, and at each later turn. So the stream keeps reading its source until its next frame has
@@ -21,7 +23,8 @@ If the service does not report how long a batch takes, the time of recent frames
 raised to the time of any frame that was too late.
 
 *Complexity.* `estimate` is O(waiting streams) but stops when the room is full; for one free worker of several it is O(n
-log n). `release_sources` is O(waiting streams), and the cost per frame is O(1).
+log n). `share_of_worker`, for several free workers, and `release_sources` are O(waiting streams), and the cost per
+frame is O(1).
 
 One source, compiled with the C types of ``_late_frames_cy.pxd`` or run uncompiled. Not thread-safe: for one event loop.
 """
@@ -46,6 +49,10 @@ _NEWEST = 0.1
 """Weight of the newest frame in the mean time of frames at the service."""
 _SLOW_FACTOR = 1.25
 """Duration of a slow batch as a multiple of that mean."""
+_SHARE_LIMIT = 0.95
+"""Longest duration of a share of the rows, relative to one batch of all, for which they are shared."""
+_COST_LIMIT = 1.5
+"""Longest duration per row of a share, relative to that of one batch, for which the rows are shared."""
 
 
 class LateFrames:
@@ -124,6 +131,27 @@ class LateFrames:
             self._is_behind = self._is_behind or rows > room
         self.next_end_ns = self._ends_ns + lead_ns + self._slow_batch_ns(max(1, -(-later_rows // workers)))
         return room
+
+    def share_of_worker(self, queued: list[Turn], room: int, workers: int) -> int:
+        """Return how many frames the first of some free workers gets; ``room`` if it gets all.
+
+        Args:
+            queued: turns of the streams that wait.
+            room: how many frames may be sent.
+            workers: how many workers are free.
+        """
+        if room < 2 or workers < 2 or self._expected_ns is None:
+            return room
+        rows = 0
+        for turn in queued:
+            stream = turn.owner
+            rows += self._rows_of(stream.state)
+        rows = min(rows, room)
+        share = -(-rows // workers)
+        whole = min(rows, -(-room // workers))  # rows of one batch, without sharing
+        share_ns, whole_ns = self._expected_ns(share), self._expected_ns(whole)
+        is_quicker = share_ns < _SHARE_LIMIT * whole_ns
+        return share if is_quicker and share_ns * whole <= _COST_LIMIT * whole_ns * share else room
 
     def _slow_batch_ns(self, rows: int) -> int:
         """Return the duration of a slow batch; if the service does not know it, of a slow frame."""

@@ -104,6 +104,50 @@ async def test_younger_frames_of_backlogs_count(loop):
     assert streams.room == 16
 
 
+def linear_ns(rows):
+    """Return the duration of a batch: 10 per row."""
+    return 10 * rows
+
+
+@pytest.mark.parametrize(
+    ("free", "room", "share"),
+    [
+        (1, 16, 16),
+        (2, 16, 3),
+        (3, 16, 2),
+        (4, 16, 2),
+        (5, 16, 1),
+        (8, 16, 1),
+        (2, 2, 2),
+        (4, 1, 1),
+        (2, 0, 0),
+        (4, -3, -3),
+        (0, 16, 16),
+    ],
+)
+async def test_free_workers_share_the_rows(loop, free, room, share):
+    """Free workers share the rows: of five streams, each of two free workers gets at most three rows."""
+    streams = Streams(loop, *[[10]] * 5, workers=8, batch_ns=linear_ns)
+    assert streams.late_frames.share_of_worker(streams.order.queued, room, free) == share
+
+
+async def test_share_counts_all_rows_of_a_stream(loop):
+    """Two streams with three rows each are six rows, of which each of two workers gets three."""
+    streams = Streams(loop, [30, 20, 10, 5], [30, 20, 10], max_in_flight=3, workers=2, batch_ns=linear_ns)
+    assert streams.late_frames.share_of_worker(streams.order.queued, 16, 2) == 3
+
+
+@pytest.mark.parametrize(
+    "batch_ns",
+    [None, lambda _rows: 0, lambda _rows: 50, lambda rows: 1000 + 10 * rows, lambda rows: 40 + 2 * rows],
+    ids=range(5),
+)
+async def test_one_batch_where_sharing_gains_little(loop, batch_ns):
+    """Rows stay together if a share is not known to be 5 % shorter, or takes over 1.5 times as long per row."""
+    streams = Streams(loop, *[[10]] * 5, workers=2, batch_ns=batch_ns)
+    assert streams.late_frames.share_of_worker(streams.order.queued, 16, 2) == 16
+
+
 @pytest.mark.parametrize(("age", "denied"), [(169, [True, False, True]), (168, [False] * 3)])
 async def test_every_other_frame_late_alone_is_dropped(loop, age, denied):
     """Every second frame that would be late even alone is dropped; a batch of one is expected to take 32."""
@@ -156,7 +200,7 @@ async def test_running_frames_end_before_a_later_batch(loop):
     assert streams.late_frames.next_end_ns == 1000 + 34 + 38
 
 
-@pytest.mark.parametrize(("ages", "dropped"), [([170] * 2 + [20] * 6, 2), ([170] * 2 + [20] * 5, 0)])
+@pytest.mark.parametrize(("ages", "dropped"), [([170] * 2 + [30] * 6, 2), ([170] * 2 + [30] * 5, 0)])
 async def test_late_frames_give_way_if_source_is_behind(loop, ages, dropped):
     """Late frames of a full stream that reads only old frames give way, because its source has younger ones."""
     streams = Streams(loop, ages, max_in_flight=8)
