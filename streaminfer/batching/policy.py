@@ -72,7 +72,7 @@ class Policy(Protocol):
             queue: the queued requests, in service order, and their number, ``queued``; read only. Each request has
                 ``enqueued_ns`` and ``deadline_ns``, monotonic instants, and ``priority``.
             now_ns: the present instant, monotonic.
-            free_workers: how many batches may start now, at least 1.
+            free_workers: how many free workers may share the queue, at least 1.
         """
 
 

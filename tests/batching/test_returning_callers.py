@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 import streaminfer as si
+from streaminfer.batching.returning_callers import ReturningCallers
 from streaminfer.testing import ScriptedBackend
 
 pytestmark = pytest.mark.uncompiled
@@ -92,3 +93,41 @@ async def test_callers_that_return_are_waited_for_again(loop):
     assert service.few_return
     await asyncio.gather(*(service.ask_in_a_loop(60) for _ in range(6)))
     assert not service.few_return
+
+
+def test_free_workers_share_if_callers_return():
+    """All free workers share the queue until few callers of recent batches return; then one has it."""
+    returning = ReturningCallers()
+    assert returning.sharing_workers(4, 0) == 4
+
+    for _ in range(14):
+        returning.record(0.0)
+
+    assert returning.are_few
+    assert returning.sharing_workers(4, 0) == 1
+
+    for _ in range(5):
+        returning.record(3.0)  # a batch of one, while three others arrived
+
+    assert returning.share == pytest.approx(1 - (1 - 0.9**14) * 0.9**5)
+    assert returning.sharing_workers(4, 0) == 4
+
+
+@pytest.mark.parametrize(("later_ns", "workers"), [(0, 1), (999_999_999, 1), (1_000_000_000, 4)])
+def test_workers_do_not_share_what_a_session_splits(later_ns, workers):
+    """For a second after a session read the next batch, the workers share nothing."""
+    returning = ReturningCallers()
+    returning.record_split(5)
+    assert returning.sharing_workers(4, 5 + later_ns) == workers
+
+
+async def test_independent_bursts_are_not_shared(loop):
+    """Once few callers return, one worker has a burst that fits into one batch, and the others stay free."""
+    model = ScriptedBackend(duration_s=lambda size: 0.002 + 0.002 * size)
+    batcher = si.AdaptiveBatcher(max_batch_size=8, max_in_flight=4, clock=loop.clock)
+    service = batcher.wrap(model)
+    for _ in range(60):
+        await asyncio.gather(*(service.call(si.Request(number)) for number in range(8)))
+        await asyncio.sleep(0.1)
+
+    assert Counter(len(batch) for batch in model.batches[-10:]) == {8: 10}

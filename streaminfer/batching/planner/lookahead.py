@@ -3,8 +3,8 @@
 *Design.* At each decision for a free worker:
 
 1. If all queued requests, cut into full batches in deadline order, are on time, the policy sends the first of these
-   batches. No plan can do better, and this is the common case: one compiled pass over the queue. If several
-   workers are free and their batches would not all be full, each gets its share of the queue.
+   batches. No plan can do better, and this is the common case: one compiled pass over the queue. If callers
+   return together, several free workers share the queue: see ``returning_callers`` and ``share_of_worker``.
 2. Otherwise :mod:`~streaminfer.batching.planner.group_plan` chooses with the kernels. If time limits are about equal,
    they solve an exact dynamic program over the queued requests and the expected arrivals. If time limits differ, they
    play candidates forward.
@@ -193,7 +193,7 @@ class Lookahead:
     # -- decisions ----------------------------------------------------------------------------------------------
 
     def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:
-        """Return the next batch for one free worker."""
+        """Return the next batch for one free worker: its share, if several may share the queue."""
         if self._exploring is not None or self._proposed is not None:
             self._take_back()
         model = self._model
