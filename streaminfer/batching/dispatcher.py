@@ -330,8 +330,7 @@ class Dispatcher(DispatchState):
             error = self.runner.deliver(execution, assembled_ns, inferred_ns, results, error)
             # the duration of a batch is worth learning even if all of its callers have left
             learns = error is None or execution.abandoned
-            # learn later: the worker with its next batch and the callers come first
-            if some_queued or (in_task and self.max_in_flight > 1):
+            if some_queued:  # learn later: the worker with its next batch and the callers come first
                 waking = execution, inferred_ns, learns, self._events.arrivals
                 self._loop.call_soon(self._after_waking, *waking, context=self.runner.context)
             elif learns:

@@ -1,9 +1,4 @@
-"""Callers that send their next request as soon as their batch ends, as in a closed loop.
-
-*Idea.* Requests in one batch all end together. Callers that then return meet in one batch again, beside workers that
-stay idle. So free workers share the queue if callers return. Independent arrivals are not shared: a burst that occupies
-all workers with small batches delays the next one. A session that reads the next batch splits its frames itself.
-"""
+"""Callers that send their next request as soon as their batch ends, as in a closed loop."""
 
 __all__ = ["ReturningCallers"]
 
@@ -42,6 +37,6 @@ class ReturningCallers:
         self._split_ns = now_ns
 
     def sharing_workers(self, free: int, now_ns: int) -> int:
-        """Return how many of the free workers share the queue: all of them, or one."""
+        """Return how many of the free workers may share the queue: one if a session splits its frames itself."""
         is_split = self._split_ns is not None and now_ns - self._split_ns < _SPLIT_NS
-        return 1 if is_split or self.are_few else free
+        return 1 if is_split else free

@@ -95,22 +95,18 @@ async def test_callers_that_return_are_waited_for_again(loop):
     assert not service.few_return
 
 
-def test_free_workers_share_if_callers_return():
-    """All free workers share the queue until few callers of recent batches return; then one has it."""
+def test_share_is_a_mean_of_recent_batches():
+    """Few callers count as returning once few of recent batches did, and arrivals of others do not raise it above 1."""
     returning = ReturningCallers()
-    assert returning.sharing_workers(4, 0) == 4
-
     for _ in range(14):
         returning.record(0.0)
-
     assert returning.are_few
-    assert returning.sharing_workers(4, 0) == 1
 
     for _ in range(5):
         returning.record(3.0)  # a batch of one, while three others arrived
 
     assert returning.share == pytest.approx(1 - (1 - 0.9**14) * 0.9**5)
-    assert returning.sharing_workers(4, 0) == 4
+    assert not returning.are_few
 
 
 @pytest.mark.parametrize(("later_ns", "workers"), [(0, 1), (999_999_999, 1), (1_000_000_000, 4)])
@@ -122,7 +118,7 @@ def test_workers_do_not_share_what_a_session_splits(later_ns, workers):
 
 
 async def test_independent_bursts_are_not_shared(loop):
-    """Once few callers return, one worker has a burst that fits into one batch, and the others stay free."""
+    """One worker has a burst that fits into one batch and follows no end of another; the others stay free."""
     model = ScriptedBackend(duration_s=lambda size: 0.002 + 0.002 * size)
     batcher = si.AdaptiveBatcher(max_batch_size=8, max_in_flight=4, clock=loop.clock)
     service = batcher.wrap(model)

@@ -4,7 +4,7 @@
 
 1. If all queued requests, cut into full batches in deadline order, are on time, the policy sends the first of these
    batches. No plan can do better, and this is the common case: one compiled pass over the queue. If callers
-   return together, several free workers share the queue: see ``returning_callers`` and ``share_of_worker``.
+   return together, several free workers share the queue: see ``DurationTable.share_of_worker``.
 2. Otherwise :mod:`~streaminfer.batching.planner.group_plan` chooses with the kernels. If time limits are about equal,
    they solve an exact dynamic program over the queued requests and the expected arrivals. If time limits differ, they
    play candidates forward.
@@ -202,7 +202,7 @@ class Lookahead:
             if table is None:  # no batch was measured yet
                 return Decision(self._first_to_measure(queue, now_ns, model.cap), "exploration")
             if (batch := queue.batch_if_all_on_time(table, now_ns)) is not None:
-                if free_workers > 1 and queue.queued < free_workers * len(batch):
+                if free_workers > 1 and table.is_shortly_after(queue.events.last_end_ns, now_ns, len(batch)):
                     batch = batch[: table.share_of_worker(queue.queued, free_workers)]
                 if len(batch) >= model.compared_from and (size := model.size_instead_of(len(batch), queue.queued)):
                     group = in_deadline_order(model, queue.first(queue.queued))

@@ -17,6 +17,8 @@ cdef class DurationTable:
     @cython.locals(ends_ns=cython.longlong)
     cpdef long long ends_ns(self, long long started_ns, Py_ssize_t size) noexcept
 
+    cpdef bint is_shortly_after(self, long long end_ns, long long now_ns, Py_ssize_t size) noexcept
+
     @cython.locals(whole=Py_ssize_t, share=Py_ssize_t, share_ns=double, whole_ns=double)
     cpdef Py_ssize_t share_of_worker(self, Py_ssize_t queued, Py_ssize_t workers) noexcept
 

@@ -59,13 +59,18 @@ class DurationTable:
         ends_ns: int = started_ns + self.durations[size if size < self.cap else self.cap]
         return ends_ns
 
+    def is_shortly_after(self, end_ns: int, now_ns: int, size: int) -> bool:
+        """Return whether a batch has ended within a sixteenth of the duration of one of ``size`` rows."""
+        return (now_ns - end_ns) * 16 < self.durations[size]
+
     def share_of_worker(self, queued: int, workers: int) -> int:
         """Return how many of the queued requests the first of several free workers gets.
 
         Requests in one batch all end together. Callers that then send their next requests would meet in one batch
-        again, beside workers that stay idle. So as many workers as possible get equal shares. The first batch stays
-        whole where a share would be hardly shorter, or would take half as long again per row: the workers would then
-        be missing for the next requests.
+        again, beside workers that stay idle. So as many workers as possible get equal shares of the requests that come
+        shortly after the end of a batch. Independent arrivals are not shared: a burst that occupies all workers with
+        small batches delays the next one. The first batch stays whole where a share would be hardly shorter, or would
+        take half as long again per row.
 
         Args:
             queued: number of queued requests, at least 1.

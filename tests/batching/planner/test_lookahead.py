@@ -428,11 +428,15 @@ def closed_loop(device, callers=64, rounds=100, cap=32, slo_s=None, lengths=(1,)
     return run(main)
 
 
-@pytest.mark.parametrize(("queued", "workers", "rows"), [(4, 1, 4), (4, 2, 2), (4, 4, 1), (6, 4, 2), (8, 2, 4)])
-def test_free_workers_share_the_queue(queued, workers, rows):
-    """Several free workers share a queue that does not fill the batches of all of them."""
+@pytest.mark.parametrize(
+    ("queued", "workers", "later_ms", "rows"),
+    [(4, 1, 0, 4), (4, 2, 0, 2), (4, 4, 2.7, 1), (4, 4, 2.8, 4), (6, 4, 0, 2), (8, 2, 0, 4)],
+)
+def test_free_workers_share_the_queue(queued, workers, later_ms, rows):
+    """Shortly after a batch, several free workers share a queue that does not fill the batches of all of them."""
     policy = Lookahead(4, ServiceTime.affine(0.004, 0.010), workers=4)
-    assert len(policy.decide(queue_of(*[500] * queued), 0, workers).batch) == rows
+    queue = queue_of(*[500] * queued)
+    assert len(policy.decide(queue, queue.events.last_end_ns + round(later_ms * MS), workers).batch) == rows
 
 
 @pytest.mark.parametrize("slo_s", [None, 1.0])
