@@ -31,7 +31,7 @@ BENCHMARKS = {
     "real_time": "an ONNX model behind ours, the peers and a minimal batcher, in real time",
     "models": "real ONNX models: latency, on time and throughput, over a minimal greedy batcher",
     "real": "real models from the first request on, in fresh processes, cold and warm; greedy and minimal beside it",
-    "workers": "callers in a closed loop of a model with several workers, beside a small greedy batcher, in real time",
+    "workers": "callers in a closed loop, of one worker or several, beside a small greedy batcher, in real time",
     "start": "the first ten seconds of a fresh server; collections, threads, what is loaded",
     "overload": "the CPU of a rejected request over a served one; how soon a burst of 3× is forgotten",
     "loadtest": "load tests: schedule, CPU per request, stalls, false verdicts, detection, capacity, beside baselines",

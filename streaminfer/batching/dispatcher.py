@@ -2,8 +2,8 @@
 
 There is no task and no polling. A *dispatch* consults the policy until no worker is free or the policy releases
 nothing. The end of a batch frees its worker. The next dispatch follows after the callers have woken, so that their next
-requests can join the batch. If a full batch is queued, or few callers return at once (measured from recent arrivals),
-it does not wait for them, because the worker would idle for longer than many a batch takes. One loop timer covers the
+requests can join the batch; a single worker may wait for more of them. If a full batch is queued, or few callers
+return, it does not wait, because the worker would idle for longer than many a batch takes. One loop timer covers the
 earliest deadline and the instant at which the policy wants to decide again; with nothing in flight no timer is set.
 """
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from streaminfer._runtime.lifecycle import seconds_left
 from streaminfer._runtime.waiters import IdleWaiters
 from streaminfer.batching._batch_observers_cy import BatchObservers
+from streaminfer.batching._returning_callers_cy import ReturningCallers
 from streaminfer.batching._submission_cy import DispatchState
 from streaminfer.batching.alarm import Alarm
 from streaminfer.batching.assembly.model_calls import ModelCalls
@@ -26,7 +27,6 @@ from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
-from streaminfer.batching.returning_callers import ReturningCallers
 from streaminfer.capabilities import NextBatch
 from streaminfer.errors import BackendError
 from streaminfer.protocols import adapt
@@ -95,7 +95,7 @@ class Dispatcher(DispatchState):
         self._inner_admission = offered.admission
         self.max_in_flight = self.free = max_in_flight
         self.full_at = NEVER
-        self.returning = ReturningCallers()
+        self.returning = ReturningCallers(queue, self.expectations.expected_of_size_ns)
         self.set_policy(policy)
         self._loop: asyncio.AbstractEventLoop  # set by the first request
         self.is_scheduled = False
@@ -199,6 +199,9 @@ class Dispatcher(DispatchState):
         while self.free and self._queue.queued:
             if now_ns is None:
                 now_ns = self._calls.clock()
+            if self.max_in_flight == 1 and self.returning.should_wait(now_ns, self.full_at):
+                self._recheck_ns = self.returning.until_ns
+                break
             decision = self.propose(now_ns)
             if decision is None:
                 break
@@ -299,6 +302,8 @@ class Dispatcher(DispatchState):
                 self._outcomes.drop_cancelled(ticket)
             if not size:
                 return
+        if self.returning.is_waiting:
+            self.returning.sent(not self._queue.queued or size >= self.full_at or reason == "exploration")
         if is_early:
             self.pipeline.take(execution)
         else:
@@ -318,6 +323,7 @@ class Dispatcher(DispatchState):
             if execution not in self.runner.batches:
                 return  # a closed loop left it behind, and its worker was freed then
             del self.runner.batches[execution]
+        self.returning.ended(len(execution.tickets), execution.effective_start_ns, inferred_ns)
         self._free_worker(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
         # a task begins in the next iteration, so send before delivery; a thread needs the interpreter lock, so after it
@@ -328,13 +334,12 @@ class Dispatcher(DispatchState):
                 self.dispatch(inferred_ns)
         finally:
             error = self.runner.deliver(execution, assembled_ns, inferred_ns, results, error)
-            # the duration of a batch is worth learning even if all of its callers have left
-            learns = error is None or execution.abandoned
-            if some_queued:  # learn later: the worker with its next batch and the callers come first
-                waking = execution, inferred_ns, learns, self._events.arrivals
-                self._loop.call_soon(self._after_waking, *waking, context=self.runner.context)
-            elif learns:
-                self.expectations.learn_from(execution, inferred_ns)
+            if error is None or execution.abandoned:  # worth learning even if all callers have left
+                learn = self.expectations.learn_from
+                if some_queued:  # later: the worker with its next batch and the callers come first
+                    self._loop.call_soon(learn, execution, inferred_ns, context=self.runner.context)
+                else:
+                    learn(execution, inferred_ns)
         if last:
             self.dispatch(inferred_ns)
 
@@ -351,12 +356,6 @@ class Dispatcher(DispatchState):
         self._events.started(early.record, now_ns)
         if self.pipeline.end(execution, now_ns, is_known=succeeded) and self.observers is not None:
             self.observers.begin(early, now_ns)
-
-    def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, arrivals: int) -> None:
-        """Continue after the callers of a batch have woken."""
-        self.returning.record((self._events.arrivals - arrivals) / len(execution.tickets))
-        if learns:
-            self.expectations.learn_from(execution, ended_ns)
 
     def _notify_end(self, observers: BatchObservers, execution: Execution, now_ns: int) -> None:
         bucket = self.expectations.bucket_of(execution.tickets)
@@ -401,7 +400,7 @@ class Dispatcher(DispatchState):
         wanted_ns = min(self._queue.next_deadline_ns, self._recheck_ns)
         if wanted_ns < self.timer_ns:
             self.timer_ns = NEVER  # stays if setting the timer raises, when a caller's stack is exhausted
-            is_exact = self._device is not None and self._recheck_ns == wanted_ns  # without a device, no gain measured
+            is_exact = self._recheck_ns == wanted_ns and (self._device is not None or self.returning.is_waiting)
             self._loop_timer.set(wanted_ns, self._calls.clock, is_exact=is_exact)
             self.timer_ns = wanted_ns
 

@@ -1,25 +1,149 @@
-"""A batch waits for the callers of the previous batch only if callers usually send another request at once."""
+"""A batch waits for the callers of the previous batch only if most of them return soon and the wait saves time."""
 
 import asyncio
+import itertools
 from collections import Counter
-from itertools import pairwise
 
+import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.batching.returning_callers import ReturningCallers
+from streaminfer.batching._returning_callers_cy import ReturningCallers
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.simulation import arrivals
 from streaminfer.testing import ScriptedBackend
 
 pytestmark = pytest.mark.uncompiled
 
-MODEL_S = 0.010
+SETUP_S = 0.010
+ROW_S = 0.001
 
 
-class Model(ScriptedBackend):
+def batch_s(size):
+    """A model with a large fixed cost."""
+    return SETUP_S + ROW_S * size
+
+
+class Service:
+    """A model behind a batcher, for callers in virtual time."""
+
+    def __init__(self, loop, *, duration_s=batch_s, backend=None, **settings):
+        self.model = backend or ScriptedBackend(duration_s=duration_s)
+        self.batcher = si.AdaptiveBatcher(**{"max_batch_size": 16, "clock": loop.clock, **settings})
+        self._service = self.batcher.wrap(self.model)
+        self.latencies_s = []
+
+    async def ask(self, inputs=1.0, **request):
+        loop = asyncio.get_running_loop()
+        sent = loop.time()
+        response = await self._service.call(si.Request(inputs, **request))
+        self.latencies_s.append(loop.time() - sent)
+        return response
+
+    async def ask_in_a_loop(self, times, *, inputs=1.0, pause_s=0.0, first_s=0.0):
+        """Send requests one after the other, each in a task of its own, as a server does."""
+        await asyncio.sleep(first_s)
+        for _ in range(times):
+            await asyncio.create_task(self.ask(inputs))
+            if pause_s:
+                await asyncio.sleep(pause_s)
+
+    async def serve_trace(self, arrivals_s):
+        """Send a request at each instant, whether or not the others have ended."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        calls = []
+        for at in arrivals_s:
+            await asyncio.sleep(max(start + at - loop.time(), 0.0))
+            calls.append(asyncio.ensure_future(self.ask()))
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    def waits_s(self):
+        """Return for how long the only worker was free before each batch while a request of the batch was queued."""
+        log = self.batcher.decision_log()
+        first_ns = [log.arrivals_ns[log.arrival_batches == number].min() for number in range(len(log.reasons))]
+        free_ns = [first_ns[0], *log.batch_ends_ns[:-1]]
+        starts = zip(log.batch_starts_ns, first_ns, free_ns, strict=True)
+        return [(start - max(first, free)) / 1e9 for start, first, free in starts]
+
+    def last_sizes(self, count=30):
+        """Return how many of the last batches had each size."""
+        return Counter(map(int, self.batcher.decision_log().batch_sizes[-count:]))
+
+
+async def test_callers_in_tasks_share_their_batches(loop):
+    """Callers that return after a few iterations of the event loop meet in one batch, wherever they start."""
+    service = Service(loop)
+    await asyncio.gather(*(service.ask_in_a_loop(100, first_s=0.003 * number) for number in range(6)))
+    assert service.last_sizes()[6] >= 25
+
+
+async def test_clients_with_a_round_trip_share_their_batches(loop):
+    """Clients that return after a third of a batch's duration meet in one batch, because its fixed cost is larger."""
+    service = Service(loop)
+    await asyncio.gather(*(service.ask_in_a_loop(150, pause_s=0.004, first_s=0.003 * number) for number in range(6)))
+    assert service.last_sizes()[6] >= 25
+    assert np.mean(service.latencies_s[-60:]) < 0.020  # in two batches: two durations, 0.026 s, less the round trip
+
+
+async def test_a_wait_that_saves_nothing_does_not_begin(loop):
+    """Batches whose cost is by the row are sent at once, because a common batch takes as long as two."""
+    service = Service(loop, duration_s=lambda size: 0.004 * size)
+    await asyncio.gather(*(service.ask_in_a_loop(100, pause_s=0.001, first_s=0.003 * number) for number in range(6)))
+    assert max(service.waits_s()[5:]) == 0  # the first batches, whose cost is not known yet, may wait
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("load", [0.1, 0.5, 0.9])
+async def test_independent_arrivals_hardly_wait(loop, load, seed):
+    """In an open loop half of the callers seem to return, by chance sometimes more; then few batches wait."""
+    service = Service(loop)
+    rate = load * 16 / batch_s(16)
+    await service.serve_trace(arrivals.poisson(rate, 2_000, seed))
+    waits_s = service.waits_s()[50:]  # the batcher assumes at first that callers return
+    assert np.mean(waits_s) < 0.02 * batch_s(1)
+
+
+async def test_wait_ends_without_the_callers(loop):
+    """When callers leave, the requests of the others wait for no more than twice the time in which callers return."""
+    service = Service(loop)
+    await asyncio.gather(*(service.ask_in_a_loop(60 if number < 3 else 40, pause_s=0.002) for number in range(8)))
+    assert 0.003 < max(service.waits_s()) <= 0.002 + batch_s(8) / 8  # from the arrival of the first after 2 ms
+    assert service.last_sizes(15)[3] >= 14
+
+
+async def test_no_deadline_is_missed_by_a_wait(loop):
+    """A request that the wait could make late is sent at once."""
+    service = Service(loop)
+    callers = [asyncio.ensure_future(service.ask_in_a_loop(200, pause_s=0.004)) for _ in range(4)]
+    await asyncio.sleep(1)
+    for _ in range(20):
+        await service.ask(deadline_ns=loop.clock() + round(2.3e9 * batch_s(4)))
+    await asyncio.gather(*callers)
+    assert service.batcher.decision_log().dropped == {}
+
+
+async def test_requests_of_two_shapes_wait_rarely(loop):
+    """Callers with inputs of two shapes get batches of their own; a wait for the others is in vain and not repeated."""
+    service = Service(loop)
+    shapes = [np.zeros(2 + number % 2) for number in range(8)]
+    await asyncio.gather(*(service.ask_in_a_loop(200, inputs=inputs, pause_s=0.003) for inputs in shapes))
+    assert np.mean(np.array(service.waits_s()[20:]) > 0) < 0.05
+
+
+async def test_workers_do_not_wait(loop):
+    """Two workers start their batches at once, because two batches that run together take no longer than one."""
+    service = Service(loop, max_in_flight=2)
+    await asyncio.gather(*(service.ask_in_a_loop(60, pause_s=0.002, first_s=0.003 * n) for n in range(8)))
+    assert not service.batcher.decision_log().dropped
+    assert max(service.last_sizes()) < 8
+
+
+class NotingModel(ScriptedBackend):
     """Model that takes 10 ms per batch and notes the begin and end of each."""
 
     def __init__(self):
-        super().__init__(duration_s=MODEL_S)
+        super().__init__(duration_s=SETUP_S)
         self.notes = []
 
     async def infer(self, batch):
@@ -29,90 +153,77 @@ class Model(ScriptedBackend):
         return results
 
 
-class Service:
-    """Service with batches of at most four, whose callers note when they wake."""
+async def test_a_batch_begins_before_one_time_callers_wake(loop):
+    """Once the batcher has learned that callers do not return, the next batch begins before responses are read."""
+    model = NotingModel()
+    service = Service(loop, backend=model, max_batch_size=4, policy="greedy")
 
-    def __init__(self, loop):
-        self.model = Model()
-        self._service = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock, policy="greedy").wrap(self.model)
+    async def ask():
+        await service.ask()
+        model.notes.append("woken")
 
-    @property
-    def few_return(self):
-        return self._service._dispatcher.returning.are_few
-
-    async def ask(self):
-        await self._service.call(si.Request(1.0))
-        self.model.notes.append("woken")
-
-    async def ask_in_a_loop(self, times):
-        for _ in range(times):
-            await self.ask()
-
-    async def serve_open_loop(self, count):
-        """Send ``count`` requests, 2.3 per batch duration, without waiting for responses in between."""
-        calls = []
-        for _ in range(count):
-            calls.append(asyncio.ensure_future(self.ask()))
-            await asyncio.sleep(MODEL_S / 2.3)
-        await asyncio.gather(*calls)
-
-    def after_ends(self):
-        """Return the note that follows the end of each batch, in order."""
-        return [after for before, after in pairwise(self.model.notes) if before == "ended"]
-
-
-async def test_batch_does_not_wait_for_one_time_callers(loop):
-    """Once the batcher has learned that callers do not return, it begins the next batch before they wake."""
-    service = Service(loop)
-    await service.serve_open_loop(60)
-    after = service.after_ends()
-    assert service.few_return
+    calls = []
+    for _ in range(100):
+        calls.append(asyncio.ensure_future(ask()))
+        await asyncio.sleep(SETUP_S / 2.3)
+    await asyncio.gather(*calls)
+    after = [after for before, after in itertools.pairwise(model.notes) if before == "ended"]
     assert after[:3] == ["woken"] * 3  # at first the batcher assumes that callers return
     assert after[-6:-1] == ["begun"] * 5
 
 
-async def test_a_batch_waits_for_callers_in_a_loop(loop):
-    """A fourth caller's queued request waits for three callers in a loop, and shares their next batch."""
-    service = Service(loop)
+class Ends:
+    """Reports of ends of batches of 10 ms to a `ReturningCallers`, with arrivals in between."""
 
-    async def come_late():
-        for _ in range(30):
-            await asyncio.sleep(MODEL_S * 0.01)
-            await service.ask()
+    def __init__(self, *, size):
+        self.queue = RequestQueue(100)
+        self.returning = ReturningCallers(self.queue, lambda rows: 10_000_000 + rows)
+        self.now_ns = 0
+        self.size = size
 
-    await asyncio.gather(*(service.ask_in_a_loop(90) for _ in range(3)), come_late())
-    assert not service.few_return
-    assert set(service.after_ends()) == {"woken"}
-    assert Counter(service.model.batch_sizes)[4] == 30
+    def end(self, *arrivals_ms):
+        """End a batch after the arrivals, at so many milliseconds from the end of the last one."""
+        for at in arrivals_ms:
+            self.queue.events.arrived(self.now_ns + round(at * 1e6), 0, 0)
+        self.now_ns += 10_000_000
+        self.returning.ended(self.size, self.now_ns - 10_000_000, self.now_ns)
 
 
-async def test_callers_that_return_are_waited_for_again(loop):
-    """The measured share of returning callers rises again when callers begin to return."""
-    service = Service(loop)
-    await service.serve_open_loop(60)
-    assert service.few_return
-    await asyncio.gather(*(service.ask_in_a_loop(60) for _ in range(6)))
-    assert not service.few_return
+@pytest.mark.parametrize(
+    ("arrivals_ms", "share"),
+    [
+        ((1, 2, 3, 5), 1.0),  # all four return within half the duration
+        ((1, 2, 6, 7), 0.5),
+        ((1, 2), 0.5),
+        ((), 0.0),
+        ((1, 2, 3, 4, 7, 8, 9, 9.5), 0.5),  # as many others arrive, so these may be no callers of the batch either
+    ],
+)
+def test_share_is_of_callers_and_of_arrivals(arrivals_ms, share):
+    """Requests that arrive in the first half count as returned, of the batch's requests and of all arrivals."""
+    ends = Ends(size=4)
+    for _ in range(200):
+        ends.end(*arrivals_ms)
+    assert ends.returning.share == pytest.approx(share, abs=1e-4)
+    assert ends.returning.are_few == (share < 0.75)
 
 
 def test_share_is_a_mean_of_recent_batches():
-    """Few callers count as returning once few of recent batches did, and arrivals of others do not raise it above 1."""
-    returning = ReturningCallers()
-    for _ in range(14):
-        returning.record(0.0)
-    assert returning.are_few
-
+    """A batch changes the share by a twentieth of the difference."""
+    ends = Ends(size=1)
+    ends.end()
+    assert ends.returning.share == 1.0  # arrivals after the first batch are not known yet
     for _ in range(5):
-        returning.record(3.0)  # a batch of one, while three others arrived
-
-    assert returning.share == pytest.approx(1 - (1 - 0.9**14) * 0.9**5)
-    assert not returning.are_few
+        ends.end()
+    ends.end(1)
+    assert ends.returning.share == pytest.approx(0.95**6 + 0.05)
 
 
 @pytest.mark.parametrize(("later_ns", "workers"), [(0, 1), (999_999_999, 1), (1_000_000_000, 4)])
 def test_workers_do_not_share_what_a_session_splits(later_ns, workers):
     """For a second after a session read the next batch, the workers share nothing."""
-    returning = ReturningCallers()
+    returning = Ends(size=1).returning
+    assert returning.sharing_workers(4, 5) == 4
     returning.record_split(5)
     assert returning.sharing_workers(4, 5 + later_ns) == workers
 
@@ -120,10 +231,9 @@ def test_workers_do_not_share_what_a_session_splits(later_ns, workers):
 async def test_independent_bursts_are_not_shared(loop):
     """One worker has a burst that fits into one batch and follows no end of another; the others stay free."""
     model = ScriptedBackend(duration_s=lambda size: 0.002 + 0.002 * size)
-    batcher = si.AdaptiveBatcher(max_batch_size=8, max_in_flight=4, clock=loop.clock)
-    service = batcher.wrap(model)
+    service = Service(loop, backend=model, max_batch_size=8, max_in_flight=4)
     for _ in range(60):
-        await asyncio.gather(*(service.call(si.Request(number)) for number in range(8)))
+        await asyncio.gather(*(service.ask() for _ in range(8)))
         await asyncio.sleep(0.1)
 
-    assert Counter(len(batch) for batch in model.batches[-10:]) == {8: 10}
+    assert service.last_sizes(10) == {8: 10}

@@ -33,6 +33,11 @@ cdef class EventRing:
     @cython.locals(slot=cython.longlong)
     cpdef void arrived(self, long long now_ns, long long limit_ns, int priority) noexcept
 
+    @cython.locals(count=cython.longlong, arrived=cython.longlong)
+    cpdef long long arrived_until(self, long long first, long long until_ns, long long most) noexcept
+
+    cpdef long long arrival_ns(self, long long number) noexcept
+
     @cython.locals(record=BatchRecord)
     cpdef BatchRecord released(self, long long now_ns, int size, object reason, int queued)
 

@@ -132,6 +132,24 @@ class EventRing:
             self._limits[self._limit_count & (_MAX_LIMITS - 1)] = limit_ns
             self._limit_count += 1
 
+    def arrived_until(self, first: int, until_ns: int, most: int) -> int:
+        """Return how many requests arrived by an instant, of those from number ``first`` on.
+
+        Args:
+            first: number of the first request to count, from 0.
+            until_ns: the instant.
+            most: count no more than so many.
+        """
+        count = min(self.arrivals - first, most, self.requests)
+        arrived = 0
+        while arrived < count and self._arrival_ns[(first + arrived) & (self.requests - 1)] <= until_ns:
+            arrived += 1
+        return arrived
+
+    def arrival_ns(self, number: int) -> int:
+        """Return when a request arrived that is still stored."""
+        return self._arrival_ns[number & (self.requests - 1)]
+
     def released(self, now_ns: int, size: int, reason: str, queued: int) -> BatchRecord:
         """Note a batch that is sent to a worker.
 
