@@ -33,7 +33,7 @@ INPUT = np.zeros(4, np.float32)
 Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Ask = Callable[[Any], Awaitable[Any]]
 CASES = [(4, 24, 0.002, 0.002), (2, 12, 0.005, 0.002), (4, 64, 0.005, 0.001), (4, 24, 0.010, 0.0003)]
-CLIENTS = [(16, 0.010, 0.0003, 0.001), (8, 0.005, 0.001, 0.002), (4, 0.010, 0.001, 0.003), (16, 0.005, 0.001, 0.0)]
+CLIENTS = [(16, 0.010, 0.0003, 0.001), (8, 0.005, 0.001, 0.001), (4, 0.010, 0.001, 0.003), (16, 0.005, 0.001, 0.0)]
 BEGIN_S = 0.004
 """Time from the first request of one client to that of the next one."""
 OVER_GREEDY = Figure(

@@ -2,9 +2,8 @@
 
 There is no task and no polling. A *dispatch* consults the policy until no worker is free or the policy releases
 nothing. The end of a batch frees its worker. The next dispatch follows after the callers have woken, so that their next
-requests can join the batch; a single worker may wait for more of them. If a full batch is queued, or few callers
-return, it does not wait, because the worker would idle for longer than many a batch takes. One loop timer covers the
-earliest deadline and the instant at which the policy wants to decide again; with nothing in flight no timer is set.
+requests can join the batch, unless a full batch is queued or few callers return at once. A single worker may wait for
+more of them. One loop timer covers the earliest deadline and the instant of the next decision.
 """
 
 import asyncio
@@ -54,7 +53,7 @@ class Dispatcher(DispatchState):
     Attributes:
         source: name of the model, for messages.
         full_at: number of queued requests that make a full batch.
-        returning: callers that send another request at once.
+        returning: callers that send another request at once or soon.
         expectations: predictions of the policy about queue and model, and its learning.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
@@ -178,8 +177,7 @@ class Dispatcher(DispatchState):
         at_ns = now_ns
         if not self.free:
             early = self.pipeline.batch
-            running = [batch for batch in self.runner.batches if batch is not early]
-            ends_ns = (batch.effective_start_ns + self.expected_ns(batch) for batch in running)
+            ends_ns = (it.effective_start_ns + self.expected_ns(it) for it in self.runner.batches if it is not early)
             at_ns = max(now_ns, min(ends_ns, default=now_ns))
             if early is not None:
                 at_ns += self.expected_ns(early)
@@ -222,7 +220,7 @@ class Dispatcher(DispatchState):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a worker is free and a request is queued, so that only the device is awaited."""
+        """Whether a worker is free and a request is queued."""
         return self.free > 0 and self._queue.queued > 0
 
     @property
@@ -303,7 +301,7 @@ class Dispatcher(DispatchState):
             if not size:
                 return
         if self.returning.is_waiting:
-            self.returning.sent(not self._queue.queued or size >= self.full_at or reason == "exploration")
+            self.returning.sent(not self._queue.queued)
         if is_early:
             self.pipeline.take(execution)
         else:
@@ -323,7 +321,7 @@ class Dispatcher(DispatchState):
             if execution not in self.runner.batches:
                 return  # a closed loop left it behind, and its worker was freed then
             del self.runner.batches[execution]
-        self.returning.ended(len(execution.tickets), execution.effective_start_ns, inferred_ns)
+        self.returning.ended(execution, inferred_ns)
         self._free_worker(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
         # a task begins in the next iteration, so send before delivery; a thread needs the interpreter lock, so after it
@@ -334,12 +332,11 @@ class Dispatcher(DispatchState):
                 self.dispatch(inferred_ns)
         finally:
             error = self.runner.deliver(execution, assembled_ns, inferred_ns, results, error)
-            if error is None or execution.abandoned:  # worth learning even if all callers have left
-                learn = self.expectations.learn_from
-                if some_queued:  # later: the worker with its next batch and the callers come first
-                    self._loop.call_soon(learn, execution, inferred_ns, context=self.runner.context)
-                else:
-                    learn(execution, inferred_ns)
+            learns = error is None or execution.abandoned  # even if all of its callers have left
+            if some_queued:  # learn later: the worker with its next batch and the callers come first
+                self._loop.call_soon(self._after_waking, execution, inferred_ns, learns, context=self.runner.context)
+            elif learns:
+                self.expectations.learn_from(execution, inferred_ns)
         if last:
             self.dispatch(inferred_ns)
 
@@ -356,6 +353,11 @@ class Dispatcher(DispatchState):
         self._events.started(early.record, now_ns)
         if self.pipeline.end(execution, now_ns, is_known=succeeded) and self.observers is not None:
             self.observers.begin(early, now_ns)
+
+    def _after_waking(self, execution: Execution, ended_ns: int, learns: bool) -> None:
+        self.returning.woken()
+        if learns:
+            self.expectations.learn_from(execution, ended_ns)
 
     def _notify_end(self, observers: BatchObservers, execution: Execution, now_ns: int) -> None:
         bucket = self.expectations.bucket_of(execution.tickets)

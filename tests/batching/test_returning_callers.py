@@ -9,7 +9,9 @@ import pytest
 
 import streaminfer as si
 from streaminfer.batching._returning_callers_cy import ReturningCallers
+from streaminfer.batching.alarm import Alarm
 from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
 from streaminfer.simulation import arrivals
 from streaminfer.testing import ScriptedBackend
 
@@ -100,8 +102,7 @@ async def test_independent_arrivals_hardly_wait(loop, load, seed):
     service = Service(loop)
     rate = load * 16 / batch_s(16)
     await service.serve_trace(arrivals.poisson(rate, 2_000, seed))
-    waits_s = service.waits_s()[50:]  # the batcher assumes at first that callers return
-    assert np.mean(waits_s) < 0.02 * batch_s(1)
+    assert np.mean(service.waits_s()) < 0.02 * batch_s(1)
 
 
 async def test_wait_ends_without_the_callers(loop):
@@ -112,17 +113,6 @@ async def test_wait_ends_without_the_callers(loop):
     assert service.last_sizes(15)[3] >= 14
 
 
-async def test_no_deadline_is_missed_by_a_wait(loop):
-    """A request that the wait could make late is sent at once."""
-    service = Service(loop)
-    callers = [asyncio.ensure_future(service.ask_in_a_loop(200, pause_s=0.004)) for _ in range(4)]
-    await asyncio.sleep(1)
-    for _ in range(20):
-        await service.ask(deadline_ns=loop.clock() + round(2.3e9 * batch_s(4)))
-    await asyncio.gather(*callers)
-    assert service.batcher.decision_log().dropped == {}
-
-
 async def test_requests_of_two_shapes_wait_rarely(loop):
     """Callers with inputs of two shapes get batches of their own; a wait for the others is in vain and not repeated."""
     service = Service(loop)
@@ -131,12 +121,37 @@ async def test_requests_of_two_shapes_wait_rarely(loop):
     assert np.mean(np.array(service.waits_s()[20:]) > 0) < 0.05
 
 
-async def test_workers_do_not_wait(loop):
-    """Two workers start their batches at once, because two batches that run together take no longer than one."""
-    service = Service(loop, max_in_flight=2)
-    await asyncio.gather(*(service.ask_in_a_loop(60, pause_s=0.002, first_s=0.003 * n) for n in range(8)))
-    assert not service.batcher.decision_log().dropped
-    assert max(service.last_sizes()) < 8
+@pytest.mark.parametrize(("workers", "waits"), [(1, True), (2, False)])
+async def test_only_a_single_worker_waits(loop, workers, waits):
+    """Where another worker is free, requests start at once, although a caller is about to return."""
+    service = Service(loop)
+    await asyncio.gather(*(service.ask_in_a_loop(60, pause_s=0.002) for _ in range(4)))
+    dispatcher = service._service._dispatcher
+    dispatcher.set_workers(workers)
+    last_ns = dispatcher.returning.until_ns
+    await asyncio.gather(*(service.ask_in_a_loop(2 - number, pause_s=0.002) for number in range(2)))
+    assert (dispatcher.returning.until_ns > last_ns) == waits
+
+
+class NotingAlarm(Alarm):
+    """Alarm that notes what it is set to."""
+
+    notes: tuple = ()
+
+    def set(self, at_ns, clock, *, is_exact):
+        self.notes = (*self.notes, (at_ns, is_exact))
+        super().set(at_ns, clock, is_exact=is_exact)
+
+
+async def test_the_end_of_a_wait_is_exact(loop):
+    """A wait ends to the microsecond where the system can, because a millisecond is a whole batch of a fast model."""
+    service = Service(loop)
+    await asyncio.gather(*(service.ask_in_a_loop(60, pause_s=0.002) for _ in range(4)))
+    dispatcher = service._service._dispatcher
+    alarm = dispatcher._loop_timer = NotingAlarm(dispatcher._on_timer)
+    alarm.bind_loop(loop, dispatcher.runner.context)
+    await asyncio.gather(*(service.ask_in_a_loop(2 - number, pause_s=0.002) for number in range(2)))
+    assert (dispatcher.returning.until_ns, True) in alarm.notes
 
 
 class NotingModel(ScriptedBackend):
@@ -168,25 +183,45 @@ async def test_a_batch_begins_before_one_time_callers_wake(loop):
         await asyncio.sleep(SETUP_S / 2.3)
     await asyncio.gather(*calls)
     after = [after for before, after in itertools.pairwise(model.notes) if before == "ended"]
-    assert after[:3] == ["woken"] * 3  # at first the batcher assumes that callers return
+    assert after[:3] == ["woken"] * 3  # at first the batcher assumes that callers return at once
     assert after[-6:-1] == ["begun"] * 5
 
 
 class Ends:
     """Reports of ends of batches of 10 ms to a `ReturningCallers`, with arrivals in between."""
 
-    def __init__(self, *, size):
-        self.queue = RequestQueue(100)
-        self.returning = ReturningCallers(self.queue, lambda rows: 10_000_000 + rows)
+    def __init__(self, *, size, max_size=100):
+        self.queue = RequestQueue(max_size)
+        self.returning = ReturningCallers(self.queue, lambda rows: 10_000_000 + 10_000 * rows)
         self.now_ns = 0
         self.size = size
+        self.stream_id = None
 
-    def end(self, *arrivals_ms):
+    def end(self, *arrivals_ms, duration_s=0.010):
         """End a batch after the arrivals, at so many milliseconds from the end of the last one."""
         for at in arrivals_ms:
             self.queue.events.arrived(self.now_ns + round(at * 1e6), 0, 0)
-        self.now_ns += 10_000_000
-        self.returning.ended(self.size, self.now_ns - 10_000_000, self.now_ns)
+        running = RequestQueue(self.size)
+        for _ in range(self.size):
+            running.admit(si.Request(1.0, stream_id=self.stream_id), 1.0, None, self.now_ns, NEVER, 0)
+        execution = running.take(running.first(self.size), self.now_ns, "full")
+        self.now_ns += round(duration_s * 1e9)
+        self.returning.ended(execution, self.now_ns)
+
+    def admit(self, count, *, deadline_ns=NEVER, priority=0):
+        for _ in range(count):
+            self.queue.admit(si.Request(1.0), 1.0, None, self.now_ns, deadline_ns, priority)
+
+    def should_wait(self, full_at=100):
+        return self.returning.should_wait(self.now_ns, full_at)
+
+
+def ends_of_returning_callers(size=4):
+    """Return reports of batches whose callers have all returned after 1 ms, for long."""
+    ends = Ends(size=size)
+    for _ in range(200):
+        ends.end(*[1] * size)
+    return ends
 
 
 @pytest.mark.parametrize(
@@ -205,7 +240,8 @@ def test_share_is_of_callers_and_of_arrivals(arrivals_ms, share):
     for _ in range(200):
         ends.end(*arrivals_ms)
     assert ends.returning.share == pytest.approx(share, abs=1e-4)
-    assert ends.returning.are_few == (share < 0.75)
+    ends.admit(1)
+    assert ends.should_wait() == (share == 1.0)
 
 
 def test_share_is_a_mean_of_recent_batches():
@@ -217,6 +253,90 @@ def test_share_is_a_mean_of_recent_batches():
         ends.end()
     ends.end(1)
     assert ends.returning.share == pytest.approx(0.95**6 + 0.05)
+
+
+@pytest.mark.parametrize(("share", "waits"), [(0.7, False), (0.9, True)])
+def test_batches_wait_if_most_callers_return(share, waits):
+    """With seven of ten callers that return no batch waits, with nine of ten it does."""
+    ends = Ends(size=10)
+    for _ in range(200):
+        ends.end(*[1] * round(10 * share))
+    ends.admit(1)
+    assert ends.should_wait() == waits
+
+
+def test_the_first_batches_do_not_wait():
+    """Until 32 batches have ended, the share of callers that return is not known well enough."""
+    ends = Ends(size=4)
+    waits = []
+    for _ in range(32):
+        ends.end(1, 1, 1, 1)
+        ends.admit(1)
+        waits.append(ends.should_wait())
+        ends.queue.take(ends.queue.first(1), ends.now_ns, "full")
+    assert waits == [False] * 31 + [True]
+
+
+def test_as_many_as_usual_are_awaited():
+    """The wait ends when as many requests have arrived as callers usually return."""
+    ends = Ends(size=10)
+    for _ in range(200):
+        ends.end(*[1] * 9)
+    ends.admit(8)
+    assert ends.should_wait()
+    ends.admit(1)
+    assert not ends.should_wait()
+
+
+def test_requests_that_exceed_a_full_batch_do_not_wait():
+    """Requests that would need two batches anyway are not held back for one."""
+    ends = ends_of_returning_callers()
+    ends.admit(1)
+    assert ends.should_wait(full_at=4)
+    assert not ends.should_wait(full_at=3)
+
+
+def test_requests_of_several_priorities_do_not_wait():
+    """An urgent request does not wait, nor do others beside it."""
+    ends = ends_of_returning_callers()
+    ends.admit(1)
+    ends.admit(1, priority=-1)
+    assert not ends.should_wait()
+
+
+@pytest.mark.parametrize(("left_ms", "waits"), [(13, False), (14, True)])
+def test_a_queued_deadline_is_kept(left_ms, waits):
+    """A wait of 3.3 ms and a batch of 10 ms must end before the deadline of a request that was queued for long."""
+    ends = ends_of_returning_callers()
+    queued_ns = ends.now_ns - 27_000_000
+    ends.queue.admit(si.Request(1.0), 1.0, None, queued_ns, ends.now_ns + round(left_ms * 1e6), 0)
+    assert ends.should_wait() == waits
+
+
+@pytest.mark.parametrize(("limit_ms", "waits"), [(23, False), (24, True)])
+def test_a_request_behind_the_batch_can_be_on_time(limit_ms, waits):
+    """A request with as little time as recent ones must be able to run after a wait and a batch that it just missed."""
+    ends = ends_of_returning_callers()
+    ends.admit(1, deadline_ns=ends.now_ns + round(limit_ms * 1e6))
+    assert ends.should_wait() == waits
+
+
+def test_streams_do_not_wait():
+    """The source of a live stream sends at its own pace, not because a response has come."""
+    ends = ends_of_returning_callers()
+    ends.stream_id = "camera"
+    ends.end(1, 1, 1, 1)
+    ends.admit(1)
+    assert not ends.should_wait()
+
+
+def test_a_wait_is_no_longer_than_a_usual_batch():
+    """After a batch that took 200 times as long as usual, the wait is as short as after others."""
+    ends = ends_of_returning_callers()
+    ends.end(1, 1, 1, 1, duration_s=2.0)
+    ends.admit(1)
+    assert ends.should_wait()
+    assert ends.returning.until_ns - ends.now_ns < 4_000_000
 
 
 @pytest.mark.parametrize(("later_ns", "workers"), [(0, 1), (999_999_999, 1), (1_000_000_000, 4)])
