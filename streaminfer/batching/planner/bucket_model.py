@@ -47,7 +47,7 @@ from streaminfer.batching.service_time.service_time import ServiceTime
 
 __all__ = ["BucketModel", "lend_durations"]
 
-_MEAN_OVER_NS = 8_000_000
+_MEAN_OVER_NS = 4_000_000
 _UNAVERAGED_BATCHES = 16  # batches
 _MIN_DURATION_RATIO = 0.7  # of the mean: shortest possible duration, if it is learned and scatters no more than that
 _MIN_DURATION_DEVIATIONS = 2.0
