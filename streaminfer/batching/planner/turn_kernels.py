@@ -268,7 +268,7 @@ def choose_turn(
         return -1, 0, 0
     if len(batches) == 1:
         return batches[0, 0], batches[0, 1], batches[0, 2]
-    horizon_ns = limits_ns.max()
+    horizon_ns = int(limits_ns.max())
     best_rate, offered_rate = 0.0, 0.0
     for model in range(caps.size):
         horizon_ns = int(min(float(horizon_ns), gaps_ns[model, 0] * _MOST_EXPECTED))
