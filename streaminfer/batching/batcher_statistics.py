@@ -41,7 +41,7 @@ class BatcherStatistics(Snapshot):
             which a batch ran out of memory.
         batch_sizes: number of batches by size at their release.
         released: how many batches were released, by reason: ``"full"``, ``"idle_worker"``, ``"max_queue_delay"``,
-            ``"planned"``, ``"probe"``, ``"exploration"``.
+            ``"planned"``, ``"probe"``, ``"exploration"``, ``"returning_callers"``.
         batch_s: recent mean duration of a batch in seconds, exponentially weighted; 0.0 before the first.
         calibration: measurements of the latest start, whose batches and requests are not counted above. ``None`` before
             a start, or if the backend offers no example inputs.

@@ -288,19 +288,19 @@ class Dispatcher(DispatchState):
     ) -> None:
         if self.runner.isolator.memory_limits or not self.expectations.plain or (self._calls.stack and len(chosen) > 1):
             chosen = self.runner.select(list(chosen), shorter_too, self.expectations.offered.mixed)
+        has_waited = self.returning.is_waiting
+        if has_waited and reason == "idle_worker":
+            reason = "returning_callers"
         models = self._bucket_models
-        if models is None:
-            execution = self._queue.take(chosen, now_ns, reason)
-        else:
-            bucket = self.expectations.bucket_of(chosen)
-            execution = self._queue.take(chosen, now_ns, reason, models[bucket].timetable)
+        table = None if models is None else models[self.expectations.bucket_of(chosen)].timetable
+        execution = self._queue.take(chosen, now_ns, reason, table)
         size = len(execution.tickets)
         if size < len(chosen):
             for ticket in chosen:  # its caller has just cancelled: remove it, or it would be chosen again
                 self._outcomes.drop_cancelled(ticket)
             if not size:
                 return
-        if self.returning.is_waiting:
+        if has_waited:
             self.returning.sent(not self._queue.queued)
         if is_early:
             self.pipeline.take(execution)

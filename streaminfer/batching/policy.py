@@ -43,7 +43,7 @@ class Decision(NamedTuple):
     Attributes:
         batch: the queued tickets to send to one free worker, in the order of the rows; empty: send none yet.
         reason: why this batch is released now, for the counters: ``"full"``, ``"idle_worker"``, ``"max_queue_delay"``,
-            ``"planned"``, ``"probe"``, ``"exploration"``.
+            ``"planned"``, ``"probe"``, ``"exploration"``, ``"returning_callers"``.
         reject: queued tickets that cannot be served on time; they end with ``DeadlineExceeded`` at once.
         recheck_ns: when to decide again if nothing else happens; ``None``: only after an event.
         shorter_too: with length buckets: pad rows of shorter buckets to the length of the first one's, instead of

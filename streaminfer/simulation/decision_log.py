@@ -29,6 +29,7 @@ __all__ = ["DROP_REASONS", "RELEASE_REASONS", "DecisionLog"]
 RELEASE_REASONS = {
     "full": "the queue held a full batch, or was itself full",
     "idle_worker": "a worker was free, so all that was queued was released, or the worker's share of it",
+    "returning_callers": "a free worker had waited for callers of the last batch, who usually return soon",
     "max_queue_delay": "the oldest request had been queued for the delay that was set",
     "planned": "not everything queued could be on time, and the plan that saves most begins with this batch",
     "probe": "no request was predicted to meet its deadline, so the queue was sent to measure the model again",

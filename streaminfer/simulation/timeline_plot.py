@@ -24,7 +24,7 @@ from streaminfer._internal.loading.extras import require
 
 __all__ = ["draw_timeline"]
 
-_REASONS = ("full", "idle_worker", "max_queue_delay", "planned", "probe", "exploration")
+_REASONS = ("full", "idle_worker", "max_queue_delay", "planned", "probe", "exploration", "returning_callers")
 _COLORS = (*COLORS[:-1], "#f0e442", "C5", "C8", "C6", "C9")  # without the last color of the palette, that of drops
 _HALF = 0.4
 _WIDE_ENOUGH = 1 / 60

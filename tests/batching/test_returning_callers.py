@@ -88,6 +88,17 @@ async def test_clients_with_a_round_trip_share_their_batches(loop):
     assert np.mean(service.latencies_s[-60:]) < 0.020  # in two batches: two durations, 0.026 s, less the round trip
 
 
+async def test_the_log_shows_which_batches_waited(loop):
+    """A batch at a worker that was free while its requests were queued has a reason of its own."""
+    service = Service(loop)
+    await asyncio.gather(*(service.ask_in_a_loop(60, pause_s=0.002 + 0.0005 * number) for number in range(6)))
+    reasons = service.batcher.decision_log().reasons
+    waited = [reason for reason, wait_s in zip(reasons, service.waits_s(), strict=True) if wait_s > 0]
+    assert waited.count("returning_callers") >= 25
+    assert "idle_worker" not in waited
+    assert set(reasons) == {"returning_callers", "idle_worker", "exploration"}
+
+
 async def test_a_wait_that_saves_nothing_does_not_begin(loop):
     """Batches whose cost is by the row are sent at once, because a common batch takes as long as two."""
     service = Service(loop, duration_s=lambda size: 0.004 * size)
