@@ -12,8 +12,9 @@ return after a round trip.
 of a batch's duration, and in any case after the duration of a batch. It puts no deadline in danger, neither of a queued
 request nor of one that comes during the next batch with as little time as recent ones. Requests of several priorities
 do not wait, because an urgent one could not interrupt the larger batch, nor do those of live streams, whose sources
-send at their own pace. Arrivals that are independent of the batches hardly ever wait, because only half of them come in
-the first half. After a wait in vain, because the requests did not fit into one batch, some batches do not wait.
+send at their own pace. On a shared device no model waits while another one has queued requests. Arrivals that are
+independent of the batches hardly ever wait, because only half of them come in the first half. After a wait in vain,
+because the requests did not fit into one batch, some batches do not wait.
 
 *Complexity.* Per batch linear in its requests, about a nanosecond each. Compiled with the C types of
 ``_returning_callers_cy.pxd`` or run uncompiled.

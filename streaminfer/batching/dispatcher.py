@@ -197,9 +197,6 @@ class Dispatcher(DispatchState):
         while self.free and self._queue.queued:
             if now_ns is None:
                 now_ns = self._calls.clock()
-            if self.max_in_flight == 1 and self.returning.should_wait(now_ns, self.full_at):
-                self._recheck_ns = self.returning.until_ns
-                break
             decision = self.propose(now_ns)
             if decision is None:
                 break
@@ -231,13 +228,16 @@ class Dispatcher(DispatchState):
     def propose(self, now_ns: int) -> Decision | None:
         """Return the next batch to send, or ``None``; expire and reject requests that cannot be on time."""
         self._recheck_ns = NEVER
-        queue = self._queue
+        device, queue = self._device, self._queue
+        may_wait = self.max_in_flight == 1 and (device is None or not device.others_wait(self))
+        if may_wait and self.returning.should_wait(now_ns, self.full_at):
+            self._recheck_ns = self.returning.until_ns
+            return None
         while queue.queued:
             if queue.next_deadline_ns <= now_ns:
                 self.runner.expire(now_ns)
                 continue
-            is_alone = self._device is not None or self.runner.is_inline  # one batch starts at a time
-            workers = 1 if is_alone else self.returning.sharing_workers(self.free, now_ns)
+            workers = 1 if device or self.runner.is_inline else self.returning.sharing_workers(self.free, now_ns)
             decision = self.policy.decide(queue, now_ns, workers)
             if decision.reject:
                 self._outcomes.reject(decision.reject, decision.rejection, now_ns)

@@ -132,6 +132,26 @@ async def test_requests_of_two_shapes_wait_rarely(loop):
     assert np.mean(np.array(service.waits_s()[20:]) > 0) < 0.05
 
 
+async def test_callers_of_a_model_on_a_device_share_batches(loop):
+    """A model waits for its callers although its device is shared, if no other model has queued requests."""
+    device = si.Device("gpu:0")
+    service, other = (Service(loop, device=device) for _ in range(2))
+    callers = [service.ask_in_a_loop(100, pause_s=0.004, first_s=0.003 * number) for number in range(6)]
+    await asyncio.gather(other.ask(), *callers)
+    assert service.last_sizes()[6] >= 25
+
+
+@pytest.mark.parametrize(("queued", "waits"), [(0, True), (8, False)])
+async def test_no_model_waits_beside_queued_requests(loop, queued, waits):
+    """While another model on the device has queued requests, a model sends what it has."""
+    device = si.Device("gpu:0")
+    service, other = Service(loop, device=device), Service(loop, device=device, max_batch_size=1)
+    await asyncio.gather(*(service.ask_in_a_loop(60, pause_s=0.002) for _ in range(4)))
+    callers = [service.ask_in_a_loop(2 - number, pause_s=0.002) for number in range(2)]
+    await asyncio.gather(*callers, *(other.ask() for _ in range(queued)))
+    assert (service.batcher.decision_log().reasons[-1] == "returning_callers") == waits
+
+
 @pytest.mark.parametrize(("workers", "waits"), [(1, True), (2, False)])
 async def test_only_a_single_worker_waits(loop, workers, waits):
     """Where another worker is free, requests start at once, although a caller is about to return."""

@@ -122,6 +122,10 @@ class Device:
         """Return whether a batch of a model may begin."""
         return self._has_slot(self._level(member))
 
+    def others_wait(self, member: DeviceMember) -> bool:
+        """Return whether a batcher other than this one waits for a turn."""
+        return any(other is not member and other.is_waiting for other in self._waiting)
+
     def enter(self, loop: asyncio.AbstractEventLoop, member: DeviceMember) -> None:
         """Add a batcher of an event loop.
 
@@ -131,25 +135,10 @@ class Device:
                 cannot run there.
         """
         self.check_fits(member)
-        if self._loop is loop:
-            self._admit(member)
-            return
-        if self._loop is not None and not self._loop.is_closed():
-            raise RuntimeError(
-                f"{self!r} serves batchers of another event loop; make a device for each loop, or run these on one"
-            )
-        self._loop = loop
-        for waiting in list(self._waiting):
-            self.leave(waiting)
-        for level in self._levels:
-            level.running.clear()  # batches that a closed loop left behind occupy no slot
-            level.interference.forget()
+        if self._loop is not loop:
+            self._bind_loop(loop)
         if self._preemption is not None:
-            self._preemption.forget()
-            self._promotions.forget()
-        self._memory.end(0, succeeded=False)
-        self._pinned.clear()
-        self._admit(member)
+            self._preemption.enter(member)
 
     def check_fits(self, member: DeviceMember) -> None:
         """Check that a model fits in memory alone.
@@ -267,9 +256,8 @@ class Device:
 
     def statistics(self) -> DeviceStatistics:
         """Return a frozen snapshot; exporters read it in other threads, while batchers enter and leave."""
-        named = self._names.get
+        named, memory = self._names.get, self._memory
         resident = {it.residence: name for it, name in self._names.copy().items()}
-        loaded = [it for it in tuple(self._memory.bytes_of) if self._memory.is_loaded(it)]
         background = [] if self._preemption is None else self._preemption.background()
         slowdowns = {**self._front.interference.slowdowns(), **self._back.interference.slowdowns()}
         return DeviceStatistics(
@@ -278,7 +266,7 @@ class Device:
             running=sum(len(level.running) for level in self._levels),
             waiting=tuple(sorted(named(it, it.source) for it in tuple(self._waiting) if it.is_waiting)),
             memory_bytes=self.memory_bytes,
-            loaded=tuple(resident.get(it, it.source) for it in loaded),
+            loaded=tuple(resident.get(it, it.source) for it in tuple(memory.bytes_of) if memory.is_loaded(it)),
             preemptive=self.preemptive,
             background=tuple(sorted(named(it, it.source) for it in background)),
             models={
@@ -292,9 +280,22 @@ class Device:
     def _count_promotion(self, member: DeviceMember) -> None:
         self._account(member).promoted += 1
 
-    def _admit(self, member: DeviceMember) -> None:
+    def _bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            raise RuntimeError(
+                f"{self!r} serves batchers of another event loop; make a device for each loop, or run these on one"
+            )
+        self._loop = loop
+        for waiting in list(self._waiting):
+            self.leave(waiting)
+        for level in self._levels:
+            level.running.clear()  # batches that a closed loop left behind occupy no slot
+            level.interference.forget()
         if self._preemption is not None:
-            self._preemption.enter(member)
+            self._preemption.forget()
+            self._promotions.forget()
+        self._memory.end(0, succeeded=False)
+        self._pinned.clear()
 
     def _level(self, member: DeviceMember) -> _Level:
         is_background = self._preemption is not None and self._preemption.is_background(member)
@@ -424,8 +425,7 @@ class Device:
     def _loaded(self, member: DeviceMember, now_ns: int, succeeded: bool, retained: int) -> None:
         if self._memory.loading is not member.residence:
             return  # a load of a closed loop
-        account = self._account(member)
-        load_ns = self._memory.end(now_ns, succeeded=succeeded, retained=retained)
+        account, load_ns = self._account(member), self._memory.end(now_ns, succeeded=succeeded, retained=retained)
         account.load_s += load_ns / 1e9
         account.loads += 1
         self._turns.leave_out(load_ns, now_ns)

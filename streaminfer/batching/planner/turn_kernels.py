@@ -6,17 +6,20 @@ remaining one. Each candidate is played forward over sampled arrivals, with one 
 Each model offers the largest batch that is on time after late requests are passed over. By one rule the batch that has
 to start first is sent first. By the other rule it is sent first only if the batch with most requests for its time can
 still follow in time; otherwise that batch is first. A candidate's value is the weighted number of requests on time,
-under the rule that suits it better, less a price for the busy time of the device: requests after the horizon need that
-time too. The candidate with the highest value is chosen. This is a rollout (Bertsekas, Tsitsiklis and Wu, "Rollout
-algorithms for combinatorial optimization", Journal of Heuristics 3, 1997) of two base policies (Chang, Givan and Chong,
-"Parallel rollout for online solution of partially observable Markov decision processes", Discrete Event Dynamic Systems
-14, 2004), and a heuristic.
+under the rule that suits it better, less a price for the busy time of the device, which later requests need too. The
+candidate with the highest value is chosen. This is a rollout (Bertsekas, Tsitsiklis and Wu, "Rollout algorithms for
+combinatorial optimization", Journal of Heuristics 3, 1997) of two base policies (Chang, Givan and Chong, "Parallel
+rollout for online solution of partially observable Markov decision processes", Discrete Event Dynamic Systems 14,
+2004), and a heuristic.
+
+The price is a share of what the time could serve: full batches of the best model, but no more than is queued and
+arrives. It is proportional to the backlog, up to a backlog of one: the share of their time limits that the queued
+requests need in full batches. With a small queue there is time for a request of a rare model that costs more than many
+requests of another one. At the full price, such a request would never be worth its time.
 
 If the models do not all fit in the device's memory, the load of a model is set-up time of its next batch. To make room,
 a play unloads the models whose next batch has to start last, as in
-:mod:`~streaminfer.batching.device.resident_set`. Loads then take most of the time, and time is worth no more than the
-requests that are queued and arrive. Otherwise, priced at the rate of a fast model's full batches, a batch of a slow
-model would be worth less than its time, and that model would leave memory with its queue unserved.
+:mod:`~streaminfer.batching.device.resident_set`.
 
 Arrivals are drawn from a fixed table of exponential gaps. With evenly spaced arrivals a plan could end exactly at their
 deadlines, which real arrivals do not allow. Some samples have the rate of the last few arrivals, others that of many,
@@ -44,7 +47,7 @@ _FINALISTS = 6
 """Number of candidates that are also played against the other samples."""
 _MOST_EXPECTED = 256
 """Most arrivals of a model in a play; the horizon of all models, the longest time limit, is cut to their mean time."""
-_PRICE = 0.35
+_PRICE = 0.2
 """Price of the device's time, as a share of what it could serve."""
 _GAPS = np.random.default_rng(0).exponential(1.0, 1024)
 
@@ -269,14 +272,15 @@ def choose_turn(
     if len(batches) == 1:
         return batches[0, 0], batches[0, 1], batches[0, 2]
     horizon_ns = int(limits_ns.max())
-    best_rate, offered_rate = 0.0, 0.0
+    best_rate, offered_rate, backlog = 0.0, 0.0, 0.0
     for model in range(caps.size):
         horizon_ns = int(min(float(horizon_ns), gaps_ns[model, 0] * _MOST_EXPECTED))
         best_rate = max(best_rate, weights[model] * caps[model] / durations[model, caps[model]])
     for model in range(caps.size):
         queued = offsets[model + 1] - offsets[model]
+        backlog += queued * durations[model, caps[model]] / caps[model] / max(limits_ns[model], 1)
         offered_rate += weights[model] * (queued / max(horizon_ns, 1) + 1.0 / max(gaps_ns[model, 0], 1.0))
-    price = _PRICE * (min(best_rate, offered_rate) if sizes.max() > 0 else best_rate)
+    price = _PRICE * min(best_rate, offered_rate) * min(backlog, 1.0)
     ends, releases, counts = _draw(now_ns, horizon_ns, deadlines, offsets, gaps_ns, limits_ns)
     values = np.zeros((len(batches), 2))  # by candidate and rule
     is_candidate = np.ones(len(batches), np.bool_)

@@ -92,6 +92,20 @@ class TestRules:
         assert deadlines_of(Turns(100).choose([long, quiet], 0)) == (0, [80, 80])
         assert deadlines_of(Turns(100).choose([long, burst], 0)) == (1, [45])
 
+    def test_a_costly_request_gets_its_turn_at_a_short_queue(self):
+        """A batch that costs as much time as many requests of another model is sent while the queues are short.
+
+        With long queues, its time is worth more to the other model.
+        """
+        rare = bid("a", [30], [25], limit_ns=60)
+        short, long = (
+            bid("b", [200] * queued, [10 + size // 10 for size in range(50)], gaps_ns=(20.0, 20.0), limit_ns=200)
+            for queued in (1, 400)
+        )
+
+        assert deadlines_of(Turns(10_000).choose([rare, short], 0)) == (0, [30])
+        assert Turns(10_000).choose([rare, long], 0)[0] == 1
+
     def test_earliest_deadline_goes_first_without_outlook(self):
         """Without an outlook the model with the earliest deadline goes first."""
         bids = [bid("a", [30]), bid("b", [20], [5]), bid("c", [25, 19])]

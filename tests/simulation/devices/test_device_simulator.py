@@ -55,6 +55,25 @@ def test_each_request_is_counted_once(options):
     assert result.share_on_time == result.on_time / sum(load.arrivals_ns.size for load in loads.values())
 
 
+@pytest.mark.parametrize("busy_rate", [300, 650, 2_000])
+def test_a_rare_model_is_served_beside_a_busy_one(busy_rate):
+    """A model with few requests that each cost as much as many of another one is on time while there is time."""
+    busy = ModelLoad(
+        arrivals.poisson(busy_rate, 4 * busy_rate, 1),
+        slo_s=0.1,
+        service_time=ServiceTime.affine(0.010, 0.0003),
+        max_batch_size=64,
+    )
+    rare = ModelLoad(
+        arrivals.poisson(20, 80, 2), slo_s=0.03, service_time=ServiceTime.affine(0.0, 0.002), max_batch_size=16
+    )
+
+    result = simulate_device({"busy": busy, "rare": rare})
+
+    assert result.models["rare"].on_time >= 0.95 * 80
+    assert result.models["busy"].on_time == 4 * busy_rate
+
+
 def test_batches_do_not_overlap():
     result = simulate_device(two_models(1.2))
 
