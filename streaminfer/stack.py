@@ -114,8 +114,8 @@ class Stack(Wrapper):
             key: cache key, instead of one made from the contents.
             store: whether caches may store the response.
             wait: if the queue is full, wait for room, at most until the deadline, instead of raising ``Overloaded``;
-                requests enter the queue in the order of arrival. Layers and their statistics see the request only after
-                that wait.
+                requests of one tenant, stream and priority enter the queue in the order of arrival. Layers and their
+                statistics see the request only after that wait.
 
         Returns:
             The model's outputs for this request.

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
 from streaminfer._runtime.closing import close_answers
@@ -31,8 +31,35 @@ _PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.R
 """Reasons that no longer apply once other requests complete."""
 
 
+class _Line:
+    """Waiting requests of one tenant, stream and priority; the first one looks for a place, the others follow it.
+
+    Attributes:
+        turn: held by the first request.
+        first: the request that looks for a place; ``None``: the next one has not begun to.
+        waiting: number of requests, with the first.
+        look: set if the first request should look for a place now.
+        is_above_rate: a rate limit rejected the first request when it last looked, so others need not ask for it.
+    """
+
+    __slots__ = ("first", "is_above_rate", "look", "turn", "waiting")
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.first: Request | None = None
+        self.waiting = 0
+        self.look = asyncio.Event()
+        self.is_above_rate = False
+
+
 class PlaceQueue:
-    """Callers that wait for room in the queue of a stack, in order of arrival; for one event loop.
+    """Callers that wait for room in the queue of a stack; for one event loop.
+
+    A request may be rejected while another would be admitted: by the rate limit of its tenant, the fair share of its
+    stream, or because only urgent requests have room. So requests of one tenant, stream and priority wait in order of
+    arrival, in a line of their own, and the first one of each line asks for its own admission. A request that has a
+    place leaves it to more urgent ones, and to those that came before it, if they have a place too. After a line has
+    sent a request, it is behind the others.
 
     Args:
         stack: the stack.
@@ -40,13 +67,14 @@ class PlaceQueue:
 
     def __init__(self, stack: ServedStack) -> None:
         self._stack = stack
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._lines: dict[tuple[str | None, Hashable, int], _Line] = {}  # in the order in which they may send
         self._closed = asyncio.Event()
 
     def close(self) -> None:
         """End all waiting, because the stack stops."""
         self._closed.set()
+        for line in self._lines.values():
+            line.look.set()
 
     async def call(self, request: Request, pause_s: float = 0.0) -> Response:
         """Send a request when the queue has room, and return its response.
@@ -62,34 +90,80 @@ class PlaceQueue:
         while True:
             left_s = time_left_s(request.deadline_ns, self._stack.clock())
             if pause_s:
-                await self._pause(pause_s if left_s is None else min(pause_s, max(left_s, 0.0)))
+                await self._pause(pause_s if left_s is None else min(pause_s, max(left_s, 0.0)), self._closed)
                 left_s = time_left_s(request.deadline_ns, self._stack.clock())
-            if left_s is not None and left_s <= 0:
-                raise DeadlineExceeded(_NO_PLACE)
-            if not self.is_free_for(request):
-                self._waiting += 1
+            is_late = left_s is not None and left_s <= 0
+            if not is_late and not self.is_free_for(request):
                 try:
                     async with asyncio.timeout(left_s):
                         await self._wait_for_place(request)
                 except TimeoutError:
-                    raise DeadlineExceeded(_NO_PLACE) from None
-                finally:
-                    self._waiting -= 1
+                    is_late = True
+            if is_late:  # outside the handler, because the error would keep the other one and its frames
+                raise DeadlineExceeded(_NO_PLACE)
             try:
                 return await self._stack.call(request)  # takes the room before another task runs
             except Overloaded as error:  # of a layer whose `admission` did not show it
                 pause_s = _pause_after(error, pause_s)
 
     def is_free_for(self, request: Request) -> bool:
-        """Return whether the queue has room for a request now, and no other request waits."""
-        return not self._waiting and self._place(request).reason not in _PASSING
+        """Return whether a request may be sent now: it has a place, and does not take that of one that waits."""
+        if self._lines and _line_of(request) in self._lines:
+            return False
+        return not self._left_s(request)
+
+    def _left_s(self, request: Request, own: _Line | None = None) -> float:
+        """Return the seconds until a request should look for a place again; 0: it may be sent now.
+
+        Args:
+            request: the request.
+            own: its line, if it is the first one there.
+        """
+        place = self._place(request)
+        if own is not None:
+            own.is_above_rate = place.reason == AdmissionReason.RATE_LIMIT
+        # the next line looks often; the more other lines, the less often each, because they wake the next one for room
+        pause_s = _SHORTEST_PAUSE_S * (1 if own is None or own is self._next_line() else len(self._lines))
+        if place.reason in _PASSING:
+            # the queue does not announce free room, so this checks at its estimate or earlier
+            return max(pause_s, min(place.retry_after_s or 0.0, _LONGEST_PAUSE_S))
+        comes_before = True
+        for line in self._lines.values():
+            other = line.first
+            if line is own:
+                comes_before = False
+            elif other is None or line.is_above_rate or other.priority > request.priority:
+                continue
+            elif (comes_before or other.priority < request.priority) and self._place(other).reason not in _PASSING:
+                line.look.set()
+                return pause_s
+        return 0.0
 
     async def _wait_for_place(self, request: Request) -> None:
-        async with self._turn:
-            # the queue does not announce free room, so this checks at its estimate or earlier
-            while (place := self._place(request)).reason in _PASSING:
-                await self._pause(min(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S))
-            self._check_open()
+        key = _line_of(request)
+        line = self._lines.setdefault(key, _Line())
+        line.waiting += 1
+        try:
+            async with line.turn:
+                line.first = request
+                try:
+                    while left_s := self._left_s(request, line):
+                        await self._pause(left_s, line.look)
+                        line.look.clear()
+                    self._check_open()
+                finally:
+                    line.first = None
+                    self._lines[key] = self._lines.pop(key)
+            if (next_line := self._next_line()) is not None:
+                next_line.look.set()  # there may be room for more
+        finally:
+            line.waiting -= 1
+            if not line.waiting:
+                del self._lines[key]
+
+    def _next_line(self) -> _Line | None:
+        """Return the first line that waits for a place, and not for its rate limit."""
+        return next((line for line in self._lines.values() if line.first is not None and not line.is_above_rate), None)
 
     def _check_open(self) -> None:
         """Raise `Closed` for callers from an earlier run of a restarted stack, because they would wait for ever."""
@@ -99,11 +173,15 @@ class PlaceQueue:
     def _place(self, request: Request) -> Admission:
         return self._stack.admission(request, self._stack.clock())
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause(self, seconds: float, look: asyncio.Event) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._closed.wait()
+                await look.wait()
         self._check_open()
+
+
+def _line_of(request: Request) -> tuple[str | None, Hashable, int]:
+    return request.tenant, request.stream_id, request.priority
 
 
 def _pause_after(error: Overloaded, before_s: float = 0.0) -> float:

@@ -85,7 +85,7 @@ cdef class Sender:
     cdef _try(self, Sending sending, bint resets)
     @cython.locals(stream=Stream, result=StreamResult, request=CRequest)
     cdef _send(self, Sending sending)
-    cdef _pause(self, Sending sending, object retry_after_s)
+    cdef _pause(self, Sending sending, object retry_after_s, object reason)
     @cython.locals(sending=Sending)
     cdef _retry(self, object admission, long long now_ns)
     cpdef _send_again(self, Sending sending)

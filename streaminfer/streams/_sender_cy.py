@@ -210,7 +210,7 @@ class Sender:
         elif sending._is_cancelled:
             stream.drop(result, "closed")
         elif isinstance(error, Overloaded) and stream.settings.waits:
-            self._pause(sending, error.retry_after_s)
+            self._pause(sending, error.retry_after_s, self._current_reason(sending.request))
             return
         elif isinstance(error, Overloaded):
             stream.drop(result, self._current_reason(sending.request))
@@ -356,7 +356,7 @@ class Sender:
                 stream.drop(result, rejection.reason)
                 self.end(sending)
             else:
-                self._pause(sending, rejection.retry_after_s)
+                self._pause(sending, rejection.retry_after_s, rejection.reason)
             return
         self._in_flight += 1
         self._order.charge(stream.turn)
@@ -371,18 +371,19 @@ class Sender:
         else:
             sending.call = call
 
-    def _pause(self, sending: Sending, retry_after_s: float | None) -> None:
+    def _pause(self, sending: Sending, retry_after_s: float | None, reason: str | None) -> None:
         """Send a frame again when a place is expected, at the latest at its deadline.
 
-        A rejection without ``retry_after_s`` may be permanent, as for a stream beyond the maximum number of states of a
-        model. Then the frame frees its place for other streams and waits twice as long each time.
+        A rejection without ``retry_after_s`` may be permanent, as of a stream beyond the maximum number of states, so
+        each wait is twice the previous one. Such a frame, or one above a rate limit, frees its place for other streams.
         """
         pause_s = max(retry_after_s or 0.0, _SHORTEST_PAUSE_S)
-        if retry_after_s:
-            self._paused[sending] = None
-        else:
+        if not retry_after_s:
             pause_s *= 2.0 ** min(sending.rejections, _LONGEST_PAUSE)
             sending.rejections += 1
+        if retry_after_s and reason != AdmissionReason.RATE_LIMIT:
+            self._paused[sending] = None
+        else:
             sending.is_yielding = True
             self._places_taken -= 1
             if self._order.count:
@@ -445,6 +446,5 @@ class Sender:
 
     def _current_reason(self, request: Request) -> str:
         """Return the reason of a rejection a moment ago: the one that the service gives now, else ``SHED``."""
-        if self._admission is None:
-            return AdmissionReason.SHED
-        return self._admission(request, self.clock()).reason or AdmissionReason.SHED
+        reason = None if self._admission is None else self._admission(request, self.clock()).reason
+        return reason or AdmissionReason.SHED

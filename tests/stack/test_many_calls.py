@@ -98,6 +98,93 @@ def test_map_waits_where_others_fill_the_queue():
     run(main)
 
 
+async def send_two(stack, how, **settings):
+    """Send two requests in one of the three ways that wait for a place."""
+    if how == "rows":
+        await stack.rows(np.ones(2), **settings)
+    elif how == "map":
+        await stack.map([1.0, 1.0], **settings)
+    else:
+        await asyncio.gather(*(stack(1.0, wait=True, **settings) for _ in range(2)))
+
+
+@pytest.mark.parametrize("how", ["rows", "map", "wait"])
+def test_tenants_above_their_rate_delay_no_others(how):
+    """Requests that wait for their tenant's rate limit do not stop the requests of other tenants that wait."""
+
+    async def main(loop):
+        limit, model = si.RateLimit(1.0, burst=4), ScriptedBackend(duration_s=0.001)
+        limited = si.Stack(limit, si.AdaptiveBatcher(max_batch_size=8), model, clock=loop.clock)
+        async with limited as stack:
+            begin_s = loop.time()
+            greedy = asyncio.ensure_future(stack.rows(np.ones(10), tenant="greedy"))
+            await asyncio.sleep(0.1)
+            await send_two(stack, how, tenant="modest")
+            modest_s = loop.time() - begin_s
+            await greedy
+            return modest_s, loop.time() - begin_s
+
+    modest_s, greedy_s = run(main)
+    assert modest_s < 0.11
+    assert greedy_s == pytest.approx(6.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("batcher", "many", "few"),
+    [({"fair": True}, {"stream_id": "a"}, {"stream_id": "b"}), ({}, {"priority": 1}, {"priority": -1})],
+    ids=["fair", "priority"],
+)
+@pytest.mark.parametrize("how", ["rows", "map", "wait"])
+def test_waiting_requests_keep_their_rights(how, batcher, many, few):
+    """A backlog that waits for room does not hold up a stream with a free share, or a more urgent request."""
+
+    async def main(loop):
+        options = {"max_batch_size": 4, "max_queue_size": 16, **batcher}
+        async with stack_of(ScriptedBackend(duration_s=0.1), loop, **options) as stack:
+            backlog = asyncio.ensure_future(stack.map([1.0] * 400, concurrency=200, **many))
+            await asyncio.sleep(1.01)
+            begin_s = loop.time()
+            await send_two(stack, how, **few)
+            few_s = loop.time() - begin_s
+            await backlog
+            return few_s
+
+    assert run(main) < 0.3
+
+
+def test_tenants_that_wait_for_room_take_turns():
+    """If the queue is full, a tenant with one request is not behind all requests that another one sent before."""
+
+    async def main(loop):
+        options = {"max_batch_size": 1, "max_queue_size": 2, "max_in_flight": 1}
+        async with stack_of(ScriptedBackend(duration_s=0.1), loop, **options) as stack:
+            backlog = asyncio.ensure_future(stack.map([1.0] * 100, tenant="many"))
+            await asyncio.sleep(1.01)
+            begin_s = loop.time()
+            await asyncio.gather(*(stack(1.0, wait=True, tenant=f"t{number}") for number in range(3)))
+            few_s = loop.time() - begin_s
+            await backlog
+            return few_s
+
+    assert run(main) < 1.0  # three places in the queue before each, and turns of the backlog between
+
+
+def test_a_request_that_gets_no_place_holds_no_frames():
+    """The error of a request that gets no place before its deadline has no other error as its context."""
+
+    async def main(loop):
+        options = {"max_batch_size": 1, "max_queue_size": 1}
+        async with stack_of(ScriptedBackend(duration_s=1.0), loop, **options) as stack:
+            others = [asyncio.ensure_future(stack(1.0, wait=True)) for _ in range(4)]
+            await asyncio.sleep(0)
+            with pytest.raises(si.DeadlineExceeded, match="waited for a place") as raised:
+                await stack(1.0, wait=True, timeout_s=0.1)
+            assert raised.value.__context__ is None
+            await asyncio.gather(*others)
+
+    run(main)
+
+
 def test_the_first_error_is_raised_and_ends_the_rest():
     backend = ScriptedBackend(HANG, then=lambda batch: [ValueError("bad row")] * len(batch))
 

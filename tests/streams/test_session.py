@@ -302,6 +302,21 @@ async def test_block_waits_for_a_place_where_others_drop(loop, max_age_s):
         await asyncio.gather(*others_calls)
 
 
+async def test_streams_above_their_rate_take_no_places(loop):
+    """Frames that wait for the rate limit of their own stream leave the places of the session to other streams."""
+    inner = si.Stack(si.AdaptiveBatcher(max_batch_size=2), ScriptedBackend(duration_s=0.001))
+    limit = si.RateLimit(0.2, burst=1)
+    async with si.Stack(limit.wrap(inner, by=lambda request: request.stream_id), clock=loop.clock) as service:
+        session = StreamSession(service, policy=Block())
+        begin_s = loop.time()
+        greedy = [asyncio.ensure_future(collect(session([1.0] * 3, stream_id=number))) for number in range(8)]
+        await asyncio.sleep(1.0)
+        slow = await collect(session([1.0], stream_id="slow"))
+        assert slow[0].age_s < 0.1
+        assert [len(results) for results in await asyncio.gather(*greedy)] == [3] * 8
+    assert loop.time() - begin_s == pytest.approx(10.0, rel=0.01)  # the rate is kept
+
+
 async def test_unannounced_rejections_are_dropped_or_retried(loop):
     """A frame whose call raises `Overloaded` is dropped as shed, or sent again if the policy waits."""
     rejections = [si.Overloaded("full", retry_after_s=0.2)] * 2
