@@ -34,7 +34,8 @@ class BackendStatistics(Snapshot):
         rows: requests in completed batches, those whose result is an exception included.
         errors: batches that failed as a whole.
         cancelled: batches that were cancelled, because their callers had left.
-        busy_s: seconds that workers spent on batches, summed over the workers.
+        busy_s: seconds that workers spent on batches, summed over the workers and over threads that hung and were
+            replaced.
         workers: how many batches can run at the same time.
     """
 
