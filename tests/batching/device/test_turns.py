@@ -92,7 +92,7 @@ class TestRules:
         assert deadlines_of(Turns(100).choose([long, quiet], 0)) == (0, [80, 80])
         assert deadlines_of(Turns(100).choose([long, burst], 0)) == (1, [45])
 
-    def test_a_costly_request_gets_its_turn_at_a_short_queue(self):
+    def test_a_costly_request_gets_its_turn(self):
         """A batch that costs as much time as many requests of another model is sent while the queues are short.
 
         With long queues, its time is worth more to the other model.
