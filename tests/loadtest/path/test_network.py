@@ -40,6 +40,17 @@ def test_full_queue_drops():
     assert link.send(1_250, 30 * MS) == 40 * MS
 
 
+def test_reserved_packet_delays_later_packets():
+    link = Link(NetworkProfile(name="n", rate=1_000_000, queue_s=0.02))
+
+    assert [link.reserve(1_250, 0), link.send(1_250, 0)] == [10 * MS, 20 * MS]
+    assert [link.reserve(1_250, 0), link.reserve(1_250, 0)] == [30 * MS, None]
+
+
+def test_reserved_packet_of_an_unlimited_link():
+    assert Link(NetworkProfile(name="n", delay_s=0.01)).reserve(1_250, 7 * MS) == 7 * MS
+
+
 def test_packets_keep_their_order():
     came = [it for it in arrivals(NetworkProfile(name="n", jitter_s=0.05, loss=0.1)) if it is not None]
 
@@ -135,4 +146,7 @@ def test_wrong_file_is_explained(tmp_path, text, argument):
 
 def test_empty_packet_of_a_limited_link():
     """An empty packet takes as long as the smallest packet, of one byte."""
-    assert Link(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01)).send(0, 0) == 10_008_000
+    link = Link(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01))
+
+    assert link.send(0, 0) == 10_008_000
+    assert link.reserve(0, 0) == 16_000
