@@ -106,12 +106,16 @@ class DelayTrace:
         return cls.from_round_trips(sent_ms, rtt_ms)
 
     def delay_ns(self, at_ns: int) -> int:
-        """Return the delay of a packet that is sent at an instant, counted from the start of the trace."""
-        first_s, last_s = float(self.sent_s[0]), float(self.sent_s[-1])
+        """Return the delay of a packet that is sent at an instant, counted from the start of the trace.
+
+        Before the first message, the delay is that of the first message.
+        """
+        first_s, length_s = float(self.sent_s[0]), float(self.sent_s[-1] - self.sent_s[0])
         # when the trace repeats, its first message follows the last one after a mean gap
-        length_s = last_s + (last_s - first_s) / max(self.sent_s.size - 1, 1) or 1.0
-        index = int(np.searchsorted(self.sent_s, at_ns / 1e9 % length_s, side="right")) - 1
-        return round(float(self.delay_s[max(index, 0)]) * 1e9)
+        period_s = length_s + length_s / max(self.sent_s.size - 1, 1) or 1.0
+        position_s = max(at_ns / 1e9 - first_s, 0.0) % period_s
+        index = int(np.searchsorted(self.sent_s, first_s + position_s, side="right")) - 1
+        return round(float(self.delay_s[index]) * 1e9)
 
 
 @attrs.frozen(kw_only=True)
