@@ -106,12 +106,16 @@ class DelayTrace:
         return cls.from_round_trips(sent_ms, rtt_ms)
 
     def delay_ns(self, at_ns: int) -> int:
-        """Return the delay of a packet that is sent at an instant, counted from the start of the trace."""
-        first_s, last_s = float(self.sent_s[0]), float(self.sent_s[-1])
+        """Return the delay of a packet that is sent at an instant, counted from the start of the trace.
+
+        Before the first message, the delay is that of the first message.
+        """
+        first_s, length_s = float(self.sent_s[0]), float(self.sent_s[-1] - self.sent_s[0])
         # when the trace repeats, its first message follows the last one after a mean gap
-        length_s = last_s + (last_s - first_s) / max(self.sent_s.size - 1, 1) or 1.0
-        index = int(np.searchsorted(self.sent_s, at_ns / 1e9 % length_s, side="right")) - 1
-        return round(float(self.delay_s[max(index, 0)]) * 1e9)
+        period_s = length_s + length_s / max(self.sent_s.size - 1, 1) or 1.0
+        position_s = max(at_ns / 1e9 - first_s, 0.0) % period_s
+        index = int(np.searchsorted(self.sent_s, first_s + position_s, side="right")) - 1
+        return round(float(self.delay_s[index]) * 1e9)
 
 
 @attrs.frozen(kw_only=True)
@@ -126,7 +130,7 @@ class NetworkProfile:
         loss: share of the packets that are lost.
         loss_run: mean number of successive packets that are lost together; 1: losses are independent.
         queue_s: seconds of traffic that the queue at the rate limit holds; packets beyond it are dropped.
-        retransmits: most retransmissions of a lost packet.
+        retransmits: most retransmissions of a packet that the network lost; a packet that the queue dropped has none.
         trace: measured delays, in place of ``delay_s`` and ``jitter_s``.
     """
 
@@ -207,36 +211,38 @@ class Link:
             size: bytes of the packet.
             now_ns: send time, not before that of an earlier call.
         """
-        arrived_ns, lost = self.send_burst(size, 1, now_ns)
-        return None if lost else arrived_ns
+        arrived_ns, dropped, lost = self.send_burst(size, 1, now_ns)
+        return None if dropped or lost else arrived_ns
 
-    def send_burst(self, size: int, packets: int, now_ns: int) -> tuple[int, int]:
-        """Send packets together; return the arrival time of the last one, and the number of lost packets.
+    def send_burst(self, size: int, packets: int, now_ns: int) -> tuple[int, int, int]:
+        """Send packets together; return the last arrival, and the numbers of dropped and of lost packets.
 
-        All packets have the same delay.
+        The full queue drops packets; the network loses others behind the queue. All packets have the same delay.
 
         Args:
             size: bytes of all packets together.
             packets: number of packets, of equal size.
             now_ns: send time, not before that of an earlier call.
         """
-        sent_ns, accepted = now_ns, packets
-        if (rate := self._profile.rate) is not None:
-            each_ns = max(size, 1) / packets * 8e9 / rate
-            waits_ns = max(0, self._free_ns - now_ns)
-            room = int((self._queue_ns - waits_ns) / each_ns) + 1 if waits_ns <= self._queue_ns else 0
-            accepted = min(packets, room)
-            sent_ns = now_ns + waits_ns + round(accepted * each_ns)
-            if accepted:
-                self._free_ns = sent_ns
-        lost = packets - accepted + self._losses.count(accepted)
+        accepted, sent_ns = self._enqueue(max(size, 1) / packets, packets, now_ns)
+        lost = self._losses.count(accepted)
         arrived_ns = sent_ns + self._delay_ns(sent_ns)
-        if lost < packets:
+        if lost < accepted:
             self._last_ns = max(self._last_ns, arrived_ns)
-        return max(self._last_ns, arrived_ns), lost
+        return max(self._last_ns, arrived_ns), packets - accepted, lost
+
+    def reserve(self, size: float, now_ns: int) -> int | None:
+        """Put a packet into the queue to send it later; return when it may leave, ``None`` if the queue is full.
+
+        Args:
+            size: bytes of the packet.
+            now_ns: instant of the reservation, not before that of an earlier call.
+        """
+        accepted, sent_ns = self._enqueue(max(size, 1), 1, now_ns)
+        return sent_ns if accepted else None
 
     def send_alone(self, now_ns: int) -> tuple[int, bool]:
-        """Return the arrival time of a small packet that bypasses the queue, and whether it is lost."""
+        """Return the arrival time of a packet that does not wait in the queue, and whether it is lost."""
         return now_ns + self._delay_ns(now_ns), self._losses.loses()
 
     def delay_ns(self, now_ns: int) -> int:
@@ -245,6 +251,19 @@ class Link:
             self._start_ns = now_ns
         trace = self._profile.trace
         return self._fixed_ns if trace is None else trace.delay_ns(now_ns - self._start_ns)
+
+    def _enqueue(self, size: float, packets: int, now_ns: int) -> tuple[int, int]:
+        """Put packets of equal size into the queue; return how many it accepts, and when the last one leaves."""
+        if (rate := self._profile.rate) is None:
+            return packets, now_ns
+        each_ns = size * 8e9 / rate
+        waits_ns = max(0, self._free_ns - now_ns)
+        room = int((self._queue_ns - waits_ns) / each_ns) + 1 if waits_ns <= self._queue_ns else 0
+        accepted = min(packets, room)
+        sent_ns = now_ns + waits_ns + round(accepted * each_ns)
+        if accepted:
+            self._free_ns = sent_ns
+        return accepted, sent_ns
 
     def _delay_ns(self, now_ns: int) -> int:
         delay_ns = self.delay_ns(now_ns)

@@ -134,6 +134,19 @@ def test_loss_behind_a_queue_is_noticed_behind_it(camera_scene):
     assert again * scene.profile.period_s > transfers[0].size * 8 / network.rate + 2 * network.delay_s
 
 
+def test_overloaded_network_loses_sound(microphone_scene):
+    """PCM of 256 kbit/s over a lossless 50 kbit/s network: at most the rate and the queue arrive."""
+    network = NetworkProfile(name="narrow", rate=50_000, queue_s=0.5)
+    scene = microphone_scene(codec="pcm", sample_rate=16_000)
+
+    transfers = play(scene, network, frames=100, wanted=AudioFormat())
+
+    duration_s = 100 * scene.profile.period_s
+    arrived = sum(it.size for it in transfers if it.lost is None)
+    assert {it.lost for it in transfers} == {None, "network"}
+    assert arrived * 8 <= network.rate * (duration_s + network.queue_s)
+
+
 def test_intra_only_pictures_survive_a_loss(camera_scene):
     network = NetworkProfile(name="bad", loss=0.1, retransmits=0)
     lost = Counter(it.lost for it in play(camera_scene(codec="mjpeg"), network, frames=100))

@@ -40,6 +40,17 @@ def test_full_queue_drops():
     assert link.send(1_250, 30 * MS) == 40 * MS
 
 
+def test_reserved_packet_delays_later_packets():
+    link = Link(NetworkProfile(name="n", rate=1_000_000, queue_s=0.02))
+
+    assert [link.reserve(1_250, 0), link.send(1_250, 0)] == [10 * MS, 20 * MS]
+    assert [link.reserve(1_250, 0), link.reserve(1_250, 0)] == [30 * MS, None]
+
+
+def test_reserved_packet_of_an_unlimited_link():
+    assert Link(NetworkProfile(name="n", delay_s=0.01)).reserve(1_250, 7 * MS) == 7 * MS
+
+
 def test_packets_keep_their_order():
     came = [it for it in arrivals(NetworkProfile(name="n", jitter_s=0.05, loss=0.1)) if it is not None]
 
@@ -78,6 +89,16 @@ def test_trace_repeats_behind_its_end():
     trace = DelayTrace([0.0, 1.0, 2.0], [0.01, 0.02, 0.03])
 
     assert [trace.delay_ns(at * 500 * MS) // MS for at in (0, 2, 3, 4, 6, 9)] == [10, 20, 20, 30, 10, 20]
+
+
+@pytest.mark.parametrize("first_s", [0.0, 0.1, 4.0, 1e6])
+def test_trace_repeats_from_its_first_message(first_s):
+    """The period of a trace does not depend on its first send time; earlier packets have its first delay."""
+    trace = DelayTrace(np.array([0.0, 0.5, 1.0]) + first_s, [0.09, 0.01, 0.02])
+    start_ns = round(first_s * 1e9)
+
+    assert [trace.delay_ns(start_ns + (at * 500 + 1) * MS) // MS for at in range(9)] == [90, 10, 20] * 3
+    assert trace.delay_ns(start_ns // 2) == 90 * MS
 
 
 @pytest.mark.parametrize(
@@ -135,4 +156,7 @@ def test_wrong_file_is_explained(tmp_path, text, argument):
 
 def test_empty_packet_of_a_limited_link():
     """An empty packet takes as long as the smallest packet, of one byte."""
-    assert Link(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01)).send(0, 0) == 10_008_000
+    link = Link(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01))
+
+    assert link.send(0, 0) == 10_008_000
+    assert link.reserve(0, 0) == 16_000
