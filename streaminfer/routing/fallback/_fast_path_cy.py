@@ -5,9 +5,9 @@
 changed anything.
 
 *Trust.* A call of ``admission`` costs a microsecond or two. If it predicts a response within a quarter of the request's
-time, or predicts nothing, the fast path also uses it for the next seven requests within a millisecond. The requests in
-between cannot use up the other three quarters, and a route that rejects an attempt costs nothing but the call. Any
-response that is not good ends the trust.
+time, or predicts nothing, the fast path also uses it for up to seven requests of the next millisecond, each only if the
+prediction is within a quarter of its own time too. The requests in between cannot use up the other three quarters, and
+a route that rejects an attempt costs nothing but the call. Any response that is not good ends the trust.
 
 One source, compiled with the C types of ``_fast_path_cy.pxd`` or run uncompiled. For one event loop.
 """
@@ -93,7 +93,11 @@ class FastPath:
             return None
         finish_ns = 0
         if self._admission is not None:
-            if self._reuses_left > 0 and now_ns < self._reuse_until_ns:
+            if (
+                self._reuses_left > 0
+                and now_ns < self._reuse_until_ns
+                and self._reused_finish_ns - now_ns <= (deadline_ns - now_ns) >> 2  # this request may have less time
+            ):
                 self._reuses_left -= 1
                 finish_ns = self._reused_finish_ns
             else:

@@ -82,11 +82,15 @@ class RouteSelector:
         if deadline_ns == NEVER_NS:
             return NEVER_NS
         share = state.share
+        reserve_ns: int | None = share.reserve_ns
         if now_ns >= share.reserve_until_ns:
-            share.reserve_until_ns = now_ns + _RESERVE_INTERVAL_NS
-            share.reserve_ns = self._reserve_ns(state, request, now_ns)
+            reserve_ns = self._reserve_ns(state, request, now_ns)
+            if reserve_ns is not None:
+                share.reserve_until_ns = now_ns + _RESERVE_INTERVAL_NS
+                share.reserve_ns = reserve_ns
         remaining = len(self._states) - len(history.tried) - 1
-        reserve_ns = share.reserve_ns if remaining else 0
+        if reserve_ns is None or not remaining:
+            reserve_ns = 0
         return self._fast_path.switch_ns(now_ns, deadline_ns, history.finish_ns, reserve_ns, state.enforces)
 
     def _accepts(self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int) -> bool:
@@ -112,18 +116,21 @@ class RouteSelector:
                 return state
         return None
 
-    def _reserve_ns(self, state: RouteState, request: Request, now_ns: int) -> int:
+    def _reserve_ns(self, state: RouteState, request: Request, now_ns: int) -> int | None:
         """Return the time that the next route that would accept the request needs.
 
         Returns:
             The time that the route predicts (or 1.5 times its recent mean), an eighth more, and half a millisecond; 0:
-            no route would accept the request; -1: unknown.
+            no route would accept a request; -1: unknown; ``None``: no route would accept this request, but one may
+            accept a request with more time.
         """
+        is_infeasible = False
         for other in self._states[state.position + 1 :]:
             if other.share.closed:
                 continue
             verdict = self._verdict(other, request, now_ns)
             if not verdict.ok:
+                is_infeasible = is_infeasible or verdict.reason == AdmissionReason.INFEASIBLE
                 continue
             if verdict.predicted_finish_ns is not None:
                 needs_ns = verdict.predicted_finish_ns - now_ns
@@ -132,7 +139,7 @@ class RouteSelector:
             else:
                 return -1
             return needs_ns + (needs_ns >> 3) + _JITTER_NS
-        return 0
+        return None if is_infeasible else 0
 
     def _verdict(self, state: RouteState, request: Request, now_ns: int) -> Admission:
         """Return a route's ``admission``; if it raises, accept, so that the route gets the request."""

@@ -57,9 +57,9 @@ class ReplicaHandle:
 
     Attributes:
         replica: the description.
-        slot: its number in the balancer; -1: none yet.
+        slot: its number in the balancer; -1: none yet, or none left, because another replica may have the number.
         is_started: its service was started, and no stop of it has begun since.
-        is_removed: the replica is removed, and keeps its slot until its last request has ended.
+        is_removed: the replica is removed; it keeps its slot until its last request has ended.
         is_draining: each request that ends calls :meth:`check_drained`.
         validate: checks a request's inputs; ``None``: no check.
         slo: the latency objective of the service; ``None``: no objective.
@@ -121,7 +121,7 @@ class ReplicaHandle:
 
     async def drained(self) -> None:
         """Wait until the replica has no request in flight, or until the limit of the stop."""
-        if self._balancer.slot(self.slot).in_flight:
+        if self._has_requests():
             self.is_draining = True
             await self._idle.wait(seconds_left())
 
@@ -132,14 +132,17 @@ class ReplicaHandle:
 
     def check_drained(self) -> None:
         """Wake the waiters if no request is in flight, and then free the slot of a removed replica."""
-        if self._balancer.slot(self.slot).in_flight:
+        if self._has_requests():
             return
         self._idle.wake()
         self.is_draining = False
-        if self.is_removed:
-            self.is_removed = False
+        if self.is_removed and self.slot >= 0:
             self._balancer.remove(self.slot)
             self._on_drained(self)
+            self.slot = -1
+
+    def _has_requests(self) -> bool:
+        return self.slot >= 0 and self._balancer.slot(self.slot).in_flight > 0
 
     async def _call_until_deadline(self, request: Request) -> Response:
         left_s = time_left_s(request.deadline_ns, self._clock())

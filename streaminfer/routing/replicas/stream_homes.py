@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
-from streaminfer.errors import StreamInferError
+from streaminfer.errors import Overloaded, StreamInferError
 from streaminfer.protocols import StreamStates
 from streaminfer.routing.replicas.replica import ReplicaHandle
 from streaminfer.routing.stream_states import AllStreamStates
@@ -35,21 +35,26 @@ class StreamHomes(AllStreamStates):
     def move(self, stream_id: Hashable, states: StreamStates | None) -> None:
         """Move the state of a stream to the replica that gets its next request.
 
-        If that is impossible, the stream starts there from its initial state, because any state that this replica has
-        of the stream is outdated.
+        If there is no state that this replica can use, the stream starts there from its initial state, because any
+        state that this replica has of the stream is outdated. If the move fails, the state stays where it is.
+
+        Raises:
+            Overloaded: the replica has no place for the stream.
         """
         home = self._homes.get(stream_id)
         if states is None or home is states:
             return
-        if home is None and len(self._homes) >= _MOST_HOMES:
-            self._homes.popitem(last=False)
-        self._homes[stream_id] = states
         if home is not None:
             try:
                 states.import_state(stream_id, home.export_state(stream_id))
-            except StreamInferError:  # there is no state, or no place for it
+            except Overloaded:  # the request is rejected, and the stream keeps its state
+                raise
+            except StreamInferError:  # there is no state, or it is of another model
                 states.end_stream(stream_id)
             home.end_stream(stream_id)
+        elif len(self._homes) >= _MOST_HOMES:
+            self._homes.popitem(last=False)
+        self._homes[stream_id] = states
 
     async def leave(self, home: StreamStates, next_of: Callable[[Hashable], StreamStates | None]) -> None:
         """Move the states of a replica that is about to stop to the replicas that get the streams' next requests.
@@ -62,8 +67,10 @@ class StreamHomes(AllStreamStates):
             if self._homes.get(stream_id) is home:  # it has not moved or ended meanwhile
                 try:
                     self.move(stream_id, next_of(stream_id))
-                except Exception:  # noqa: BLE001 — its next request tries again, and gets the error
-                    self._homes[stream_id] = home
+                except Overloaded:  # its state ends with the replica, which must not stay in memory
+                    del self._homes[stream_id]
+                except Exception:  # noqa: BLE001, S110 — its next request tries again, and gets the error
+                    pass
             await asyncio.sleep(0)  # so that requests need not wait for all streams
 
     def end_stream(self, stream_id: Hashable) -> None:

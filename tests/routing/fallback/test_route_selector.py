@@ -28,6 +28,18 @@ class Scripted:
         return self.verdict
 
 
+class Slow(Scripted):
+    """Service that predicts 16 ms and rejects requests with less time."""
+
+    def __init__(self):
+        super().__init__(ok=True, predicted_finish_ns=16 * MS)
+
+    def admission(self, request, now_ns):
+        if request.deadline_ns < 16 * MS:
+            return Admission(False, "infeasible")
+        return self.verdict
+
+
 class Probes:
     def __init__(self):
         self.considered = []
@@ -93,3 +105,24 @@ def test_attempt_leaves_time_for_next_route():
     switch_ns = selector.switch_ns(states[0], request, AttemptHistory(0), 0, 100 * MS)
 
     assert switch_ns == 100 * MS - (16 * MS + 2 * MS) - 500_000
+
+
+def test_short_request_takes_no_time_from_later_ones():
+    """The next route is infeasible for a short request, and still gets its time from a later, longer request."""
+    selector, states, _ = make(Scripted(ok=True), Slow())
+    best, history = states[0], AttemptHistory(0)
+
+    short_ns = selector.switch_ns(best, si.Request(1.0, deadline_ns=10 * MS), history, 0, 10 * MS)
+    long_ns = selector.switch_ns(best, si.Request(1.0, deadline_ns=100 * MS), history, 0, 100 * MS)
+
+    assert (short_ns, long_ns) == (10 * MS, 100 * MS - 18 * MS - 500_000)
+
+
+@pytest.mark.parametrize("others", [[], [Scripted(ok=False, reason="circuit_open")]], ids=["none", "open circuit"])
+def test_no_later_route_is_known_for_a_while(others):
+    """That no later route accepts any request is kept for the next requests, which can then take the fast path."""
+    selector, states, _ = make(Scripted(ok=True), *others)
+
+    switch_ns = selector.switch_ns(states[0], si.Request(1.0, deadline_ns=10 * MS), AttemptHistory(0), 0, 10 * MS)
+
+    assert (switch_ns, states[0].share.reserve_until_ns) == (10 * MS, 5 * MS)

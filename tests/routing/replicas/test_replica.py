@@ -33,18 +33,35 @@ def make(service=None, clock=lambda: 0):
 def test_removed_replica_keeps_slot_until_drained():
     """A removed replica keeps its slot until it has drained."""
     handle, balancer, drained = make()
-    token = balancer.choose(-1, 0)
+    token, slot = balancer.choose(-1, 0), handle.slot
 
     handle.remove()
     handle.check_drained()
-    assert (drained, handle.is_removed, handle.is_draining) == ([], True, True)
+    assert (drained, handle.slot, handle.is_draining) == ([], slot, True)
 
     balancer.done(token, SUCCESS, 1, 1)
     handle.check_drained()
     handle.check_drained()
 
-    assert (drained, handle.is_removed, handle.is_draining) == ([handle], False, False)
-    assert balancer.add(1.0, 1.0, 0, 2, False, 0) == handle.slot
+    assert (drained, handle.slot, handle.is_draining) == ([handle], -1, False)
+    assert balancer.add(1.0, 1.0, 0, 2, False, 0) == slot
+
+
+def test_drained_ignores_requests_of_next_slot_owner():
+    """A removed replica that has drained does not wait for the requests of the replica that has its slot now."""
+    handle, balancer, _ = make()
+    handle.remove()
+    handle.check_drained()
+    balancer.add(1.0, 1.0, 0, 2, False, 0)
+    balancer.choose(-1, 0)
+
+    async def main(loop):
+        async with asyncio.timeout(1):
+            await handle.stop(drain=True)
+
+    run(main)
+
+    assert not handle.is_draining
 
 
 def test_drained_waits_for_the_last_request():

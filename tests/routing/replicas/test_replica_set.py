@@ -745,6 +745,31 @@ def test_hard_removal_ends_requests_in_flight():
     run(main)
 
 
+def test_removal_ends_if_slot_is_used_again_at_once():
+    """A removed replica is stopped even if a new one takes its slot, and requests, before the removal continues."""
+
+    async def main(loop):
+        log = []
+        replicas = pair(Echo(0.5, log=log, name="a"), Echo(0.5, log=log, name="b"), loop, slow_start_s=0.0)
+        await replicas.start()
+
+        async def replace():
+            await replicas.call(si.Request(0))
+            await replicas.add(Replica("c", Echo(9.0, log=log, name="c")))
+            await asyncio.gather(*(replicas.call(si.Request(n)) for n in range(8)))
+
+        replacing = asyncio.ensure_future(replace())
+        await asyncio.sleep(0.25)
+        busy = next(it.name for it in replicas.statistics().replicas if it.in_flight)
+        async with asyncio.timeout(1.0):
+            await replicas.remove(busy)
+        assert log[-2:] == ["start c", f"stop {busy} True"]
+        await replacing
+        await replicas.stop()
+
+    run(main)
+
+
 @pytest.mark.parametrize("turns", range(6))
 def test_replica_removed_during_stop_is_stopped_once(turns):
     """A removed replica is stopped once, even if the set stops in the turn in which its last request ends, or later."""

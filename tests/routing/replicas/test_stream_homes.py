@@ -15,11 +15,11 @@ from streaminfer.streams import StatefulBackend
 class Counter:
     """Recurrent model that counts the steps of each stream while it is up."""
 
-    def __init__(self):
+    def __init__(self, max_streams):
         self.is_up = True
         inner = si.CpuBackend(self.count, executor="inline")
         initial = {"total": np.zeros(1)}
-        self.backend = StatefulBackend(inner, state={"total": "next"}, initial=initial)
+        self.backend = StatefulBackend(inner, state={"total": "next"}, initial=initial, max_streams=max_streams)
 
     def count(self, inputs):
         if not self.is_up:
@@ -31,8 +31,8 @@ class Counter:
 class Pair:
     """Two replicas; a step of a stream returns its replica and its count."""
 
-    def __init__(self, loop):
-        self.models = {name: Counter() for name in ("a", "b")}
+    def __init__(self, loop, *, max_streams=100):
+        self.models = {name: Counter(max_streams) for name in ("a", "b")}
         self.replicas = si.Replicas(
             *(
                 si.Replica(name, si.Stack(si.AdaptiveBatcher(max_batch_size=2), model.backend, clock=loop.clock))
@@ -44,6 +44,12 @@ class Pair:
     async def step(self, stream_id="s"):
         response = await self.replicas.call(si.Request({"x": np.ones(1)}, stream_id=stream_id))
         return response.source[0], float(response.outputs[0])
+
+    def fill_other(self, home):
+        """Give the only place at the other replica to another stream; return the other replica and its model."""
+        away = "ba"["ab".index(home)]
+        self.models[away].backend.import_state("other", self.models[home].backend.export_state("s"))
+        return away, self.models[away].backend
 
     async def fail_until_moved(self, home):
         """Break a replica; return the first step elsewhere."""
@@ -77,12 +83,14 @@ class Stuck(Node):
 
 
 async def test_a_move_that_fails_leaves_nothing_in_flight(loop):
+    """A move that fails ends its request, and the next request of the stream tries it again."""
     replicas = si.Replicas(si.Replica("a", Stuck()), si.Replica("b", Stuck()), clock=loop.clock)
     await replicas.start()
     home = (await replicas.call(si.Request(1.0, stream_id="s"))).source
     await replicas.remove(home)
-    with pytest.raises(OSError, match="disk full"):
-        await replicas.call(si.Request(1.0, stream_id="s"))
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk full"):
+            await replicas.call(si.Request(1.0, stream_id="s"))
     assert [replica.in_flight for replica in replicas.statistics().replicas] == [0]
     async with asyncio.timeout(10):
         await replicas.stop()
@@ -119,6 +127,50 @@ async def test_state_of_removed_replica_moves_with_streams(loop, drain):
 
         assert set(homes.values()) == {"a", "b"}
         assert [await pair.step(number) for number in range(8)] == [("b", 2.0)] * 8
+
+
+async def test_stream_without_a_place_keeps_its_state(loop):
+    """While its replica is out and the other one has no place, a stream is rejected; it continues at its replica."""
+    pair = Pair(loop, max_streams=1)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        home, _ = await pair.step()
+        pair.fill_other(home)
+        for _ in range(2):
+            with pytest.raises(si.Overloaded):
+                await pair.fail_until_moved(home)
+
+        pair.models[home].is_up = True
+        await asyncio.sleep(2.0)
+
+        assert await pair.step() == (home, 2.0)
+
+
+async def test_stream_moves_once_there_is_a_place(loop):
+    """A stream that was rejected for want of a place takes its state with it as soon as there is one."""
+    pair = Pair(loop, max_streams=1)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        home, _ = await pair.step()
+        away, backend = pair.fill_other(home)
+        with pytest.raises(si.Overloaded):
+            await pair.fail_until_moved(home)
+
+        backend.end_stream("other")
+
+        assert await pair.step() == (away, 2.0)
+
+
+async def test_removal_forgets_streams_without_a_place(loop):
+    """The set keeps no reference to the model of a removed replica, even if its streams have no other place."""
+    pair = Pair(loop, max_streams=1)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        home, _ = await pair.step()
+        away, backend = pair.fill_other(home)
+
+        await pair.replicas.remove(home)
+        assert pair.replicas._homes._homes == {}
+
+        backend.end_stream("other")
+        assert await pair.step() == (away, 1.0)
 
 
 async def test_stop_during_removal_moves_no_state(loop, monkeypatch):
