@@ -320,6 +320,7 @@ class TierSet:
                 tags=frozenset(tags),
                 subject=subject,
                 data_class="" if rule is None else rule.data_class,
+                min_age_s=0.0 if rule is None else rule.min_age_s,
             )
             waiting.append(worker.put(key, entry))
         return waiting
