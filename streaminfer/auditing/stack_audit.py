@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -59,6 +59,9 @@ from streaminfer.routing.fallback.fallback_router import FallbackRouter
 from streaminfer.routing.replicas.replica_set import Replicas
 from streaminfer.stack import Stack
 from streaminfer.streams.state.backend import StatefulBackend
+
+if TYPE_CHECKING:
+    from streaminfer.caching.tiers.writer import TierWriter
 
 __all__ = ["Audit", "Finding", "audit"]
 
@@ -186,7 +189,7 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
         yield _check_log(None if policy is None else policy.log, where)
     if policy is not None:
         yield from _check_residual(policy, where)
-        yield from _check_min_age(policy, [] if tiers is None else [worker.tier for worker in tiers.workers], where)
+        yield from _check_min_age(policy, () if tiers is None else tiers.workers, where)
     yield _check_keys(_attribute(cache, "_secret"), where)
     for tier in () if tiers is None else [worker.tier for worker in tiers.workers]:
         tier_where = f"{where} → {type(tier).__name__}"
@@ -297,12 +300,18 @@ def _check_residual(policy: Retention, where: str) -> Iterator[Finding]:
             yield _ok("residual", where, f"{it.name}: gone at most {format_duration(it.within_s)} after an erasure")
 
 
-def _check_min_age(policy: Retention, tiers: Sequence[Any], where: str) -> Iterator[Finding]:
+def _check_min_age(policy: Retention, workers: Sequence[TierWriter], where: str) -> Iterator[Finding]:
     for rule in policy.rules:
         if rule.min_age_s:
             named = f"class {rule.data_class!r}" if rule.data_class else "the default class"
             what = f"{named} must be kept for at least {format_duration(rule.min_age_s)}"
-            if any(is_a(tier, DiskTier) and rule.permits(tier) for tier in tiers):
+            disks = [it.statistics() for it in workers if is_a(it.tier, DiskTier) and rule.permits(it.tier)]
+            missing = sum(it.rejected + it.dropped for it in disks)
+            if missing:
+                what += f"; writes to the disk that were not made: {missing}"
+                remedy = "enlarge max_bytes if the disk is full; cache.tiers.statistics() has the reasons"
+                yield _attention("min-age", where, what, remedy)
+            elif disks:
                 yield _ok("min-age", where, f"{what}, and lies on a disk")
             else:
                 what += ", and what is in memory ends with the process"

@@ -406,7 +406,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
-        """Entries that left memory but are preserved, not returned: under legal hold, or below their minimum age."""
+        """Entries that are preserved, not returned: they left memory under legal hold or below their minimum age."""
         retention = self._memory.retention
         return () if retention is None else retention.preserved
 

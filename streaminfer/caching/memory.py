@@ -23,7 +23,7 @@ from streaminfer._internal.validation import check_count
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
 from streaminfer.caching.freshness import About, Freshness, duration_ns, labels_of
-from streaminfer.caching.table._entries_cy import NO_LIMIT
+from streaminfer.caching.table._entries_cy import NO_LIMIT, REPLACED
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.table._table_cy import EdgeTable
 
@@ -52,13 +52,14 @@ class CacheEvent(NamedTuple):
     """Entry that was evicted, expired or erased.
 
     Attributes:
-        kind: ``"evicted"``, ``"expired"`` or ``"erased"``.
+        kind: ``"evicted"``, ``"expired"`` or ``"erased"``; among the preserved entries also ``"replaced"``, of which
+            listeners learn nothing.
         key: its key.
         value: its value, or the failure that was remembered.
         labels: its subject and its tags; ``None`` if it had neither.
     """
 
-    kind: Literal["evicted", "expired", "erased"]
+    kind: Literal["evicted", "expired", "erased", "replaced"]
     key: Any
     value: Any
     labels: tuple[str | None, tuple[str, ...]] | None = None
@@ -172,6 +173,7 @@ class Memory(StackClock, _Table):
 
             self.retention = MemoryRetention(freshness.policy, self)
             self.listen(self.retention.on_event)
+            self.preserving = freshness.policy.has_min_age
         self._await_expiry()
 
     # -- storing ------------------------------------------------------------------------------------------------
@@ -306,9 +308,15 @@ class Memory(StackClock, _Table):
         self.events.deliver(self._take_events)
 
     def _take_events(self) -> Sequence[CacheEvent]:
-        """Return the noted events; entries noted with kind ``None`` are only freed."""
+        """Return the noted events for listeners; entries noted with kind ``None`` are only freed."""
         items = iter(self.drain())
-        return [CacheEvent(*event) for event in zip(items, items, items, items, strict=True) if event[0] is not None]
+        events = [CacheEvent(*event) for event in zip(items, items, items, items, strict=True) if event[0] is not None]
+        if self.retention is None or not self.preserving:
+            return events
+        for event in events:
+            if event.kind == REPLACED:
+                self.retention.on_event(event)
+        return [event for event in events if event.kind != REPLACED]
 
     if IS_ATOMIC:
         _deliver_events = deliver_events

@@ -140,7 +140,8 @@ class Retention:
         allow_shared: whether tiers that other machines read (Redis) may store it. Whether such a server writes to its
             own disk is the responsibility of its operator.
         min_age_s: seconds, at most ``max_age_s``, for which the law requires storage. Until then a response is not
-            erased, and the cache preserves it if it leaves memory earlier, without returning it to callers.
+            erased, and the cache preserves it, without returning it to callers, if it expires, is evicted or is
+            replaced earlier. A deletion by key removes it.
         classes: rules by name of the data class, each a `Retention` without ``classes``, ``residual`` or ``log``.
         residual: copies that the cache's erasures do not reach, each a `Residual`.
         log: a `RetentionLog` of entries that expired or were evicted, erased or disallowed; ``None``: no record.

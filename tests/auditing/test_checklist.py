@@ -16,7 +16,7 @@ from streaminfer.caching.tiers.service_keys import ServiceKeys
 from streaminfer.compliance.retention import Residual, Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.streams import StatefulBackend
-from streaminfer.testing import ScriptedBackend
+from streaminfer.testing import FakeClock, ScriptedBackend
 
 MASTER = b"32 bytes, from where secrets are"
 
@@ -52,6 +52,23 @@ def test_a_minimum_age_wants_a_disk(tmp_path, tiered, allow_disk, severity):
     (it,) = found(stack_of(si.EdgeCache(retention=policy, tiers=tiers)), "min-age")
     assert it.severity == severity
     assert "class 'invoice' must be kept for at least 5 s" in it.what
+
+
+def test_missing_writes_to_the_disk_need_attention(tmp_path):
+    """Data with a minimum age needs attention if the disk did not take all writes."""
+    cache = si.EdgeCache(
+        retention=Retention(9.0, min_age_s=5.0), tiers=[DiskTier(tmp_path, max_bytes=2**20)], clock=FakeClock()
+    )
+
+    async def main():
+        async with cache:
+            await cache.put_through("k", object())
+
+    asyncio.run(main())
+
+    (it,) = found(stack_of(cache), "min-age")
+    assert it.severity == "attention"
+    assert it.what.endswith("at least 5 s; writes to the disk that were not made: 1")
 
 
 def test_single_machine_keys_on_shared_tier_are_found():

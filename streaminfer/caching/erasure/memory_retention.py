@@ -1,7 +1,7 @@
 """Retention in the memory of one cache: what it records, preserves and watches.
 
-An entry that leaves memory under a legal hold, or below its minimum age, is preserved: no lookup finds it, and it ends
-with the process. Data that must outlive the process belong on a `DiskTier`.
+An entry that leaves memory under a legal hold, or that leaves or is replaced below its minimum age, is preserved: no
+lookup finds it, and it ends with the process. Data that must outlive the process belong on a `DiskTier`.
 
 For proofs, this module keeps weak references to values that left the cache and finds those that still live. It watches
 the arrays that ``defensive_copy.freeze`` made. Callers of wrapped services get views of such an array, never the array
@@ -79,12 +79,19 @@ class MemoryRetention:
 
     def on_event(self, event: CacheEvent) -> None:
         """Count an entry that left memory, watch its value, and preserve the entry if it must be."""
+        if event.kind == "replaced":  # the log has no record of these, and callers may still use the value
+            self._preserve(event)
+            return
         if event.kind != "erased":  # erasures are recorded one by one
             labels: Any = event.labels
             self.counts.count(event.kind, "memory", "" if labels is None else labels[2], REASONS[event.kind])
         if event.kind != "evicted":  # an evicted value is not past its time, so callers may still use it
             self._outliving.update((id(array), array) for array in _copies(event.value, _MAX_DEPTH))
-        if event.kind == "erased" or self.until_ns(event.labels) <= self._table.now():
+        if event.kind != "erased":
+            self._preserve(event)
+
+    def _preserve(self, event: CacheEvent) -> None:
+        if self.until_ns(event.labels) <= self._table.now():
             return
         with self._locked():
             self._follow_holds()

@@ -48,7 +48,7 @@ cdef class Entries:
     cdef readonly long long hits, misses, stale_hits, negative_hits, inserted, replaced, evicted, expired, erased
     cdef readonly long long removed, rejected, events_lost, erasures
     cdef public long long wake_ns, revalidate_ns
-    cdef public bint listening, keeping
+    cdef public bint listening, keeping, preserving
     cdef long long _maxsize, _max_bytes, _ttl_ns, _stale_ns
     cdef object _policy
     cdef public object clock
@@ -96,7 +96,7 @@ cdef class Entries:
 
     @cython.final
     cdef int _remove(self, Py_ssize_t slot, object kind, list freed) except -1
-    cdef object _take(self, Py_ssize_t slot)
+    cdef object _take(self, Py_ssize_t slot, object kind)
 
     @cython.final
     cdef int _deleted(self, object target) except -1

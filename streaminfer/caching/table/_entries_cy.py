@@ -30,11 +30,12 @@ from streaminfer.caching.table._index_cy import KeyIndex
 from streaminfer.caching.table._slots_cy import FIRST, NEGATIVE, NEVER, SMALL, STALE, Slots
 from streaminfer.protocols import Clock
 
-__all__ = ["EVICTED", "EXPIRED", "NO_LIMIT", "Entries", "Labels"]
+__all__ = ["EVICTED", "EXPIRED", "NO_LIMIT", "REPLACED", "Entries", "Labels"]
 
 NO_LIMIT = 2**63 - 1
 EVICTED = "evicted"
 EXPIRED = "expired"
+REPLACED = "replaced"
 # subject and tags; with a policy also the data class and the instant at which the response was computed
 Labels = tuple[Any, ...] | None
 
@@ -70,6 +71,7 @@ class Entries:
         erasures: number of erasures, deletions and clearings so far; for ``erased_since``.
         listening: whether the table notes entries that leave, and calls ``_deliver_events`` to deliver them.
         keeping: whether it also notes replaced and removed values, so that they are freed without a lock.
+        preserving: whether it notes replaced entries as ``REPLACED``, also those that a rejected value removes.
         revalidate_ns: part of the stale time for which a value is used while it is refreshed; by default all of it.
         wake_ns: instant at which due entries will be freed; a store of an entry that is due earlier calls ``wake``.
     """
@@ -95,6 +97,7 @@ class Entries:
         self._deletions: dict[Any, int] = {}
         self.listening = False
         self.keeping = False
+        self.preserving = False
         self.wake_ns = 0
         self.hits = 0
         self.misses = 0
@@ -170,7 +173,7 @@ class Entries:
                 return now_ns
         return self._read()
 
-    def _store(  # noqa: C901, PLR0912 - the steps of one change of the table, between which nothing else may come
+    def _store(  # noqa: C901, PLR0912, PLR0915 - the steps of one change of the table, between which nothing else may come
         self, key: Any, value: Any, ttl_ns: int, size: int, labels: Any, negative: bool, erasures: int
     ) -> bool:
         if self._slots.capacity >= _LARGE_TABLE and self._order.count >= self._maxsize:
@@ -193,8 +196,10 @@ class Entries:
         if size > self._max_bytes:
             self.rejected += 1
             if slot >= 0 and not negative:
-                self._take(slot)
+                self._take(slot, REPLACED if self.preserving else None)
                 self._deleted(hashed)
+                if self._events:
+                    self._deliver_events()
             return False
         before = None
         if slot < 0:
@@ -215,8 +220,8 @@ class Entries:
             self._requeue(slot, size, negative)
             self._expiries.set(slot, at_ns)
             self.replaced += 1
-            if self.keeping:
-                self._note(None, key, before, labels_before)
+            if self.preserving or self.keeping:
+                self._note(REPLACED if self.preserving else None, key, before, labels_before)
         # consistent again
         if now_ns >= self._expiries.due_ns:
             self._expire(now_ns, _EXPIRIES_PER_STORE)
@@ -266,14 +271,14 @@ class Entries:
         self._note(kind, key, value, labels)
         self._drop(slot)
 
-    def _take(self, slot: int) -> Any:
-        """Remove an entry and return its value."""
+    def _take(self, slot: int, kind: str | None) -> Any:
+        """Remove an entry, note it as of a kind and return its value."""
         key = self._index.objects[3 * slot]
         value = self._index.objects[3 * slot + 1]
         labels = self._index.objects[3 * slot + 2]
         self._drop(slot)
         self.removed += 1
-        self._note(None, key, value, labels)
+        self._note(kind, key, value, labels)
         return value
 
     def _deleted(self, target: Any) -> None:

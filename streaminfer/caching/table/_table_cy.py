@@ -66,7 +66,7 @@ class EdgeTable(Entries):
         """
         self._deleted(hash(key))
         slot = self._find_fresh(key)
-        return default if slot < 0 else self._take(slot)
+        return default if slot < 0 else self._take(slot, None)
 
     def discard(self, key: Any) -> bool:
         """Remove the entry of a key: fresh, stale or a failure; a computation in flight for it is not stored.
@@ -78,7 +78,7 @@ class EdgeTable(Entries):
         slot = self._index.find(key, hash(key))
         if slot < 0:
             return False
-        self._take(slot)
+        self._take(slot, None)
         return True
 
     def overtake(self, key: Any) -> None:
@@ -97,7 +97,7 @@ class EdgeTable(Entries):
         if slot < 0:
             raise KeyError("the cache is empty")
         key = self._index.objects[3 * slot]
-        value = self._take(slot)
+        value = self._take(slot, None)
         self._deleted(hash(key))
         return key, value
 

@@ -1,4 +1,12 @@
-"""Destruction of a subject's keys in a thread, by a key provider that may hang."""
+"""Destruction of a subject's keys, once per erasure, by a key provider that may hang.
+
+*Once.* Tiers that share a provider carry out an erasure at different times, and retry it. After the first destruction,
+a tier that has made the erasure stores new values of the subject. A second destruction would make them unreadable.
+
+*Not too early.* While an erasure is registered, tiers begin no put that it matches. But a put that was already running
+may seal a value from before the erasure with a key that was made after the destruction. Its tier therefore calls
+`KeyDestruction.repeat` when the put has ended.
+"""
 
 import asyncio
 import os
@@ -14,29 +22,29 @@ __all__ = ["KeyDestruction"]
 
 
 class KeyDestruction:
-    """Destroys keys, one call of the provider at a time.
+    """Destroys keys, once for each erasure, for all tiers of a cache that use the same provider.
 
     A call that hangs is not repeated; its erasure takes the result when the call returns. Until then all other attempts
     fail at once, so that they delay no writes.
 
     Args:
-        keys: the provider.
+        keys: the provider; ``None``: there is nothing to destroy.
 
-    For one task at a time; it may be used on several event loops in turn.
+    For the tasks of one event loop at a time; any thread may use it while no loop does.
     """
 
-    def __init__(self, keys: KeyProvider) -> None:
-        self._keys = keys
+    def __init__(self, keys: KeyProvider | None) -> None:
+        self.keys = keys
         self._forget()
 
     def _forget(self) -> None:
         self._pid = os.getpid()
-        self._latest: Future[int] = Future()
-        self._latest.set_result(0)
+        self._overdue: set[Future[int]] = set()  # calls that exceeded their time limit
+        # calls that run or succeeded
         self._calls: weakref.WeakKeyDictionary[PendingErasure, Future[int]] = weakref.WeakKeyDictionary()
 
     async def make(self, erasing: PendingErasure, limit_s: float) -> None:
-        """Destroy the keys of an erasure's subject.
+        """Destroy the keys of an erasure's subject, unless that was done for this erasure or it is by tag.
 
         Args:
             erasing: the erasure.
@@ -46,33 +54,54 @@ class KeyDestruction:
             TimeoutError: the provider has not returned.
             Exception: the error of the provider.
         """
-        if self._pid != os.getpid():  # a forked process lacks the threads of the calls
-            self._forget()
-        if not self._latest.done():
+        if self.keys is None or erasing.subject is None:
+            return
+        self._check_process()
+        if not all(call.done() for call in self._overdue):
             raise TimeoutError("the key provider has not returned from an earlier call")
-        call = self._calls.pop(erasing, None)
+        self._overdue.clear()
+        call = self._calls.get(erasing)
         if call is None:
-            call = self._latest = self._begin(str(erasing.subject))
+            call = self._calls[erasing] = _begin(self.keys, erasing.subject)
         try:
             await within(limit_s, asyncio.wrap_future(call))
-        except TimeoutError as error:
-            if call.done():
-                raise
-            raise TimeoutError(f"the key provider took longer than {limit_s:g} s") from error
-        finally:
+        except Exception as error:
             if not call.done():
-                self._calls[erasing] = call
+                self._overdue.add(call)
+                raise TimeoutError(f"the key provider took longer than {limit_s:g} s") from error
+            if call.exception() is not None and self._calls.get(erasing) is call:
+                del self._calls[erasing]
+            raise
 
-    def _begin(self, subject: str) -> Future[int]:
-        call: Future[int] = Future()
-        call.set_running_or_notify_cancel()  # running calls cannot be cancelled, so they outlive their caller
+    def make_now(self, erasing: PendingErasure) -> None:
+        """Destroy the keys as `make` does, but in the caller's thread and without a limit; for a stopped tier."""
+        if self.keys is None or erasing.subject is None:
+            return
+        self._check_process()
+        if erasing not in self._calls:
+            call: Future[int] = Future()
+            call.set_result(self.keys.destroy(erasing.subject))
+            self._calls[erasing] = call
 
-        def run() -> None:
-            try:
-                call.set_result(self._keys.destroy(subject))
-            except BaseException as error:  # noqa: BLE001 - for the caller that waits
-                call.set_exception(error)
+    def repeat(self, erasing: PendingErasure) -> None:
+        """Let the next attempt destroy the keys again, because a value from before the erasure may have a new key."""
+        self._calls.pop(erasing, None)
 
-        # a daemon thread: a hanging provider must not delay the exit of the process or occupy a pool
-        threading.Thread(target=run, name="streaminfer-keys", daemon=True).start()
-        return call
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():  # a forked process lacks the threads of the calls
+            self._forget()
+
+
+def _begin(keys: KeyProvider, subject: str) -> Future[int]:
+    call: Future[int] = Future()
+    call.set_running_or_notify_cancel()  # running calls cannot be cancelled, so they outlive their caller
+
+    def run() -> None:
+        try:
+            call.set_result(keys.destroy(subject))
+        except BaseException as error:  # noqa: BLE001 - for the caller that waits
+            call.set_exception(error)
+
+    # a daemon thread: a hanging provider must not delay the exit of the process or occupy a pool
+    threading.Thread(target=run, name="streaminfer-keys", daemon=True).start()
+    return call

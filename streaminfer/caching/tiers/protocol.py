@@ -59,6 +59,8 @@ class Entry:
         tags: names by which it can be erased.
         subject: the person whose data it is; ``None``: of no person.
         data_class: class of a retention policy; ``""``: the default class.
+        min_age_s: the first seconds of ``ttl_s``, in which a tier that can do so loses it neither to a newer value of
+            its key nor to a lack of room; ``get`` does not return it.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range.
@@ -75,11 +77,20 @@ class Entry:
         default=None, validator=field_check(check_instance, _is_string, "a string", optional=True)
     )
     data_class: str = attrs.field(default="", validator=field_check(check_instance, _is_string, "a string"))
+    min_age_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
 
     @property
     def expires_ns(self) -> int | None:
         """Instant from which it is expired, on the wall clock; ``None``: never."""
         return None if self.ttl_s is None else self.stored_ns + in_ns(self.ttl_s)
+
+    @property
+    def aged_ns(self) -> int:
+        """Instant at which it reaches its minimum age, at the latest when it expires; 0: it has none."""
+        if not self.min_age_s:
+            return 0
+        aged_ns = min(self.stored_ns + in_ns(self.min_age_s), 2**63 - 1)
+        return aged_ns if self.expires_ns is None else min(aged_ns, self.expires_ns)
 
     def is_expired(self, now_ns: int) -> bool:
         """Return whether it is expired at an instant of the wall clock."""

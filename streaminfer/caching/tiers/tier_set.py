@@ -39,6 +39,8 @@ from streaminfer._runtime.lifecycle import start_owned, stop_all, stop_together
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
+from streaminfer.caching.tiers.encryption import KeyProvider
+from streaminfer.caching.tiers.key_destruction import KeyDestruction
 from streaminfer.caching.tiers.protocol import Entry, Notice, Tier, TierHit, in_ns
 from streaminfer.caching.tiers.tier_wait import TierWait
 from streaminfer.caching.tiers.writer import TierUsage, TierWriter
@@ -79,7 +81,7 @@ class TierSet:
             name = tier.name if not same else f"{tier.name} {same + 1}"
             if policy is not None:
                 policy.check_tier(name, tier)
-            self.workers.append(TierWriter(tier, name, position, self._counts))
+            self.workers.append(TierWriter(tier, name, position, self._counts, self._destruction_of(tier.keys)))
             if self.leasing is None and tier.lease_s:
                 self.leasing = self.workers[-1]
             tier.hear(partial(self._on_notice, position))
@@ -92,6 +94,11 @@ class TierSet:
         self._without_keys: set[str] = set()
         self._underway: dict[str | bytes, int] = {}
         self._failures = ErrorLog("streaminfer.caching")
+
+    def _destruction_of(self, keys: KeyProvider | None) -> KeyDestruction:
+        """Return the destruction of a provider's keys, which is the same for all tiers that use the provider."""
+        shared = (it.destruction for it in self.workers if it.destruction.keys is keys)
+        return next(shared, None) or KeyDestruction(keys)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -125,6 +132,7 @@ class TierSet:
         """Start the tiers; called by `hold`."""
         self._home, self._pid = asyncio.get_running_loop(), os.getpid()
         try:
+            self._register_owed()
             for worker in self.workers:
                 try:
                     await worker.start()
@@ -137,6 +145,20 @@ class TierSet:
         self._warned = False
         if self._policy is not None and self._policy.log is not None:
             self._log_regularly()
+
+    def _register_owed(self) -> None:
+        """Register the erasures that an earlier process left: each once, so that its keys are destroyed once."""
+        owing: dict[tuple[str | None, str | None], list[TierWriter]] = {}
+        for worker in self.workers:
+            pending = {(it.subject, it.tag) for it in worker.pending}
+            for selection in self._counts.owed_by(worker.place):
+                if selection not in pending:
+                    owing.setdefault(selection, []).append(worker)
+        for (subject, tag), workers in owing.items():
+            erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
+            for worker in workers:
+                worker.register(erasing)
+            erasing.arm(0)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Stop the tiers; called by `release`."""
@@ -298,6 +320,7 @@ class TierSet:
                 tags=frozenset(tags),
                 subject=subject,
                 data_class="" if rule is None else rule.data_class,
+                min_age_s=0.0 if rule is None else rule.min_age_s,
             )
             waiting.append(worker.put(key, entry))
         return waiting

@@ -108,18 +108,22 @@ class TierWriter:
         name: its name in this cache.
         position: 0 for the fastest.
         counts: counts for the policy's log.
+        destruction: destroys the keys of the tier's provider, for all tiers that use it.
     """
 
-    def __init__(self, tier: Tier, name: str, position: int, counts: RetentionCounts) -> None:
+    def __init__(
+        self, tier: Tier, name: str, position: int, counts: RetentionCounts, destruction: KeyDestruction
+    ) -> None:
         self.tier = tier
         self.name = name
         self.position = position
         self.hits = self.stale_hits = self.misses = self.read_timeouts = self.discarded = 0
         self.stored = self.rejected = self.dropped = self.disallowed = 0
         self._counts = counts
-        self._place = f"{name} {tier.place}".strip()
+        self.place = f"{name} {tier.place}".strip()
         self._erasures = PendingErasures()
-        self._destruction = None if tier.keys is None else KeyDestruction(tier.keys)
+        self.destruction = destruction
+        self._has_overrun = False  # whether a put did not end in time, so that it may still seal a value
         self._newer = NewerValues()
         self._queue: dict[str | bytes, PendingWrite] = {}
         self._leases: list[tuple[str | bytes, bytes]] = []  # leases to end without an entry
@@ -174,13 +178,7 @@ class TierWriter:
     # -- on the loop --------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start the tier, and begin its pending erasures, including those that an earlier process left."""
-        selections = {(it.subject, it.tag) for it in self.pending}
-        for subject, tag in self._counts.owed_by(self._place):
-            if (subject, tag) not in selections:
-                erasing = PendingErasure(subject, tag, [self.name])
-                self.register(erasing)
-                erasing.arm(0)
+        """Start the tier, and begin its pending erasures."""
         await self.tier.start()
         self._closing = False
         self._wake, self._pid = asyncio.Event(), os.getpid()  # belong to this event loop and process
@@ -227,11 +225,12 @@ class TierWriter:
         if self.runs:
             self._wake.set()
             return
-        if erasing.subject is not None and self.tier.keys is not None:
-            try:  # makes entries on the stopped tier unreadable; the tier erases them when it starts
-                self.tier.keys.destroy(erasing.subject)
-            except Exception as error:
-                _LOGGER.warning("the keys of a subject could not be destroyed yet: %s", error, exc_info=error)
+        try:  # makes entries on the stopped tier unreadable; the tier erases them when it starts
+            self.destruction.make_now(erasing)
+        except Exception as error:
+            _LOGGER.warning("the keys of a subject could not be destroyed yet: %s", error, exc_info=error)
+        if self._has_overrun:
+            self.destruction.repeat(erasing)
         if erasing.is_untried(self.name):
             self._failed(erasing, "the tier does not run; erased when it starts")
 
@@ -366,7 +365,11 @@ class TierWriter:
         try:
             making = self._delete(write.key) if write.entry is None else self.tier.put(write.key, write.entry)
             stored = await within(PUT_TIMEOUT_S, making)
+        except asyncio.CancelledError:
+            self._has_overrun = True
+            raise
         except TimeoutError:
+            self._has_overrun = True
             _LOGGER.warning("the tier %s did not take an answer within %g s", self.name, PUT_TIMEOUT_S)
             if self._closing:
                 self._drop(lambda _: True)
@@ -374,6 +377,10 @@ class TierWriter:
             self._failures.report(f"a write to the tier {self.name}", error)
         finally:
             self._writes_in_progress = 0
+            if write.entry is not None and self._erasures.matches(write.entry):
+                for erasing in self.pending:  # registered during the put
+                    if erasing.matches(write.entry.subject, write.entry.tags):
+                        self.destruction.repeat(erasing)
             if stored and not (write.entry and self._is_excluded(write.key, write.entry)):
                 self._newer.settle(write.key)  # otherwise a newer value or a deletion is queued
             self.stored += stored
@@ -400,11 +407,12 @@ class TierWriter:
         self._drop(lambda it: it.entry is not None and erasing.matches(it.entry.subject, it.entry.tags))
         failures: list[BaseException] = []
         count = 0
-        if self._destruction is not None and erasing.subject is not None:
-            try:
-                await self._destruction.make(erasing, ERASE_TIMEOUT_S)
-            except Exception as error:  # noqa: BLE001 - reported, and tried again
-                failures.append(error)
+        if self._has_overrun and erasing.is_untried(self.name):
+            self.destruction.repeat(erasing)
+        try:
+            await self.destruction.make(erasing, ERASE_TIMEOUT_S)
+        except Exception as error:  # noqa: BLE001 - reported, and tried again
+            failures.append(error)
         try:
             count = await within(ERASE_TIMEOUT_S, self.tier.erase(**erasing.selection))
         except Exception as error:  # noqa: BLE001 - the same
@@ -413,7 +421,7 @@ class TierWriter:
             self._pause_s = FIRST_RETRY_S
             self._erasures.end(erasing)
             self._counts.record("erased", where=self.name, count=count, reason="asked for", **erasing.selection)
-            self._counts.owe(self._place, is_owed=False, **erasing.selection)
+            self._counts.owe(self.place, is_owed=False, **erasing.selection)
             erasing.note(self.name, count)
             return
         self._try_again(max(says_retry_after_s(error) for error in failures))
@@ -422,7 +430,7 @@ class TierWriter:
     def _failed(self, erasing: PendingErasure, reason: str) -> None:
         if erasing.is_untried(self.name):  # only the first failure, not every attempt
             # the file for the next process first: if this one died with only the record, that would stay pending
-            self._counts.owe(self._place, is_owed=True, **erasing.selection)
+            self._counts.owe(self.place, is_owed=True, **erasing.selection)
             self._counts.record("erase_failed", where=self.name, count=0, reason=reason, **erasing.selection)
         erasing.note(self.name, reason)
         self._erasures.fail(erasing)

@@ -235,6 +235,47 @@ def test_entries_below_minimum_age_are_not_erased(aged, clock, log):
     assert [event.action for event in log.pending] == ["erase_held"]  # the erasure by tag, which was not repeated
 
 
+@pytest.mark.parametrize("after_s", [1.0, 4.0, 5.0, 9.0])
+@pytest.mark.parametrize("stale_s", [0.0, 3.0])
+def test_replaced_entry_is_kept_to_its_minimum_age(clock, stale_s, after_s):
+    """A new value preserves the one that it replaces, fresh or past its time, until that reaches its minimum age."""
+    cache = si.EdgeCache(ttl_s=5.0, stale_s=stale_s, retention=Retention(60.0, min_age_s=30.0), clock=clock)
+    events = []
+    cache.listen(events.append)
+    cache["k"] = "first"
+
+    clock.advance(after_s)
+    cache["k"] = "second"
+
+    assert [(event.key, event.value) for event in cache.preserved] == [("k", "first")]
+    assert cache["k"] == "second"
+    assert events == []
+    clock.advance(30.0 - after_s)
+    cache.expire()
+    assert [event.value for event in cache.preserved] == ["second"]
+
+
+def test_entry_replaced_by_rejected_value_is_kept(clock):
+    """A value larger than the whole cache removes the old one, which stays until its minimum age."""
+    cache = si.EdgeCache(max_bytes=100, retention=Retention(60.0, min_age_s=30.0), clock=clock)
+    cache["k"] = b"small"
+
+    cache["k"] = bytes(200)
+
+    assert (len(cache), [event.value for event in cache.preserved]) == (0, [b"small"])
+
+
+@pytest.mark.parametrize("age_s", [0.0, 30.0], ids=["no minimum age", "past it"])
+def test_replaced_entry_past_its_minimum_age_is_freed(aged, clock, age_s):
+    """A replaced entry without a minimum age, or past it, is not preserved."""
+    aged.put(1, 1, ttl_s=60.0, tags=["invoice"] if age_s else ())
+    clock.advance(age_s)
+
+    aged.put(1, 2)
+
+    assert aged.preserved == ()
+
+
 def test_a_finalizer_may_use_the_cache_at_any_moment(aged, clock, log):
     """The garbage collector may run a finalizer, which uses the cache, while the cache scans preserved entries."""
     retention = aged._memory.retention

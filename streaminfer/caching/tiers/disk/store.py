@@ -5,11 +5,13 @@ checksums, or not at all. Opening the file reads the log, which is limited to a 
 entries. Each record has its own checksum and contains its entry's name, so that reading detects altered records.
 
 * *Bounded*: ``max_page_count`` limits the file. Before a record is written, room is made: expired entries are deleted
-  first, then those that were stored first. Free pages are reused.
+  first, then those that were computed first. Free pages are reused.
 * *Gone is gone*: ``secure_delete`` overwrites deleted data, and the log is emptied after an erasure or a purge. SQLite
   also leaves copies of moved rows between the cells of a page. The store therefore searches the bytes of the file for
   deleted records. If it finds a readable one that has expired or was erased, it rewrites the file. An erasure also
   searches for records that others that share the file have deleted or replaced.
+* *Minimum ages*: an entry below its minimum age is not evicted, and a newer value of its key renames it instead of
+  deleting it. No read looks for the new name; a purge deletes the entry at its minimum age.
 * *No older value*: if a put fails, as on a full disk, the old entry is deleted. If even that fails, or another process
   kept the file locked, this process no longer returns the old entry, and deletes it at the next purge or at its close.
 * *Forks*: a fork copies SQLite's list of the locks that a process has on a file, but not the locks themselves. A forked
@@ -30,8 +32,9 @@ from typing import Any, TypeVar
 from streaminfer._internal.forking import at_fork, unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import PREFIX_BYTES, Counters, Records
-from streaminfer.caching.tiers._sqlite import HOLDS, make_file, set_hold, transaction
+from streaminfer.caching.tiers._sqlite import make_file, set_hold, transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
+from streaminfer.caching.tiers.disk.schema import FORMAT, FREE, INSERT, TABLES, add_missing
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 from streaminfer.compliance.every_file import every_file
@@ -48,26 +51,6 @@ _LOG_PAGES = 4 * 2**20 // _PAGE
 _SPARE_PAGES = 16  # for splits of the indices
 _BUSY_MS = 2000
 _POLL_INTERVAL_S = 0.001
-_FORMAT = 2
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, subject BLOB,
-    data_class BLOB NOT NULL, stored_ns INTEGER NOT NULL, expires_ns INTEGER, size INTEGER NOT NULL,
-    record BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS by_subject ON entries (subject) WHERE subject IS NOT NULL;
-CREATE INDEX IF NOT EXISTS by_expiry ON entries (expires_ns) WHERE expires_ns IS NOT NULL;
-CREATE INDEX IF NOT EXISTS by_age ON entries (stored_ns);
-CREATE INDEX IF NOT EXISTS by_class ON entries (data_class, stored_ns, size);
-CREATE TABLE IF NOT EXISTS tags (tag BLOB, entry INTEGER REFERENCES entries (id) ON DELETE CASCADE,
-    PRIMARY KEY (tag, entry)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS of_entry ON tags (entry);
-"""
-_INSERT = """
-INSERT INTO entries (key, subject, data_class, stored_ns, expires_ns, size, record) VALUES (?, ?, ?, ?, ?, ?, ?)
-"""
-_FREE = """
-    AND coalesce(subject, x'') NOT IN (SELECT name FROM holds)
-    AND NOT EXISTS (SELECT 1 FROM tags JOIN holds ON tag = name WHERE entry = entries.id)
-"""
 
 
 class DiskStore:
@@ -144,8 +127,8 @@ class DiskStore:
         """Remove up to `CHUNK` entries that are expired at ``now_ns``; return how many. Raises on failure."""
         self._delete_outdated()
         now_ns = self._now() if now_ns is None else now_ns
-        purged = self._delete("expires_ns <= ?" + _FREE, now_ns) or self._delete(
-            "stored_ns > ?" + _FREE, now_ns + SKEW_NS
+        purged = self._delete("expires_ns <= ?" + FREE, now_ns) or self._delete(
+            "stored_ns > ?" + FREE, now_ns + SKEW_NS
         )
         self._counters.purged += purged
         return purged
@@ -265,14 +248,14 @@ class DiskStore:
         db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * _PAGE}")
         version = self._pragma("user_version")
-        is_incompatible = version not in {0, _FORMAT} or self._pragma("page_size") != _PAGE
+        is_incompatible = version not in {0, FORMAT} or self._pragma("page_size") != _PAGE
         if is_incompatible or self._pragma("page_count") > self._max_pages:
             self._rebuild()
             return
         db.execute(f"PRAGMA max_page_count = {self._max_pages}")
         if version == 0:
-            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
-        db.execute(HOLDS)  # older files lack this table
+            db.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
+        add_missing(db)
         self._may_have_leftovers, self._searched_version = True, -1  # others may have deleted entries
         self._count()
 
@@ -323,7 +306,7 @@ class DiskStore:
             self._delete("id = ?", row[0])
             return None
         if entry.is_expired(self._now()):
-            self._counters.purged += self._delete("id = ?" + _FREE, row[0])
+            self._counters.purged += self._delete("id = ?" + FREE, row[0])
             return None
         return entry
 
@@ -342,7 +325,7 @@ class DiskStore:
 
     def _delete_outdated(self) -> None:
         for number in list(self._outdated):
-            self._delete("id = ?", number)
+            self._delete_replaced("id = ?", number)
             self._outdated.remove(number)
 
     def _put(self, name: bytes, entry: Entry) -> bool:
@@ -351,16 +334,16 @@ class DiskStore:
         pages = len(record) // (_PAGE - 4) + 1
         if not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
             self._counters.rejected += 1
-            self._delete("key = ?", name)  # the old entry is not the latest value any more
+            self._delete_replaced("key = ?", name)  # it is not the latest value any more
             return False
         data_class = records.name(b"c", entry.data_class)
         subject = None if entry.subject is None else records.name(b"s", entry.subject)
         expires_ns = None if entry.expires_ns is None else min(entry.expires_ns, 2**63 - 1)
         with transaction(self._opened()) as db:
-            deleted = db.execute("DELETE FROM entries WHERE key = ?", (name,)).rowcount
+            deleted = self._remove_replaced(db, "key = ?", name)
             purged, evicted = self._make_room(pages + _SPARE_PAGES)
-            row = (name, subject, data_class, entry.stored_ns, expires_ns, len(record), record)
-            number = db.execute(_INSERT, row).lastrowid
+            row = (name, subject, data_class, entry.stored_ns, expires_ns, entry.aged_ns, len(record), record)
+            number = db.execute(INSERT, row).lastrowid
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
         deleted += purged + evicted
         self._counters.stored += 1
@@ -375,11 +358,12 @@ class DiskStore:
         db = self._opened()
         purged = evicted = 0
         while self._max_pages - self._used_pages() < pages:
-            expired = f"SELECT id FROM entries WHERE expires_ns <= ? {_FREE} LIMIT 16"  # noqa: S608 - literals
+            expired = f"SELECT id FROM entries WHERE expires_ns <= ? {FREE} LIMIT 16"  # noqa: S608 - literals
             rows = db.execute(expired, (self._now(),)).fetchall()
             purged += len(rows)
             if not rows:
-                rows = db.execute(f"SELECT id FROM entries WHERE 1 {_FREE} ORDER BY id LIMIT 4").fetchall()  # noqa: S608 - the same
+                oldest = f"SELECT id FROM entries WHERE aged_ns <= ? {FREE} ORDER BY stored_ns LIMIT 4"  # noqa: S608 - the same
+                rows = db.execute(oldest, (self._now(),)).fetchall()
                 evicted += len(rows)
             if not rows:
                 break  # SQLite raises if there is not enough room
@@ -390,10 +374,31 @@ class DiskStore:
         chosen = f"DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE {where} LIMIT {CHUNK})"  # noqa: S608 - only literals come here
         with transaction(self._opened()) as db:
             deleted = db.execute(chosen, (value,)).rowcount
+        self._count_deleted(deleted)
+        return deleted
+
+    def _delete_replaced(self, where: str, value: bytes | int) -> None:
+        with transaction(self._opened()) as db:
+            deleted = self._remove_replaced(db, where, value)
+        self._count_deleted(deleted)
+
+    def _remove_replaced(self, db: sqlite3.Connection, where: str, value: bytes | int) -> int:
+        """Delete an entry that is not the latest value of its key, or rename it if it is below its minimum age.
+
+        Returns:
+            The number of deleted entries.
+        """
+        now_ns = self._now()
+        deleted = db.execute(f"DELETE FROM entries WHERE {where} AND aged_ns <= ?", (value, now_ns)).rowcount  # noqa: S608 - literals
+        if not deleted and (row := db.execute(f"SELECT id, key FROM entries WHERE {where}", (value,)).fetchone()):  # noqa: S608 - the same
+            preserved = b"p%d %b" % row  # longer than a hashed name, and a plain one begins with k: no key has it
+            db.execute("UPDATE entries SET key = ?, expires_ns = aged_ns WHERE id = ?", (preserved, row[0]))
+        return deleted
+
+    def _count_deleted(self, deleted: int) -> None:
         if deleted:
             self._may_have_leftovers = True
             self._count(-deleted)
-        return deleted
 
     def _count(self, change: int | None = None) -> None:
         """Add ``change`` to the number of entries, or count them, which reads a whole index."""

@@ -39,10 +39,10 @@ class DiskTier(MediumTier):
     Args:
         folder: made if missing, for the owner only. It contains the file, its log and a lock.
         max_bytes: largest size of the file, at least 1 MiB. The log beside it takes about 4 MiB, and more for a time if
-            a record is larger. Entries that were stored first are evicted first. An entry larger than a quarter of the
-            limit is rejected. A file that is too large when it is opened is replaced by an empty one. If a purge or
-            erasure leaves readable copies of deleted records, the tier rewrites the file. During the rewrite its
-            content also lies in the log and in SQLite's folder for temporary files.
+            a record is larger. Entries that were computed first are evicted first, and none below its minimum age. An
+            entry larger than a quarter of the limit is rejected. A file that is too large when it is opened is replaced
+            by an empty one. If a purge or erasure leaves readable copies of deleted records, the tier rewrites the
+            file. During the rewrite its content also lies in the log and in SQLite's folder for temporary files.
         keys: encrypts records and names with keys of this provider; ``None``: they are plain, with checksums.
         purge_every_s: seconds between purges. While the tier runs, an expired entry leaves the medium after at most
             this time plus the duration of the purge.

@@ -1,0 +1,49 @@
+"""Tables of a disk tier's file, and changes that bring an older file up to date."""
+
+import sqlite3
+from contextlib import suppress
+
+from streaminfer.caching.tiers._sqlite import HOLDS, transaction
+
+__all__ = ["FORMAT", "FREE", "INSERT", "TABLES", "add_missing"]
+
+FORMAT = 2
+"""Version of the file; a file of another version is replaced by an empty one."""
+
+# an eviction skips entries below their minimum age without reading them
+_BY_AGE = "CREATE INDEX IF NOT EXISTS by_age ON entries (stored_ns, aged_ns)"
+TABLES = f"""
+CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, subject BLOB,
+    data_class BLOB NOT NULL, stored_ns INTEGER NOT NULL, expires_ns INTEGER, size INTEGER NOT NULL,
+    aged_ns INTEGER NOT NULL DEFAULT 0, record BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS by_subject ON entries (subject) WHERE subject IS NOT NULL;
+CREATE INDEX IF NOT EXISTS by_expiry ON entries (expires_ns) WHERE expires_ns IS NOT NULL;
+{_BY_AGE};
+CREATE INDEX IF NOT EXISTS by_class ON entries (data_class, stored_ns, size);
+CREATE TABLE IF NOT EXISTS tags (tag BLOB, entry INTEGER REFERENCES entries (id) ON DELETE CASCADE,
+    PRIMARY KEY (tag, entry)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS of_entry ON tags (entry);
+"""
+"""Tables of a new file. ``aged_ns`` is when an entry reaches its minimum age; 0: it has none."""
+
+INSERT = """
+INSERT INTO entries (key, subject, data_class, stored_ns, expires_ns, aged_ns, size, record)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+FREE = """
+    AND coalesce(subject, x'') NOT IN (SELECT name FROM holds)
+    AND NOT EXISTS (SELECT 1 FROM tags JOIN holds ON tag = name WHERE entry = entries.id)
+"""
+"""Condition of a query: no legal hold matches the entry."""
+
+
+def add_missing(db: sqlite3.Connection) -> None:
+    """Add what older files lack: legal holds and minimum ages. The entries stay; older versions can still use them."""
+    db.execute(HOLDS)
+    # a count, because the names and types of a corrupt file may not be valid text
+    if db.execute("SELECT count(*) FROM pragma_table_info('entries') WHERE name = 'aged_ns'").fetchone()[0]:
+        return
+    db.execute("ALTER TABLE entries ADD COLUMN aged_ns INTEGER NOT NULL DEFAULT 0")
+    with suppress(sqlite3.OperationalError), transaction(db):  # a full file may lack the room, and works without
+        db.execute("DROP INDEX by_age")
+        db.execute(_BY_AGE)

@@ -1,0 +1,186 @@
+"""Minimum ages on the disk: neither a newer value nor a lack of room loses an entry before its minimum age."""
+
+import asyncio
+import os
+import sqlite3
+
+import pytest
+
+import streaminfer as si
+from streaminfer.caching.tiers import DiskTier, Entry
+from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.testing import FakeClock
+
+S = 10**9
+MIB = 2**20
+NOW = 1_700_000_000 * S
+
+
+@pytest.fixture
+def wall():
+    return FakeClock(NOW)
+
+
+@pytest.fixture
+def keys():
+    keys = StoredKeys(":memory:", master=b"m" * 32)
+    yield keys
+    keys.close()
+
+
+@pytest.fixture
+def tier(tmp_path, wall):
+    return DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall)
+
+
+def young(value, wall, **more):
+    """Return an entry with a minimum age of 600 s."""
+    return Entry(value=value, stored_ns=wall(), ttl_s=3600.0, min_age_s=600.0, **more)
+
+
+async def count_of(tier):
+    return sum(held.entries for held in await tier.inventory())
+
+
+def test_recomputed_response_leaves_the_first_on_disk(tmp_path, wall, keys):
+    """A response that is recomputed after its time to live is on the disk beside the new one until its minimum age."""
+    clock = FakeClock()
+
+    class Model:
+        fingerprint = "m"
+        calls = 0
+
+        async def call(self, request):
+            self.calls += 1
+            return si.Response(f"invoice {self.calls}", source="model")
+
+    def stack():
+        tier = DiskTier(tmp_path, max_bytes=MIB, keys=keys, wall_clock=lambda: NOW + clock())
+        return tier, si.Stack(
+            si.EdgeCache(ttl_s=10.0, clock=clock, retention=si.Retention(3600.0, min_age_s=600.0), tiers=[tier]), model
+        )
+
+    async def main():
+        counts = []
+        for _ in range(2):  # the second time in another process
+            tier, service = stack()
+            async with service:
+                await service(1.0, subject="anna")
+            clock.advance(11.0)
+        async with tier:
+            counts.append(await count_of(tier))
+            clock.advance(600.0 - 22.0)
+            await tier.purge()
+            counts.append(await count_of(tier))
+            return counts, await tier.erase(subject="anna")
+
+    model = Model()
+    assert asyncio.run(main()) == ([2, 1], 1)
+    assert model.calls == 2
+
+
+@pytest.mark.parametrize("newer", ["stored", "rejected"])
+def test_newer_value_renames_a_young_entry(tier, wall, newer):
+    """The older value of a key is not returned, stays until its minimum age, and an erasure finds it."""
+
+    async def main():
+        async with tier:
+            await tier.put("k", young("old", wall, subject="anna", tags=["face"]))
+            assert await tier.put("k", young("new" if newer == "stored" else object(), wall)) is (newer == "stored")
+            found = await tier.get("k")
+            assert (found and found.value) == ("new" if newer == "stored" else None)
+            wall.advance(599.0)
+            assert await tier.purge() == 0
+            assert await count_of(tier) == 1 + (newer == "stored")
+            return await tier.erase(tag="face"), await count_of(tier)
+
+    assert asyncio.run(main()) == (1, newer == "stored")
+
+
+def test_replaced_entry_goes_at_its_minimum_age(tier, wall):
+    """A renamed entry leaves the disk at its minimum age, before its own time ends; the latest one stays."""
+
+    async def main():
+        async with tier:
+            for number in range(3):
+                await tier.put("k", young(number, wall))
+                wall.advance(100.0)
+            counts = []
+            for after_s in (299.0, 1.0, 100.0, 100.0):
+                wall.advance(after_s)
+                await tier.purge()
+                counts.append(await count_of(tier))
+            return counts, (await tier.get("k")).value
+
+    assert asyncio.run(main()) == ([3, 2, 1, 1], 2)
+
+
+def test_failed_put_leaves_the_young_entry(tier, wall):
+    """A put that finds no room leaves the older value on the disk, and no get returns that."""
+
+    async def main():
+        async with tier:
+            await tier.put("k", young("old", wall))
+            pages = tier._store._pragma("page_count")
+            await tier._run(lambda: tier._store._db.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+            assert not await tier.put("k", young(os.urandom(100_000), wall))
+            return await tier.get("k"), await count_of(tier)
+
+    assert asyncio.run(main()) == (None, 1)
+
+
+def test_full_disk_evicts_no_young_entry(tier, wall):
+    """A full disk evicts other entries, and rejects new ones if all entries are below their minimum age."""
+
+    async def main():
+        async with tier:
+            assert await tier.put("other", Entry(value=os.urandom(60_000), stored_ns=wall()))
+            number = 0
+            while await tier.put(f"k{number}", young(os.urandom(60_000), wall)):
+                number += 1
+            assert await tier.get("other") is None
+            assert [await tier.get(f"k{it}") is not None for it in range(number)] == [True] * number
+            full = tier.statistics()
+            assert (full.evicted, full.errors) == (1, 1)
+            assert "full" in full.last_error
+            wall.advance(600.0)
+            assert await tier.put("later", young(os.urandom(60_000), wall))
+            assert await tier.get("k0") is None
+            return number
+
+    assert asyncio.run(main()) > 5
+
+
+def test_eviction_skips_young_entries_by_index(tier, wall):
+    """The query for entries to evict reads an index, not the records, which can be a million."""
+
+    async def plan():
+        async with tier:
+            query = "EXPLAIN QUERY PLAN SELECT id FROM entries WHERE aged_ns <= 0 ORDER BY stored_ns LIMIT 4"
+            return await tier._run(lambda: tier._store._db.execute(query).fetchall())
+
+    assert [row[3] for row in asyncio.run(plan())] == ["SCAN entries USING COVERING INDEX by_age"]
+
+
+def test_file_of_an_older_version_keeps_its_entries(tier, tmp_path, wall):
+    """A file without minimum ages gains them when it is opened, and loses no entry."""
+
+    async def fill():
+        async with tier:
+            await tier.put("k", Entry(value="old", stored_ns=wall()))
+
+    async def use(old, new):
+        async with tier:
+            assert (await tier.get("k")).value == old
+            await tier.put("k", young(new, wall))
+            return await count_of(tier), tier.statistics().rebuilds
+
+    asyncio.run(fill())
+    file = sqlite3.connect(tmp_path / "cache.db")
+    file.executescript("""
+        DROP INDEX by_age; ALTER TABLE entries DROP COLUMN aged_ns; CREATE INDEX by_age ON entries (stored_ns);
+    """)
+    file.close()
+
+    assert asyncio.run(use("old", "new")) == (1, 0)
+    assert asyncio.run(use("new", "newer")) == (2, 0)
