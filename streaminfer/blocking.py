@@ -125,7 +125,7 @@ class BlockingStack:
             Exception: the error of a layer.
         """
         if timeout_s is not None:
-            check_duration("timeout_s", timeout_s)
+            timeout_s = check_duration("timeout_s", timeout_s)
         self._check_process()
         self._leave(drain=drain, timeout_s=timeout_s)
 

@@ -119,7 +119,7 @@ def bind(stack: Stack, *, timeout_s: float | None = None) -> Callable[[HTTPConne
     """
     check_instance("stack", stack, lambda it: isinstance(it, Stack), "a Stack")
     if timeout_s is not None:
-        check_duration("timeout_s", timeout_s, positive=True)
+        timeout_s = check_duration("timeout_s", timeout_s, positive=True)
 
     # FastAPI would call a plain function in a thread
     async def bound(connection: HTTPConnection) -> BoundService:

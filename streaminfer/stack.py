@@ -309,7 +309,7 @@ class Stack(Wrapper):
             RuntimeError: from another loop, or while the stack is starting.
         """
         if timeout_s is not None:
-            check_duration("timeout_s", timeout_s)
+            timeout_s = check_duration("timeout_s", timeout_s)
         run = self._run
         if run is None or self.stack_state == "stopped":
             return

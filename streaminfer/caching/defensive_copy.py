@@ -58,8 +58,9 @@ def _freeze(value: Any) -> Any:
 def _freeze_array(value: Any) -> Any:
     array = np.array(np.asanyarray(value), order="K", subok=True)  # NumPy returns a view for a single record
     if array.dtype.kind == "O":  # arrays within arrays
-        for place, item in enumerate(array.flat):
-            array.flat[place] = _freeze(item)
+        objects = array.view(np.ndarray).flat  # a masked array would make arrays of lists
+        for place in range(array.size):
+            objects[place] = _freeze(objects[place])
     if isinstance(array, np.ma.MaskedArray):  # views share its mask and its fill value, which is an array too
         masked: Any = array
         for own in (masked._mask, masked._fill_value):

@@ -42,7 +42,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     An entry is fresh before its expiry instant and expired from that instant on (now ≥ expiry). Times of a minute or
     more may end early, by at most 10 ms, because the cache counts them from the system's last clock tick. The mapping's
     methods, ``len`` and ``size`` see fresh entries only. Iteration, ``keys()``, ``values()`` and ``items()`` read a
-    snapshot, with the next entry to be evicted first, and do not count as a use.
+    snapshot and do not count as a use. Only with ``eviction="lru"`` is the next entry to be evicted first.
 
     Expired entries leave memory within 0.25 s after their time (stale time included). One daemon thread frees those of
     all idle caches. A cache with a ``clock`` frees them when values are stored or counted, and in :meth:`expire`.

@@ -48,7 +48,7 @@ def asgi_app(
         ``app.mount("/inference", si.serving.asgi_app({"faces": stack}))``.
     """
     if stop_timeout_s is not None:
-        check_duration("stop_timeout_s", stop_timeout_s)
+        stop_timeout_s = check_duration("stop_timeout_s", stop_timeout_s)
     limits = checked_limits(limits)
     return ServingApp(served_models(stacks, limits), limits, stop_timeout_s)
 

@@ -46,10 +46,10 @@ def keda_scaled_object(
         check_instance(name, text, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
     if slug(deployment) != deployment:
         raise ValueError(expected("deployment", "a name of Kubernetes: lower case letters, digits, dashes", deployment))
-    check_duration("queue_delay_s", queue_delay_s, positive=True)
-    check_count("min_replicas", min_replicas)
-    check_count("max_replicas", max_replicas, at_least=min_replicas)
-    check_duration("window_s", window_s, positive=True)
+    queue_delay_s = check_duration("queue_delay_s", queue_delay_s, positive=True)
+    min_replicas = check_count("min_replicas", min_replicas)
+    max_replicas = check_count("max_replicas", max_replicas, at_least=min_replicas)
+    window_s = check_duration("window_s", window_s, positive=True)
     check_number("downscale_delay_s", downscale_delay_s, "seconds from 0 to 3600", lambda it: 0.0 <= it <= 3600.0)
     selector = f'{{service={quoted(service)}, part="queue"}}[{duration(window_s)}]'
     delay = f"sum(rate({_PARTS}_sum{selector})) / sum(rate({_PARTS}_count{selector}))"

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 from ray_environment import run_with_ray
@@ -35,6 +36,13 @@ def test_a_scaled_object_asks_for_the_mean_queue_delay():
     mean = f"sum(rate({family}_sum{selector})) / sum(rate({family}_count{selector}))"
     assert trigger["metadata"]["query"] == f"({mean} >= 0) or vector(0)"
     assert (trigger["metricType"], trigger["metadata"]["threshold"]) == ("Value", "0.005")
+
+
+def test_numbers_of_numpy_become_plain_numbers():
+    """Numbers of NumPy give the same object as Python's numbers."""
+    numbers = {"min_replicas": np.int64(1), "max_replicas": np.int64(8), "window_s": np.float32(60)}
+
+    assert keda_scaled_object("faces", **VALID | numbers) == keda_scaled_object("faces", **VALID)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 
 import streaminfer as si
@@ -42,6 +43,24 @@ def test_requests_in_a_shared_stack_end(drain):
         assert first.statistics()["Telemetry"].outcomes == {"Closed": 1}
         assert first.statistics()["Telemetry"].in_flight == 0
         await second.stop(drain=False)
+
+    run(main)
+
+
+def test_timeout_of_a_stop_can_be_a_float32():
+    """A timeout that is a `float32` ends the stop in time, also if the loop's time needs more digits than it has."""
+
+    async def main(loop):
+        await asyncio.sleep(1e6)
+        backend = ScriptedBackend(HANG)
+        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=1), backend, clock=loop.clock)
+        await stack.start()
+        call = await a_call(stack)
+        began = loop.time()
+        await stack.stop(timeout_s=np.float32(0.51))
+        assert loop.time() - began == pytest.approx(0.51, abs=0.001)
+        with pytest.raises(si.Closed):
+            await call
 
     run(main)
 

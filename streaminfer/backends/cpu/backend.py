@@ -142,7 +142,7 @@ class CpuBackend(Node):
         check_no_generator("fn", fn)
         check_choice("executor", executor, ("thread", "process", "inline"))
         workers = check_count("workers", workers, at_most=MAX_WORKERS)
-        check_duration("hang_grace_s", hang_grace_s)
+        hang_grace_s = check_duration("hang_grace_s", hang_grace_s)
         check_instance("version", version, lambda it: it is None or isinstance(it, str), "a string, or None")
         check_instance(
             "residency", residency, lambda it: it is None or isinstance(it, Residency), "a Residency, or None"

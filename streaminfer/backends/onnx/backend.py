@@ -141,7 +141,7 @@ class OnnxBackend(Node):
         check_choice("executor", executor, ("thread", "inline"))
         if executor == "inline" and sessions != 1:
             raise ValueError(expected("sessions", "1 with executor='inline'", sessions))
-        check_duration("hang_grace_s", hang_grace_s)
+        hang_grace_s = check_duration("hang_grace_s", hang_grace_s)
         check_choice("non_finite", non_finite, ("allow", "reject"))
         check_instance("warmup", warmup, lambda one: isinstance(one, Sequence), "a sequence of batch sizes")
         self._new_options = functools.partial(_run_options, runtime)

@@ -129,9 +129,10 @@ class TritonBackend(StackClock, Node):
         check_instance("shared_memory", shared_memory, lambda it: isinstance(it, bool), "True or False")
         check_choice("non_finite", non_finite, ("allow", "reject"))
         self._accept_clock(clock)
-        for name, seconds in (("statistics_every_s", statistics_every_s), ("keepalive_s", keepalive_s)):
-            if seconds is not None:
-                check_duration(name, seconds, positive=True)
+        if statistics_every_s is not None:
+            statistics_every_s = check_duration("statistics_every_s", statistics_every_s, positive=True)
+        if keepalive_s is not None:
+            keepalive_s = check_duration("keepalive_s", keepalive_s, positive=True)
         self._memory_bytes = None if memory_bytes is None else check_count("memory_bytes", memory_bytes)
         address = find_endpoint(url, protocol, tls, insecure)
         if shared_memory and not address.local:

@@ -1,12 +1,12 @@
 """Counters of one model's use of a device."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import attrs
 
 from streaminfer.batching.device.statistics import DeviceModelStatistics
 
-__all__ = ["Account"]
+__all__ = ["Account", "model_statistics"]
 
 
 @attrs.define
@@ -28,3 +28,18 @@ class Account:
             slowdowns: by other model, how many times as long a batch of this one takes beside it.
         """
         return DeviceModelStatistics(**attrs.asdict(self), slowdowns=slowdowns)
+
+
+def model_statistics(
+    accounts: Mapping[str, Account], slowdowns: Mapping[tuple[Hashable, Hashable], float]
+) -> dict[str, DeviceModelStatistics]:
+    """Return a frozen snapshot of each account by the name of its model, sorted.
+
+    Args:
+        accounts: by name of the model.
+        slowdowns: by model and other model, how many times as long a batch of the first takes beside the other.
+    """
+    return {
+        name: account.statistics({str(other): how for (model, other), how in slowdowns.items() if model == name})
+        for name, account in sorted(accounts.items())
+    }

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from weakref import WeakKeyDictionary
@@ -10,7 +11,7 @@ import attrs
 
 from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
-from streaminfer.batching.device.account import Account
+from streaminfer.batching.device.account import Account, model_statistics
 from streaminfer.batching.device.interference import Interference
 from streaminfer.batching.device.member import DeviceMember, Residence
 from streaminfer.batching.device.preemption import Preemption
@@ -24,6 +25,8 @@ from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.request import timeout_ns
 
 __all__ = ["Device"]
+
+_NUMBERS = itertools.count(1)
 
 
 @attrs.define
@@ -83,6 +86,7 @@ class Device:
     ) -> None:
         check_instance("name", name, lambda it: isinstance(it, str) and bool(it), "a name")
         self.name = name
+        self._number = next(_NUMBERS)
         self.concurrency = check_count("concurrency", concurrency)
         expectation = "a mapping of name to weight"
         check_instance("weights", weights, lambda it: it is None or isinstance(it, Mapping), expectation)
@@ -262,6 +266,7 @@ class Device:
         slowdowns = {**self._front.interference.slowdowns(), **self._back.interference.slowdowns()}
         return DeviceStatistics(
             name=self.name,
+            number=self._number,
             concurrency=self.concurrency,
             running=sum(len(level.running) for level in self._levels),
             waiting=tuple(sorted(named(it, it.source) for it in tuple(self._waiting) if it.is_waiting)),
@@ -269,12 +274,7 @@ class Device:
             loaded=tuple(resident.get(it, it.source) for it in tuple(memory.bytes_of) if memory.is_loaded(it)),
             preemptive=self.preemptive,
             background=tuple(sorted(named(it, it.source) for it in background)),
-            models={
-                name: account.statistics(
-                    {str(other): how for (model, other), how in slowdowns.items() if model == name}
-                )
-                for name, account in sorted(self._accounts.items())
-            },
+            models=model_statistics(self._accounts, slowdowns),
         )
 
     def _count_promotion(self, member: DeviceMember) -> None:

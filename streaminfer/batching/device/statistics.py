@@ -40,6 +40,7 @@ class DeviceStatistics(Snapshot):
 
     Attributes:
         name: name of the device.
+        number: number of the device in this process, in the order of creation: devices may have the same name.
         concurrency: how many batches may run at once.
         running: batches that are running.
         waiting: names of the models that wait for a turn: a request is queued, and a worker of their batcher is free.
@@ -51,6 +52,7 @@ class DeviceStatistics(Snapshot):
     """
 
     name: str
+    number: int = attrs.field(eq=False)
     concurrency: int
     running: int
     waiting: tuple[str, ...]

@@ -4,7 +4,8 @@
 *Design.* An expired entry must make room before a fresh one does, and must not be counted, so a coarse order is not
 enough. The heap orders a slot by a *filed* instant, which is never later than the slot's own instant. To set a later
 instant, as replacing a value does, or to remove the instant is therefore one write. When the slot reaches the top, the
-heap files it again under its own instant, or removes it. Only an earlier instant moves the slot at once.
+heap files it again under its own instant, or removes it. It does so even if that instant is due, because slots must
+leave in order: the responses that became stale last are stored longest. Only an earlier instant moves the slot at once.
 
 *Complexity.* A slot reaches the top once per time to live, which takes O(log n). Setting an instant that is the latest
 so far, as most are, is O(1). The heap takes 16 bytes per slot, which most operations do not read; instants and marks
@@ -97,7 +98,7 @@ class ExpiryHeap:
             self.due_ns = at_ns
 
     def pop_due(self, now_ns: int) -> int:
-        """Remove the instant of one slot that is due at ``now_ns``.
+        """Remove the instant of the slot that is due first, if it is due at ``now_ns``.
 
         Returns:
             The slot; -1 if none is due (then none is before ``due_ns``); -2 if the search stopped early: call again.
@@ -108,7 +109,7 @@ class ExpiryHeap:
                 return -1
             slot = self._heap[0]
             at_ns = self._slots._words[4 * slot + 1]
-            if now_ns < at_ns and at_ns != NEVER:
+            if self.due_ns < at_ns and at_ns != NEVER:  # filed too early; another slot may be due before it
                 if at_ns > self._latest_ns:
                     self._latest_ns = at_ns
                 self._sink(slot, at_ns)

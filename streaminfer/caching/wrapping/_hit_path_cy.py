@@ -4,7 +4,8 @@
 double that. Everything else (a miss, a stale or a negative entry) goes to a `Layer` as a :class:`Miss`.
 
 *Copies.* Arrays of stored values own their memory and are read-only (``defensive_copy.freeze``). A caller gets views,
-which NumPy never makes writeable, in its own containers. Changing these containers does not change the cache.
+which NumPy never makes writeable, in its own containers. Changing these containers does not change the cache. An array
+of objects may hold containers, so a caller gets a copy of it.
 
 One source, compiled with the C types of ``_hit_path_cy.pxd`` or run as plain Python.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from numpy import ndarray
+from numpy import dtype, ndarray
 
 if TYPE_CHECKING:
     from streaminfer.caching._keys_cy import KeyMaker
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["HitPath", "Miss", "copy_out"]
 
 _FRESH = 1
+_OBJECT_DTYPE = type(dtype(object))  # the class: dtypes of unpickled arrays are other instances
 
 
 class Miss:
@@ -82,12 +84,14 @@ class HitPath:
 def copy_out(value: Any) -> Any:
     """Return a caller's copy of a stored value: read-only views of arrays, copies of containers, other objects as is.
 
+    An array of objects is a read-only copy, with a caller's copy of each object.
+
     Args:
         value: what ``defensive_copy.freeze`` returned.
     """
     kind = type(value)
     if kind is ndarray:
-        return value.view()
+        return _copy_out_array(value)
     if kind is str or kind is int or kind is float or kind is bytes or value is None:
         return value
     if kind is dict:
@@ -96,7 +100,18 @@ def copy_out(value: Any) -> Any:
         return [copy_out(item) for item in value]
     if isinstance(value, (tuple, dict, list)):
         return _copy_out_other(value, kind)
-    return value.view() if isinstance(value, ndarray) else value
+    return _copy_out_array(value) if isinstance(value, ndarray) else value
+
+
+def _copy_out_array(value: Any) -> Any:
+    if type(value.dtype) is not _OBJECT_DTYPE:
+        return value.view()
+    own = value.copy(order="K")
+    objects = own.view(ndarray).flat  # a masked array would make arrays of lists
+    for place in range(own.size):
+        objects[place] = copy_out(objects[place])
+    own.setflags(write=False)
+    return own
 
 
 def _copy_out_other(value: Any, kind: Any) -> Any:

@@ -26,6 +26,7 @@ from streaminfer._internal.validation import (
     check_duration,
     check_duration_ns,
     check_instance,
+    check_whole,
     expected,
     field_check,
     make_from_table,
@@ -191,7 +192,7 @@ class Link:
 
     def __init__(self, profile: NetworkProfile, seed: int = 0) -> None:
         self._profile = profile
-        self._rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        self._rng = random.Random(check_whole("seed", seed, "a whole number"))  # noqa: S311 - repeatable, not secret
         self._losses = GilbertElliott(profile.loss, profile.loss_run, self._rng)
         self._fixed_ns = check_duration_ns("delay_s", profile.delay_s)
         self._queue_ns = check_duration_ns("queue_s", profile.queue_s)

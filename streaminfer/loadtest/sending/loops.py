@@ -166,8 +166,8 @@ async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:
         TypeError, ValueError: an argument is wrong.
         BaseException: an error of a call; it ends all callers.
     """
-    check_count("callers", callers)
-    check_duration("seconds", seconds)
+    callers = check_count("callers", callers)
+    seconds = check_duration("seconds", seconds)
     latencies: list[float] = []
     loop = asyncio.get_running_loop()
     ends = loop.time() + seconds

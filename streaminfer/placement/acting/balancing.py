@@ -42,7 +42,7 @@ def plan_replicas(
     """
     shares = site_shares(plan, hour=hour)
     name = check_choice("cluster", cluster, tuple(shares))
-    check_number("spill_penalty", spill_penalty, "a number above 1", lambda it: it > 1)
+    spill_penalty = check_number("spill_penalty", spill_penalty, "a number above 1", lambda it: it > 1)
     planned = {site: share for site, share in shares[name].items() if share > 0}
     if missing := [site for site in planned if not _services(services.get(site, ()))]:
         raise ValueError(expected("services", f"a service at {missing[0]!r}, which the plan uses", list(services)))

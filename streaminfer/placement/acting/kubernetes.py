@@ -53,7 +53,7 @@ def kubernetes_manifests(
         TypeError, ValueError: an image or a device is missing, the problem has no such site, Kubernetes allows no such
             zone, or it cannot assign a part of a device.
     """
-    check_count("port", port, at_most=65_535)
+    port = check_count("port", port, at_most=65_535)
     workloads = plan_workloads(plan)
     if site is not None:
         check_choice("site", site, tuple(it.name for it in plan.problem.sites))

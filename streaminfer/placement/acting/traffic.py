@@ -104,7 +104,7 @@ def keda_scaled_objects(
     check_instance("plans", plans, bool, "at least one Plan")
     for argument, text in (("prometheus", prometheus), ("query", query)):
         check_instance(argument, text, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
-    check_count("spare", spare, at_least=0)
+    spare = check_count("spare", spare, at_least=0)
     by_name: dict[str, list[Workload]] = {}
     for workload in itertools.chain.from_iterable(map(plan_workloads, plans)):
         by_name.setdefault(workload.name, []).append(workload)

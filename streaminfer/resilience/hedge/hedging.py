@@ -36,6 +36,7 @@ from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_duration, check_instance, check_number, expected
 from streaminfer._runtime.closing import close_unread
 from streaminfer._runtime.lifecycle import start_owned, stop_all, until_limit
+from streaminfer._runtime.response_source import nested_source
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import Admission, Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Hedge"]
 
 _Budget: type[CallBudget] = thread_safe(CallBudget, public_methods(CallBudget))
+_REPLICA = "hedge"  # label of `to` among the children, and route of its responses
 _REFRESH_NS = 50_000_000
 _DIGITS = 2
 _RESOLUTION_FACTOR = 1.0 + 10.0**-_DIGITS  # the delay exceeds the quantile by the resolution of the histogram
@@ -68,7 +70,8 @@ class Hedge(StackClock):
         min_delay_s: shortest time after which a request is hedged.
         max_extra: extra requests per request over the last ten seconds, above 0 and at most 1.
         to: the replica that gets the extra requests: the same kind of object as the wrapped one. The hedge starts and
-            stops it. ``None``: the wrapped object gets them too.
+            stops it. The source of a service's response is then ``hedge/`` and the source that ``to`` gave it.
+            ``None``: the wrapped object gets them too.
         idempotent: whether requests may be sent twice. ``None``: as the service's ``idempotent`` declares, else all
             requests that belong to no live stream. True: all requests. False: no request.
         name: for reports.
@@ -149,7 +152,7 @@ class Hedge(StackClock):
     @property
     def children(self) -> Mapping[str, Any]:
         """The replica that gets the extra requests."""
-        return {} if self.to is None else {"hedge": self.to}
+        return {} if self.to is None else {_REPLICA: self.to}
 
     def _use_clock(self, clock: Clock) -> None:
         self._clock = clock
@@ -364,12 +367,19 @@ class _HedgedService(_Hedged):
         """Return the first response to the request, or raise the first error when all fail."""
         send_again = admits = None
         if may_repeat(request, self._repeats):
-            send_again = functools.partial(self._hedge_target.call, request)
+            extra = self.inner.call if self.hedge.to is None else self._call_replica
+            send_again = functools.partial(extra, request)
             if self._admission is not None:
                 admits = functools.partial(self._admission, request)
         send = functools.partial(self.inner.call, request)
         response: Response = await self.hedge._run(send, send_again, request.deadline_ns, admits)
         return response
+
+    async def _call_replica(self, request: Request) -> Response:
+        """Return the response of the replica; its source names the route, as a router's responses do."""
+        response: Response = await self.hedge.to.call(request)
+        source = nested_source(_REPLICA, response.source)
+        return Response(response.outputs, response.degraded, source, response.timings)
 
 
 class _HedgedBackend(_Hedged):

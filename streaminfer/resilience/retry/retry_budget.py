@@ -125,7 +125,7 @@ class RetryBudget(StackClock):
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self._accept_clock(clock)
         if seed is not None:
-            check_count("seed", seed, at_least=0)
+            seed = check_count("seed", seed, at_least=0)
         self._classes, self._predicate = exception_classes("retryable", retryable)
         expectation = "a finite number ≥ 0"
         self._budget = _Budget(

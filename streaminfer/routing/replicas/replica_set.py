@@ -128,13 +128,14 @@ class Replicas(StackClock, Node):
         eject_ns = check_duration_ns("eject_s", eject_s, positive=True)
         slow_start_ns = check_duration_ns("slow_start_s", slow_start_s)
         max_eject_ns = max(check_duration_ns("max_eject_s", max_eject_s, positive=True), eject_ns)
+        seed = None if seed is None else check_count("seed", seed, at_least=0)
         ejection = OutlierEjection(min(in_a_row, 2**31), factor, eject_ns, max_eject_ns, share, slow_start_ns)
         self._balancer = P2CBalancer(
             check_count("choices", choices, at_most=_SLOT),
             check_duration_ns("decay_s", decay_s, positive=True),
             ejection,
             slow_start_ns,
-            random.getrandbits(62) if seed is None else check_count("seed", seed, at_least=0) % 2**62,
+            random.getrandbits(62) if seed is None else seed % 2**62,
         )
         self.zone = zone
         self.clock: Clock = clock or time.monotonic_ns

@@ -78,7 +78,7 @@ def ray_deployment(
     if not model or "/" in model:
         raise ValueError(expected("model", "a name without '/', not empty", model))
     if stop_timeout_s is not None:
-        check_duration("stop_timeout_s", stop_timeout_s)
+        stop_timeout_s = check_duration("stop_timeout_s", stop_timeout_s)
     limits = checked_limits(limits)
     settings: dict[str, Any] = {"name": model, "max_ongoing_requests": _MAX_ONGOING_REQUESTS}
     if stop_timeout_s is not None:

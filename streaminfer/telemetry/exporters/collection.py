@@ -58,7 +58,7 @@ class Collection:
         self.families: dict[Metric, list[Sample]] = {}
         self._reader = reader
         self._visited: set[int] = set()
-        self._shared: set[tuple[str, str]] = set()
+        self._shared: set[tuple[str, int]] = set()
 
     @classmethod
     def of(cls, services: Iterable[tuple[str, Sequence[Any]]], reader: HistogramReader | None) -> "Collection":
@@ -121,9 +121,9 @@ class Collection:
         if kind is None:
             return
         if kind in SHARED:
-            if (kind, snapshot.name) in self._shared:
+            if (kind, snapshot.number) in self._shared:
                 return
-            self._shared.add((kind, snapshot.name))
+            self._shared.add((kind, snapshot.number))
         if kind in LABELED:
             labels = (*labels, *((name, label_value(value)) for name, value in snapshot.labels))
         self._read(snapshot, METRICS[kind], labels, snapshot.created_ns if kind in CREATED else IMPORTED_NS)

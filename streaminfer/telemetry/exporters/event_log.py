@@ -59,7 +59,7 @@ class EventLog:
         Raises:
             TypeError, ValueError: ``every_s`` is not a positive number.
         """
-        check_duration("every_s", every_s, positive=True)
+        every_s = check_duration("every_s", every_s, positive=True)
         while True:
             await asyncio.sleep(every_s)
             self.look()

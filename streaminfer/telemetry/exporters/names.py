@@ -410,7 +410,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 """Metrics by the class of the statistics."""
 
 SHARED = frozenset({"DeviceStatistics"})
-"""Statistics of an object that several parts share, such as a device; they are read once per name."""
+"""Statistics of an object that several parts share, such as a device; they are read once per ``number``."""
 
 LABELED = frozenset({"CostStatistics", "LabeledStatistics"})
 """Statistics with a ``labels`` attribute."""

@@ -157,7 +157,7 @@ class WorkerHistograms:
             RuntimeError: this object was closed meanwhile.
             TypeError, ValueError: ``every_s`` is not a positive number.
         """
-        check_duration("every_s", every_s, positive=True)
+        every_s = check_duration("every_s", every_s, positive=True)
         try:
             while True:
                 try:

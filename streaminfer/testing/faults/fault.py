@@ -84,7 +84,7 @@ def delay(seconds: float | Callable[[float], float], *, rate: float = 1.0) -> Fa
         rate: share of calls; a small share makes spikes.
     """
     if not callable(seconds):
-        check_duration("seconds", seconds)
+        seconds = check_duration("seconds", seconds)
     return Fault("delay", rate, seconds)
 
 

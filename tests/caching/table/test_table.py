@@ -12,6 +12,7 @@ from streaminfer.caching.table._expiry_heap_cy import ExpiryHeap
 from streaminfer.caching.table._slots_cy import FIRST, NEVER, Slots
 from streaminfer.caching.table._table_cy import EdgeTable
 from streaminfer.caching.table.eviction import policy_of
+from streaminfer.errors import BackendError
 from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
@@ -20,6 +21,7 @@ INSTANTS = st.one_of(st.integers(0, 300), st.integers(0, 10**12), st.just(2**62)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("set"), st.integers(0, 20), INSTANTS),
+        st.tuples(st.just("set"), st.integers(0, 2), INSTANTS),  # often set again
         st.tuples(st.just("remove"), st.integers(0, 20), st.just(0)),
         st.tuples(st.just("pop"), st.integers(0, 4), INSTANTS),
     ),
@@ -29,7 +31,8 @@ STEPS = st.lists(
 
 @pytest.mark.parametrize("which", ["as imported", "plain"])
 @given(steps=STEPS)
-def test_expiry_heap_pops_exactly_the_due_entries(plain, which, steps):
+def test_expiry_heap_pops_due_entries_in_order(plain, which, steps):
+    """The heap pops exactly the due entries, each before those with later instants."""
     if which == "plain":
         slots = plain("caching.table._slots_cy").Slots(21)
         heap = plain("caching.table._expiry_heap_cy").ExpiryHeap(slots)
@@ -52,13 +55,13 @@ def test_expiry_heap_pops_exactly_the_due_entries(plain, which, steps):
                 if slot < 0:
                     assert all(at > now for at in model.values())
                     break
-                assert model.pop(slot) == heap.popped_ns <= now
+                assert model[slot] == heap.popped_ns == min(model.values()) <= now
+                del model[slot]
         assert heap.due_ns <= min(model.values(), default=NEVER)
         assert [heap.at(slot) for slot in range(21)] == [model.get(slot, NEVER) for slot in range(21)]
-    left = set()
     while (slot := pop(heap, 2**62)) >= 0:
-        left.add(slot)
-    assert left == set(model)
+        assert model.pop(slot) == heap.popped_ns <= min(model.values(), default=NEVER)
+    assert not model
 
 
 def test_expiry_heap_keeps_entries_when_it_grows():
@@ -85,6 +88,40 @@ def test_heap_files_a_later_instant_lazily():
     assert heap.due_ns == 3_000
     assert heap.pop_due(3_000) == 7
     assert heap.popped_ns == 3_000
+
+
+def test_due_slot_with_a_later_instant_pops_later():
+    """A slot whose instant was set later pops after one that is due before it, even if both are due."""
+    heap = ExpiryHeap(Slots(10))
+    heap.set(0, 10)
+    heap.set(0, 15)
+    heap.set(1, 12)
+
+    popped = [(heap.pop_due(20), heap.popped_ns) for _ in range(2)]
+
+    assert popped == [(1, 12), (0, 15)]
+
+
+def test_latest_stale_responses_stay():
+    """When the cache is full, the stale responses that expired last stay, also if their time was set again."""
+    clock = FakeClock()
+    cache = EdgeCache(maxsize=8, stale_s=100.0, clock=clock)
+
+    @cache.wrap
+    def model(inputs):
+        raise BackendError("down")
+
+    cache.put(model.key_of("later"), "later", ttl_s=1.0)
+    clock.advance(0.5)
+    cache.put(model.key_of("later"), "later", ttl_s=1.0)  # until 1.5 s
+    cache.put(model.key_of("earlier"), "earlier", ttl_s=0.7)  # until 1.2 s
+    clock.advance(2.0)
+    cache.expire()
+    cache.update({number: number for number in range(7)})  # leaves room for one stale response
+
+    assert model("later") == "later"
+    with pytest.raises(BackendError):
+        model("earlier")
 
 
 def pop(heap, now):

@@ -947,6 +947,28 @@ def test_arrays_within_an_array_are_read_only():
     on_loop(play)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["array", "masked array"])
+def test_lists_within_an_array_are_the_callers_own(masked):
+    """A caller that changes a list or array inside an array of objects changes no other caller's response."""
+
+    def split(text):
+        parts = np.empty((2, 1), object)
+        parts[:, 0] = [text, [[text]]], {"text": [text]}
+        return np.ma.array(parts, mask=[[False], [True]]) if masked else parts
+
+    cached = EdgeCache().wrap(split)
+    for _ in range(2):
+        got = np.asarray(cached("a"))
+        got[0, 0][1][0].append("mine")
+        got[1, 0]["text"].append("mine")
+
+    again = cached("a")
+
+    assert (type(again), np.asarray(again).tolist()) == (type(split("a")), [[["a", [["a"]]]], [{"text": ["a"]}]])
+    with pytest.raises(ValueError, match="read-only"):
+        again[0, 0] = "mine"
+
+
 class Hanging:
     """A service whose second call never ends."""
 

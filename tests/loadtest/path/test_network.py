@@ -26,6 +26,13 @@ def test_delay_and_jitter_match_the_profile():
     assert delays.std() == pytest.approx(0.002, rel=0.05)
 
 
+def test_seed_can_be_a_number_of_numpy():
+    """A seed of NumPy gives the same arrivals as the same number of Python."""
+    profile = NetworkProfile(name="n", jitter_s=0.002)
+
+    assert arrivals(profile, 10, seed=np.int64(1)) == arrivals(profile, 10, seed=1)
+
+
 def test_rate_limit_spreads_a_burst():
     link = Link(NetworkProfile(name="n", rate=1_000_000, queue_s=1.0))
 

@@ -4,6 +4,7 @@ import re
 
 import attrs
 import kubernetes_validate
+import numpy as np
 import pytest
 import yaml
 
@@ -79,6 +80,13 @@ def test_cpu_slots_and_memory_become_requests():
 
     resources = deployment["spec"]["template"]["spec"]["containers"][0]["resources"]
     assert resources == {"requests": {"cpu": "500m", "memory": "1908Mi"}, "limits": {"memory": "1908Mi"}}
+
+
+def test_port_can_be_a_number_of_numpy():
+    """A port and spare replicas can be numbers of NumPy."""
+    assert manifests(PARIS, port=np.int64(8000)) == manifests(PARIS)
+    scaled = yaml.safe_load(keda_scaled_objects([PARIS], prometheus="http://prometheus:9090", spare=np.int64(3)))
+    assert scaled["spec"]["maxReplicaCount"] == 5
 
 
 def test_service_prefers_its_zone_and_selects_the_pods():

@@ -13,6 +13,7 @@ import streaminfer as si
 from streaminfer.protocols import Admission, is_backend
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience.hedge.hedging import Hedge
+from streaminfer.telemetry.families.routes import route_of
 from streaminfer.testing import HANG, FakeClock, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -391,6 +392,24 @@ def test_replica_gets_second_attempt_and_lifecycle():
             assert await stack(0.0) == "replica"
         assert replica.life == (loop.clock, "start", "stop", True)
         assert (len(service.asked_at), len(replica.asked_at)) == (41, 1)
+
+    run(main)
+
+
+def test_source_tells_the_replica_from_the_service():
+    """The source of a response names the replica as its route; responses of the hedged service keep their source."""
+
+    async def main(loop):
+        model, replica = ScriptedBackend(duration_s=0.010), ScriptedBackend(duration_s=0.001)
+        model.name, replica.name = "near", "far"
+        hedge = Hedge(max_extra=1.0, to=si.Stack(si.AdaptiveBatcher(max_batch_size=1), replica))
+        async with si.Stack(hedge, si.AdaptiveBatcher(max_batch_size=1), model, clock=loop.clock) as stack:
+            for _ in range(40):
+                assert (await stack.call(Request(0.0))).source == "near"
+            model._steps.append(HANG)
+            hedged = await stack.call(Request(0.0))
+        assert (hedged.source, route_of(hedged.source)) == ("hedge/far", "hedge")
+        assert hedged.timings is not None
 
     run(main)
 

@@ -168,10 +168,11 @@ def test_last_error_is_raised_after_max_attempts():
 # -- when -------------------------------------------------------------------------------------------------------
 
 
-def test_wait_is_retry_after_plus_doubling_backoff():
+@pytest.mark.parametrize("seed", [3, np.int64(3)], ids=["int", "numpy"])
+def test_wait_is_retry_after_plus_doubling_backoff(seed):
     """A retry waits for the ``retry_after_s`` of the error, plus a jittered backoff that doubles each time."""
     service = Service(si.BackendError(), si.BackendError(), si.Overloaded(retry_after_s=0.2))
-    budget = RetryBudget(max_attempts=4, backoff_s=0.1, seed=3)
+    budget = RetryBudget(max_attempts=4, backoff_s=0.1, seed=seed)
     draw = random.Random(3)
     waits = [0.1, 0.2, 0.4]
     expected = [0.0]

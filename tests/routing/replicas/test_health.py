@@ -136,6 +136,19 @@ def test_probes_are_spread_and_keep_their_interval():
     run(main)
 
 
+def test_seed_of_probes_can_be_a_number_of_numpy():
+    """Replicas with probes accept a seed of NumPy, as those without probes do."""
+
+    async def probe(replica):
+        return True
+
+    check = HealthCheck(probe, interval_s=1.0)
+
+    replicas = Replicas(Replica("a", si.Stack(ScriptedBackend())), health=check, seed=np.int64(1))
+
+    assert [it.name for it in replicas.statistics().replicas] == ["a"]
+
+
 def test_no_probe_outlives_the_stop_or_its_replica():
     """Probes end when their replica is removed or the set stops, even one that hangs; the next start probes again."""
 

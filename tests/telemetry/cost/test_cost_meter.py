@@ -266,6 +266,46 @@ class TestPlaces:
         assert statistics.busy == pytest.approx(statistics.bill, rel=1e-3)
         assert {"a", "b"} <= set(statistics.routes)
 
+    def test_replica_of_a_hedge_has_one_row(self):
+        """The row of a hedge's replica has its cost and its responses, and the price of its own device."""
+
+        async def main(loop):
+            meter = CostMeter(per_second={"first": 1.0, "hedge": 0.1})
+            first, second = ScriptedBackend(duration_s=0.010), ScriptedBackend(duration_s=0.020)
+            first.name = second.name = "first"
+            hedge = si.Hedge(max_extra=1.0, to=si.Stack(si.AdaptiveBatcher(max_batch_size=1), second))
+            async with si.Stack(meter, hedge, si.AdaptiveBatcher(max_batch_size=1), first, clock=loop.clock) as stack:
+                for _ in range(40):
+                    await stack(one())
+                first._steps.append(HANG)
+                await stack(one())
+                return meter.statistics()
+
+        routes = check(run(main)).routes
+        assert {name: row.responses for name, row in routes.items()} == {"first": 40, "hedge": 1}
+        assert routes["hedge"].cost == pytest.approx(0.002)
+
+    def test_hedge_without_batcher_is_not_a_cache(self):
+        """A hedge's replica without a batcher is not taken for a cache: its responses do not count as cached."""
+
+        class Remote(Service):
+            async def call(self, request):
+                return Response(request.inputs)
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            model = ScriptedBackend(duration_s=0.010)
+            hedge = si.Hedge(max_extra=1.0, to=Remote())
+            async with si.Stack(meter, hedge, si.AdaptiveBatcher(max_batch_size=1), model, clock=loop.clock) as stack:
+                for _ in range(40):
+                    await stack(one())
+                model._steps.append(HANG)
+                await stack(one())
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert (statistics.routes["hedge"].responses, statistics.total.cached) == (1, 0)
+
     def test_service_without_batcher_is_charged_per_call(self):
         """A service without a batcher is charged per call."""
 

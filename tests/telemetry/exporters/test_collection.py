@@ -34,6 +34,7 @@ NOT_EXPORTED = {
         "background",
         "preemptive",
         "name",
+        "number",
         "waiting",
         "memory_bytes",
         "loaded",
@@ -249,6 +250,32 @@ def test_shared_device_is_counted_once():
         {(("model", "faces"),): 0.02, (("model", "speech"),): 0.01}
     )
     assert sum(values("streaminfer_device_waits_total").values()) == 1
+
+
+def test_devices_of_one_name_are_exported_apart():
+    """Devices with the same name each have their series, told apart by service and layer."""
+
+    async def main(loop):
+        def stack(*layers):
+            batcher = si.AdaptiveBatcher(max_batch_size=4, device=si.Device("gpu:0"))
+            return si.Stack(*layers, batcher, ScriptedBackend(duration_s=0.01), clock=loop.clock)
+
+        router = si.FallbackRouter(si.Route("full", stack()), si.Route("small", stack(), quality=0.5))
+        plates, faces = stack(si.Telemetry("plates")), si.Stack(si.Telemetry("faces"), router, clock=loop.clock)
+        async with plates, faces:
+            await asyncio.gather(plates(1.0), faces(1.0))
+            return Collection.of(name_services([plates, faces]), None).families
+
+    samples = {metric.name: samples for metric, samples in run(main).items()}["device.concurrency"]
+
+    assert [labels for labels, _ in samples] == [
+        (("service", service), ("layer", layer), ("device", "gpu:0"))
+        for service, layer in (
+            ("plates", "AdaptiveBatcher"),
+            ("faces", "FallbackRouter/full/AdaptiveBatcher"),
+            ("faces", "FallbackRouter/small/AdaptiveBatcher"),
+        )
+    ]
 
 
 def test_cost_is_exported_by_model_and_route():
