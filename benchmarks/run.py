@@ -32,6 +32,7 @@ BENCHMARKS = {
     "models": "real ONNX models: latency, on time and throughput, over a minimal greedy batcher",
     "real": "real models from the first request on, in fresh processes, cold and warm; greedy and minimal beside it",
     "workers": "callers in a closed loop, of one worker or several, beside a small greedy batcher, in real time",
+    "rare_model": "a rare model beside a busy one on a shared device, in real time",
     "start": "the first ten seconds of a fresh server; collections, threads, what is loaded",
     "overload": "the CPU of a rejected request over a served one; how soon a burst of 3× is forgotten",
     "loadtest": "load tests: schedule, CPU per request, stalls, false verdicts, detection, capacity, beside baselines",

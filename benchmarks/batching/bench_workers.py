@@ -33,7 +33,14 @@ INPUT = np.zeros(4, np.float32)
 Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Ask = Callable[[Any], Awaitable[Any]]
 CASES = [(4, 24, 0.002, 0.002), (2, 12, 0.005, 0.002), (4, 64, 0.005, 0.001), (4, 24, 0.010, 0.0003)]
-CLIENTS = [(16, 0.010, 0.0003, 0.001), (8, 0.005, 0.001, 0.001), (4, 0.010, 0.001, 0.003), (16, 0.005, 0.001, 0.0)]
+CLIENTS = [
+    (16, 0.010, 0.0003, 0.001, ""),
+    (16, 0.010, 0.0003, 0.001, ", on a device"),
+    (8, 0.005, 0.001, 0.001, ""),
+    (4, 0.010, 0.001, 0.003, ""),
+    (16, 0.005, 0.001, 0.0, ""),
+]
+"""Clients, seconds of a batch and of a row, of the round trip, and whether the batcher shares a device."""
 BEGIN_S = 0.004
 """Time from the first request of one client to that of the next one."""
 OVER_GREEDY = Figure(
@@ -105,10 +112,14 @@ def main() -> None:
         OVER_GREEDY.report([ours / greedy for ours, greedy in rounds], case=case, note=note)
         if row_s * callers > setup_s * workers:
             OVER_SPLIT.report([ours / best for ours, _ in rounds], case=case, note=f"{best:,.0f}/s")
-    for clients, setup_s, row_s, trip_s in CLIENTS:
-        rounds = [measure_clients(clients, setup_s, row_s, trip_s, options.seconds) for _ in range(options.rounds)]
+    for clients, setup_s, row_s, trip_s, where in CLIENTS:
+        rounds = [
+            measure_clients(clients, setup_s, row_s, trip_s, options.seconds, si.Device("shared") if where else None)
+            for _ in range(options.rounds)
+        ]
         best = clients / (1.5 * trip_s + setup_s + row_s * clients)
-        case = f"{clients} clients, {1e3 * setup_s:g} ms and {1e3 * row_s:g} ms per row, round trip {1e3 * trip_s:g} ms"
+        costs = f"{1e3 * setup_s:g} ms and {1e3 * row_s:g} ms per row"
+        case = f"{clients} clients, {costs}, round trip {1e3 * trip_s:g} ms{where}"
         ours = statistics.median(ours for ours, _ in rounds)
         note = f"ours {ours:,.0f}/s, greedy {statistics.median(greedy for _, greedy in rounds):,.0f}/s"
         CLIENTS_OVER_GREEDY.report([ours / greedy for ours, greedy in rounds], case=case, note=note)
@@ -125,7 +136,9 @@ def measure(workers: int, callers: int, setup_s: float, row_s: float, seconds: f
     return asyncio.run(with_ours(model, workers, run)), asyncio.run(with_greedy(model, workers, run))
 
 
-def measure_clients(clients: int, setup_s: float, row_s: float, trip_s: float, seconds: float) -> tuple[float, float]:
+def measure_clients(
+    clients: int, setup_s: float, row_s: float, trip_s: float, seconds: float, device: si.Device | None
+) -> tuple[float, float]:
     """Return the responses per second of our batcher and of the greedy one."""
     model = model_of(setup_s, row_s)
 
@@ -138,7 +151,7 @@ def measure_clients(clients: int, setup_s: float, row_s: float, trip_s: float, s
 
         return answers_per_second(call, clients, seconds)
 
-    return asyncio.run(with_ours(model, 1, run)), asyncio.run(with_greedy(model, 1, run))
+    return asyncio.run(with_ours(model, 1, run, device)), asyncio.run(with_greedy(model, 1, run))
 
 
 def model_of(setup_s: float, row_s: float) -> Model:
@@ -149,9 +162,11 @@ def model_of(setup_s: float, row_s: float) -> Model:
     return model
 
 
-async def with_ours(model: Model, workers: int, run: Callable[[Ask], Awaitable[float]]) -> float:
+async def with_ours(
+    model: Model, workers: int, run: Callable[[Ask], Awaitable[float]], device: si.Device | None = None
+) -> float:
     backend = si.CpuBackend(model, workers=workers, example=INPUT)
-    async with si.Stack(si.AdaptiveBatcher(max_batch_size=CAP), backend) as service:
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=CAP, device=device), backend) as service:
         return await run(service)
 
 
