@@ -158,7 +158,7 @@ class BoundService:
         self.stack = stack
         self._client: _Client = client
         limits_s = [limit for limit in (timeout_s, read_timeout_s(request.headers)) if limit is not None]
-        self._deadline_ns = client.arrived_ns + round(min(limits_s) * 1e9) if limits_s else None
+        self._deadline_ns = deadline_after(client.arrived_ns, min(limits_s)) if limits_s else None
 
     async def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Any:
         """Send one request; keywords, result and errors as calling the `Stack`.

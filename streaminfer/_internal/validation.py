@@ -32,6 +32,7 @@ __all__ = [
 MIN_SECRET_BYTES = 16
 LONGEST_S = 1e9
 """Longest duration in seconds, 31 years, so that instants this far in the future fit 64 bits as nanoseconds."""
+_LONGEST_NS = round(LONGEST_S * 1e9)
 
 
 def expected(name: str, expectation: str, value: object) -> str:
@@ -93,9 +94,14 @@ def check_duration(name: str, value: object, *, positive: bool = False) -> float
     return check_number(name, value, expectation, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
 
 
-def check_duration_ns(name: str, value: object, *, positive: bool = False) -> int:
-    """Return a duration in seconds as whole nanoseconds, at most :data:`LONGEST_S`; at least 1 if ``positive``."""
-    return max(round(min(check_duration(name, value, positive=positive), LONGEST_S) * 1e9), int(positive))
+def check_duration_ns(name: str, value: object, *, positive: bool = False, longest_ns: int = _LONGEST_NS) -> int:
+    """Return a duration in seconds as whole nanoseconds, at most ``longest_ns``; at least 1 if ``positive``.
+
+    Raises:
+        TypeError, ValueError: as :func:`check_duration`.
+    """
+    duration_ns = check_duration(name, value, positive=positive) * 1e9  # may be infinite, which has no whole number
+    return max(round(min(duration_ns, longest_ns)), int(positive))
 
 
 def check_number(name: str, value: object, expectation: str, fits: Callable[[float], bool]) -> float:

@@ -130,7 +130,9 @@ class Freshness:
         policy: Any = self.policy  # callers checked that there is one
         subject, tags = (None, ()) if labels is None else labels[:2]
         rule = policy.rule(tags)
-        own_ns, stale_ns = (round(self.negative_ttl_s * 1e9), 0) if failed else (self.ttl_ns, self.stale_ns)
+        own_ns, stale_ns = self.ttl_ns, self.stale_ns
+        if failed:
+            own_ns, stale_ns = duration_ns("negative_ttl_s", self.negative_ttl_s), 0
         longest_ns = max(_max_age_ns(rule) - stale_ns - age_ns, 0)
         return min(own_ns if ttl_ns < 0 else ttl_ns, longest_ns), (subject, tags, rule.data_class, now_ns - age_ns)
 

@@ -169,7 +169,7 @@ class Retention:
 
     def __attrs_post_init__(self) -> None:
         if self.min_age_s > self.max_age_s:
-            raise ValueError(expected("min_age_s", f"at most max_age_s, {self.max_age_s:g}", self.min_age_s))
+            raise ValueError(expected("min_age_s", f"at most max_age_s, {float(self.max_age_s):g}", self.min_age_s))
         check_instance("classes", self.classes, lambda it: isinstance(it, Mapping), "a mapping of name to Retention")
         for name, inner in self.classes.items():
             check_instance("classes", name, _is_name, "names that are strings and not empty")
@@ -192,13 +192,14 @@ class Retention:
         if not parts:
             parts = [("", self)]
         policies = [policy for _, policy in parts]
+        max_age_s = min(float(parts[0][1].max_age_s), LONGEST_S)
         return Rule(
             parts[0][0],
-            min(parts[0][1].max_age_s, LONGEST_S),
+            max_age_s,
             any(policy.encrypt for policy in policies),
             all(policy.allow_disk for policy in policies),
             all(policy.allow_shared for policy in policies),
-            min(parts[0][1].max_age_s, max(policy.min_age_s for policy in policies)),
+            min(max_age_s, float(max(policy.min_age_s for policy in policies))),
         )
 
     @property

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.display.figures import inline_svg
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.files.whole_file import write_whole
-from streaminfer._internal.validation import check_count, check_duration, check_instance
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.simulation.timeline_plot import draw_timeline
 from streaminfer.simulation.trace import Trace
@@ -153,10 +153,7 @@ class DecisionLog:
         latest_ns = self.latest_ns
         running = self.batch_ends_ns < 0
         ends_ns = np.where(running, latest_ns, self.batch_ends_ns)
-        if last_s is None:
-            from_ns = -1
-        else:
-            from_ns = latest_ns - round(check_duration("last_s", last_s, positive=True) * 1e9)
+        from_ns = -1 if last_s is None else latest_ns - check_duration_ns("last_s", last_s, positive=True)
         drawn = ends_ns >= from_ns
         starts_ns, ends_ns = self.batch_starts_ns[drawn], ends_ns[drawn]
         arrivals_ns = self.arrivals_ns[self.arrivals_ns >= from_ns]

@@ -416,6 +416,22 @@ async def test_invalid_deadline_header_gets_status_400(loop):
     assert "grpc-timeout" in reply.json()["detail"]
 
 
+async def test_bound_timeout_may_be_any_number(loop):
+    """A bound timeout that is longer than any clock runs is no limit."""
+    _, stack = make_stack(loop)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.get("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack, timeout_s=1e300))]):
+        return await service(1.0)
+
+    async with client_of(app) as client:
+        reply = await client.get("/")
+
+    assert reply.status_code == 200
+
+
 async def test_bound_service_limits_rows_and_calls(loop):
     _, stack = make_stack(loop, slo_s=1.0)
     app = FastAPI()

@@ -190,6 +190,13 @@ def test_plot_of_the_last_seconds_only(events, axes):
         DecisionLog.of(events).plot(axes, last_s=0)
 
 
+def test_plot_of_more_seconds_than_there_are(events, axes):
+    """A plot of the last seconds shows all if the log has fewer, however many seconds are wanted."""
+    DecisionLog.of(events).plot(axes, last_s=1e300)
+
+    assert list(bars(axes)) == ["exploration", "planned", "idle_worker", "failed", "still running"]
+
+
 def test_a_reason_keeps_its_color(axes):
     for reasons in (("full", "planned"), ("planned", "mine", "full")):
         events = EventRing()

@@ -20,7 +20,7 @@ from streaminfer.backends.triton.sequences import NotSent, SequenceLost, Sequenc
 from streaminfer.backends.triton.session import Parameters, Session
 from streaminfer.backends.triton.settings import Settings
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, StreamInferError
-from streaminfer.request import NEVER_NS, Batch, Request
+from streaminfer.request import NEVER_NS, Batch, Request, deadline_after
 
 __all__ = ["RequestSplitter", "without_axis"]
 
@@ -307,7 +307,7 @@ class RequestSplitter:
         """Return the result of a decoupled model that sends one response per request."""
         started_ns = self._settings.clock()
         if deadline_ns is None:
-            deadline_ns = started_ns + round(self._settings.timeout_s * 1e9)
+            deadline_ns = deadline_after(started_ns, self._settings.timeout_s)
         if parameters is None:
             parameters = self.parameters((row,))
         results = []
@@ -353,7 +353,7 @@ class RequestSplitter:
             inputs = {spec.name: zeros(spec) for spec in session.model.inputs}
         request = Request(inputs, stream_id=stream_id)
         self.validate(request)
-        deadline_ns = self._settings.clock() + round(timeout_s * 1e9)
+        deadline_ns = deadline_after(self._settings.clock(), timeout_s)
         arrays = self.batch_of_one(request)
         with session.calls:
             if not session.model.decoupled:

@@ -41,7 +41,7 @@ class _MediaSource(Source):
         check_instance(
             "reconnect", reconnect, lambda it: it is None or isinstance(it, Reconnect), "a Reconnect or None"
         )
-        check_duration("timeout_s", timeout_s, positive=True)
+        timeout_s = check_duration("timeout_s", timeout_s, positive=True)
         check_instance("live", live, lambda it: it is None or isinstance(it, bool), "True, False or None")
         check_instance("realtime", realtime, lambda it: isinstance(it, bool), "True or False")
         check_instance("format", format, lambda it: it is None or isinstance(it, str), "a name of FFmpeg, or None")

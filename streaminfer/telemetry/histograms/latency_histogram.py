@@ -14,7 +14,7 @@ import numpy as np
 
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, expected
 from streaminfer.telemetry.histograms._histogram_cy import HistogramState
 
 __all__ = ["FAR_NS", "LONGEST_UNDER_LOCK", "LatencyHistogram", "lowest_at", "reals"]
@@ -73,8 +73,8 @@ class LatencyHistogram(_State):
     __slots__ = ("__weakref__",)
 
     def __init__(self, *, lowest_s: float = 1e-6, highest_s: float = 3600.0, significant_digits: int = 3) -> None:
-        lowest_ns = round(check_duration("lowest_s", lowest_s, positive=True) * 1e9)
-        highest_ns = round(check_duration("highest_s", highest_s, positive=True) * 1e9)
+        lowest_ns = check_duration_ns("lowest_s", lowest_s, longest_ns=FAR_NS)
+        highest_ns = check_duration_ns("highest_s", highest_s, longest_ns=FAR_NS)
         digits = check_count("significant_digits", significant_digits)
         if lowest_ns < 1:
             raise ValueError(expected("lowest_s", "at least one nanosecond (1e-9)", lowest_s))

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import check_count, check_duration, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, expected
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.telemetry.histograms._rolling_cy import RollingState
 from streaminfer.telemetry.histograms.latency_histogram import FAR_NS, LONGEST_UNDER_LOCK, LatencyHistogram, reals
@@ -83,8 +83,8 @@ class RollingHistogram(StackClock, _State):
         highest_s: float = 3600.0,
         significant_digits: int = 3,
     ) -> None:
-        window_ns = round(check_duration("window_s", window_s, positive=True) * 1e9)
-        check_count("slices", slices)
+        window_ns = check_duration_ns("window_s", window_s, longest_ns=FAR_NS)
+        slices = check_count("slices", slices)
         self._accept_clock(clock)
         if not slices <= window_ns < FAR_NS:
             raise ValueError(

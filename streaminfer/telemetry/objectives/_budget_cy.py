@@ -111,7 +111,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         self.burn_starts_at = signal.starts_at
         self.burn_ends_at = signal.ends_at
         self.burn_minimum = signal.minimum_events
-        self.burn_grace_ns = min(round(signal.grace_s * 1e9), _FAR_NS)
+        self.burn_grace_ns = round(min(float(signal.grace_s) * 1e9, _FAR_NS))
         self.total = 0
         self.bad = 0
         self.late = 0

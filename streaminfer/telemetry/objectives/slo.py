@@ -18,7 +18,14 @@ import attrs
 from streaminfer._internal.forking import new_lock
 from streaminfer._internal.listeners import Listeners
 from streaminfer._internal.locking import thread_safe
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import (
+    check_count,
+    check_duration,
+    check_duration_ns,
+    check_instance,
+    check_number,
+    expected,
+)
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import CircuitOpen, InvalidInput, Overloaded
 from streaminfer.telemetry.objectives._budget_cy import SLOTS, BudgetState
@@ -153,7 +160,7 @@ class SLO(StackClock, _State):
     ) -> None:
         check_instance("name", name, lambda value: isinstance(value, str), "a string")
         self._accept_clock(clock)
-        threshold_ns = round(check_duration("threshold_s", threshold_s, positive=True) * 1e9)
+        threshold_ns = check_duration_ns("threshold_s", threshold_s, positive=True, longest_ns=_MAX_INTEGER)
         allowed = _allowed(objective)
         if not 1.0 <= check_duration("period_s", period_s) <= _LONGEST_S:
             raise ValueError(expected("period_s", "from 1 second to a hundred years", period_s))
@@ -177,7 +184,7 @@ class SLO(StackClock, _State):
         width_ns, levels = _levels(period_s, min([short_s, *(pair.short_s for pair in self.alert_pairs)]))
         super().__init__(
             clock,
-            min(threshold_ns, _MAX_INTEGER),
+            threshold_ns,
             allowed,
             round(period_s * 1e9),
             width_ns,

@@ -12,7 +12,14 @@ from typing import Any
 from streaminfer._internal.forking import new_lock
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import (
+    check_count,
+    check_duration,
+    check_duration_ns,
+    check_instance,
+    check_number,
+    expected,
+)
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Clock, is_service
 from streaminfer.request import Request, Response
@@ -85,7 +92,7 @@ class Outcomes(StackClock, SyncLayer):
         id_of: Callable[[Request], Hashable] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._expires_ns = round(check_duration("expires_s", expires_s, positive=True) * 1e9)
+        self._expires_ns = check_duration_ns("expires_s", expires_s, positive=True)
         self.max_pending = check_count("max_pending", max_pending)
         expectation = "ascending bounds, at least one"
         check_instance("latency_buckets_s", latency_buckets_s, lambda value: isinstance(value, Iterable), expectation)
@@ -97,7 +104,7 @@ class Outcomes(StackClock, SyncLayer):
         self.clock = clock or time.monotonic_ns
         self._id_of = id_of
         self._id: ContextVar[Hashable] = ContextVar("streaminfer_request_id", default=None)
-        self._bounds_ns = [round(bound * 1e9) for bound in bounds]
+        self._bounds_ns = [check_duration_ns("latency_buckets_s", bound) for bound in bounds]
         self._buckets = (*(f"≤ {format_duration(bound)}" for bound in bounds), f"> {format_duration(bounds[-1])}")
         self._cells = LabelFamily(OutcomeCell, "route", "latency", "degraded", max_sets=_MAX_CELLS)
         # in order of the response; a `dict` would search through removed entries for the oldest

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from contextlib import closing
+from fractions import Fraction
 
 import pytest
 from forked import status_of_child
@@ -276,6 +277,17 @@ def test_replaced_entry_past_its_minimum_age_is_freed(aged, clock, age_s):
     assert aged.preserved == ()
 
 
+def test_minimum_age_may_be_any_number_of_seconds(clock):
+    """A minimum age that is longer than any clock runs does not end."""
+    cache = si.EdgeCache(maxsize=1, retention=Retention(1e300, min_age_s=1e300), clock=clock)
+    cache.put(1, 1, subject="anna")
+    cache.put(2, 2)
+    clock.advance(1e8)
+    assert [event.key for event in cache.preserved] == [1]
+    with pytest.raises(si.ErasureHeld, match="below the minimum age"):
+        cache.erase(subject="anna")
+
+
 def test_a_finalizer_may_use_the_cache_at_any_moment(aged, clock, log):
     """The garbage collector may run a finalizer, which uses the cache, while the cache scans preserved entries."""
     retention = aged._memory.retention
@@ -365,6 +377,7 @@ def test_longest_minimum_and_shortest_maximum_win():
     ("make", "error", "match"),
     [
         (lambda: Retention(1.0, min_age_s=2.0), ValueError, "min_age_s: expected at most max_age_s, 1"),
+        (lambda: Retention(Fraction(1, 3), min_age_s=1), ValueError, "min_age_s: expected at most max_age_s, 0.333"),
         (lambda: Retention(1.0, min_age_s="1"), TypeError, "min_age_s"),
         (lambda: Retention(1.0, residual="backups"), TypeError, "residual: expected several Residual"),
         (lambda: Retention(1.0, residual=["backups"]), TypeError, "residual: expected several Residual"),

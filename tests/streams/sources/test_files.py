@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import weakref
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -390,6 +391,12 @@ def test_read_error_names_the_cause(audio, tmp_path):
         await fails(VideoSource("nothing://host/x"), OSError, "Protocol not found")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("source", [VideoSource, AudioSource])
+def test_timeout_can_be_any_real_number(source):
+    """A timeout can be a fraction."""
+    assert source("x", timeout_s=Fraction(1, 3)).statistics().delivered == 0
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,12 @@ def test_default_layout(histogram_class):
     [
         ({"lowest_s": 0.0}, ValueError, "lowest_s"),
         ({"lowest_s": 1e-10}, ValueError, "lowest_s"),
+        ({"lowest_s": 1e300}, ValueError, "highest_s"),
         ({"lowest_s": NAN}, ValueError, "lowest_s"),
         ({"lowest_s": "1"}, TypeError, "lowest_s"),
         ({"highest_s": 1.9e-6}, ValueError, "highest_s"),
         ({"highest_s": 2.0**62 / 1e9}, ValueError, "highest_s"),
+        ({"highest_s": 1e300}, ValueError, "highest_s"),
         ({"highest_s": math.inf}, ValueError, "highest_s"),
         ({"highest_s": None}, TypeError, "highest_s"),
         ({"significant_digits": 0}, ValueError, "significant_digits"),

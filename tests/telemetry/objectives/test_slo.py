@@ -162,9 +162,17 @@ def test_bad_signals_are_named(settings, message):
         BurnSignal(**settings)
 
 
-def test_grace_may_last_for_good(clock):
+def test_threshold_may_be_any_number_of_seconds(clock):
+    """With a threshold that is longer than any clock runs, no response is late."""
+    slo = SLO("x", threshold_s=1e300, clock=clock)
+    slo.record(1e9)
+    assert (slo.statistics().good, slo.statistics().bad) == (1, 0)
+
+
+@pytest.mark.parametrize("grace_s", [1e12, 1e300])
+def test_grace_may_last_for_good(grace_s, clock):
     """A grace time that is longer than any clock runs does not end."""
-    slo = SLO("x", threshold_s=1.0, signal=BurnSignal(grace_s=1e12), clock=clock)
+    slo = SLO("x", threshold_s=1.0, signal=BurnSignal(grace_s=grace_s), clock=clock)
     for _ in range(100):
         clock.advance(3600.0)
         slo.record(2.0)

@@ -105,6 +105,16 @@ def test_memory_is_bounded(clock):
     assert not outcomes.report(0, "x")
 
 
+def test_times_may_be_any_number_of_seconds(clock):
+    """Requests that never expire, and a latency bound that no response exceeds, are accepted."""
+    outcomes = Outcomes(expires_s=1e300, latency_buckets_s=(1.0, 1e300), clock=clock)
+    serve(outcomes, "a", clock, seconds=2.0)
+
+    clock.advance(1e8)
+
+    assert outcomes.table().pending == 1
+
+
 def test_the_oldest_request_is_found_at_once(clock):
     """Pending requests are in a linked list, with the oldest request first.
 

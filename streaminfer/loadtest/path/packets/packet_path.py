@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from streaminfer._internal.validation import check_count
+from streaminfer._internal.validation import check_count, check_duration_ns
 from streaminfer.errors import Closed
 from streaminfer.loadtest.path.codec import Codecs, Prepare, Unit
 from streaminfer.loadtest.path.codec_thread import CodecThread
@@ -75,7 +75,7 @@ class PacketPath(DevicePath):
         self.cpu_s = self._codecs.cpu_s
         self._thread = thread
         self._connection = PacketConnection(profile, seed=check_count("seed", seed, at_least=0))
-        self._queue_ns = round((profile.queue_s + profile.delay_s) * 1e9)
+        self._queue_ns = check_duration_ns("queue_s", profile.queue_s + profile.delay_s)
         self._frames: set[asyncio.Task[None]] = set()
         self._in_flight: dict[int, tuple[int, asyncio.Future[tuple[bytes, int]]]] = {}  # by number, the oldest first
         self._send_order = asyncio.Lock()

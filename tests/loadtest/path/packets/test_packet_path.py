@@ -57,6 +57,16 @@ def test_load_test_has_the_stages_of_each_picture(camera_scene):
     assert (record.values["encode_cpu_s"] > 0).all()
 
 
+def test_delay_may_be_any_number_of_seconds(camera_scene):
+    """A delay that is longer than any clock runs is accepted."""
+    network = NetworkProfile(name="far", delay_s=1e300)
+
+    with CodecThread() as thread:
+        path = PacketPath(camera_scene(), network, wanted=PICTURES, thread=thread)
+
+    assert path.scene.profile is not None
+
+
 def test_sound_crosses(microphone_scene):
     transfers, tasks = send(microphone_scene(codec="opus"), NetworkProfile(name="n"), 20, wanted=AudioFormat())
 
