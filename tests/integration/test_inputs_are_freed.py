@@ -28,7 +28,6 @@ AFTERWARDS_S = 1.0  # until copies and repetitions of the requests have ended to
 def _only_references_count():
     """Turn the garbage collector off, and the log, because pytest keeps the errors in it."""
     logging.disable()
-    gc.collect()
     gc.disable()
     yield
     gc.enable()
