@@ -45,7 +45,7 @@ class DeadlineCalls(dict["asyncio.Future[Any]", None]):
         try:
             return call.result()
         finally:
-            del call  # an error whose traceback holds this frame would hold the request's inputs
+            del call, response  # they hold the error, whose traceback holds this frame, and thus the inputs
 
     def _forget(self, call: asyncio.Future[T]) -> None:
         self.pop(call, None)

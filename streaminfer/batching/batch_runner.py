@@ -240,8 +240,8 @@ class BatchRunner:
         if not isinstance(error, (Exception, asyncio.CancelledError)):
             self._end(execution, assembled_ns, None, error)
             raise error
-        if self._isolates and isinstance(error, Exception) and len(execution.tickets) > 1:
-            self._start_task(execution, self._complete(execution, _raise(error), None, assembled_ns))
+        if isinstance(error, Exception) and self._isolates and self.isolator.may_split(execution, error):
+            self._start_task(execution, self._isolate(execution, error, assembled_ns))
         else:
             self._finish(execution, assembled_ns, None, error)
 
@@ -291,7 +291,3 @@ class BatchRunner:
 def _first_step() -> Generator[None, None, None]:
     """Wait for the first step of the task around a coroutine."""
     yield
-
-
-async def _raise(error: Exception) -> None:
-    raise error

@@ -62,6 +62,7 @@ def as_function(service: BatchedService, function: Callable[..., Any]) -> Batche
             return await future
         except BaseException:
             close_unread(future)
+            del future  # it holds the error, whose traceback holds this frame, and thus the inputs
             abandon(ticket)
             raise
 

@@ -135,6 +135,7 @@ class BatchedService(Node):
             return Response(await future, False, self.source, ticket.timings)
         except BaseException:
             close_unread(future)  # results may have arrived in the iteration of the loop in which it was cancelled
+            del future  # it holds the error, whose traceback holds this frame, and thus the inputs
             self.abandon(ticket)
             raise
 

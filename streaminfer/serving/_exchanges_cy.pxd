@@ -5,7 +5,7 @@ cimport cython
 cdef class Exchange:
     cdef object _buffered
     cdef object _listening
-    cdef object _reason
+    cdef object _make_error
     cdef object _receive
     cdef object _scope
     cdef list _tasks
@@ -16,7 +16,7 @@ cdef class Exchange:
     cdef public Py_ssize_t ticks
     cdef readonly object loop
 
-    cpdef cancel(self, object reason)
+    cpdef cancel(self, object make_error)
     cpdef listen(self)
     cpdef is_read(self)
     cdef object _note(self, object message)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import current_task, get_running_loop
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer.serving.errors import RequestRejected
@@ -43,9 +45,9 @@ class ClientGone(Exception):  # noqa: N818 - not an error of the server
 class Exchange:
     """One request, and the tasks that work for it, each inside ``with exchange:``.
 
-    If the exchange is cancelled, each ``with`` block raises the reason. Several tasks may be in the block at the same
-    time. To listen for the client is to read the server's next message, so this starts after the whole body was read.
-    If there is no body, the framework may read its empty message later, so the exchange stores that message.
+    If the exchange is cancelled, each ``with`` block raises an error of its own. Several tasks may be in the block at
+    the same time. To listen for the client is to read the server's next message, so this starts after the whole body
+    was read. If there is no body, the framework may read its empty message later, so the exchange stores that message.
 
     Args:
         watch: checks the exchange while a task is in the block.
@@ -65,7 +67,7 @@ class Exchange:
         self._scope = scope
         self._receive = receive
         self._tasks: list[asyncio.Task[Any]] = []
-        self._reason: Exception | None = None
+        self._make_error: Callable[[], Exception] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._buffered: Message | None = None
         self.body_is_read: bool | None = None
@@ -76,7 +78,7 @@ class Exchange:
     @property
     def is_over(self) -> bool:
         """True if the client has disconnected, or its body came too slowly."""
-        return self._reason is not None
+        return self._make_error is not None
 
     def __enter__(self) -> Self:
         loop = self.loop = get_running_loop()
@@ -99,8 +101,8 @@ class Exchange:
             if self._listening is not None:
                 self._listening.cancel()
                 self._listening = None
-        if self._reason is not None and not task.uncancel() and isinstance(error, asyncio.CancelledError):
-            raise self._reason from None
+        if self._make_error is not None and not task.uncancel() and isinstance(error, asyncio.CancelledError):
+            raise self._make_error() from None
 
     async def receive(self) -> Message:
         """Receive the next message; the framework calls this in place of the server's ``receive``."""
@@ -109,10 +111,15 @@ class Exchange:
         message, self._buffered = self._buffered, None
         return message
 
-    def cancel(self, reason: Exception) -> None:
-        """End the blocks with this error, unless they end already: several listeners may see one disconnect."""
-        if self._reason is None:
-            self._reason = reason
+    def cancel(self, make_error: Callable[[], Exception]) -> None:
+        """End the blocks, unless they end already: several listeners may see one disconnect.
+
+        Args:
+            make_error: makes the error of each block. The exchange stores no error, because the traceback of an error
+                holds frames that refer to the exchange.
+        """
+        if self._make_error is None:
+            self._make_error = make_error
             for task in self._tasks:
                 task.cancel()
 
@@ -129,7 +136,7 @@ class Exchange:
     def _note(self, message: Message) -> Message:
         if message["type"] == "http.disconnect":
             if not self.is_answered:
-                self.cancel(ClientGone(has_begun=self.has_begun))
+                self.cancel(partial(ClientGone, has_begun=self.has_begun))
         else:
             self.body_is_read = not message.get("more_body", False)
         return message
@@ -137,7 +144,7 @@ class Exchange:
     async def _listen(self) -> None:
         for _ in range(2):  # the first message may be an empty body
             message = self._note(await self._receive())
-            if self._reason is not None:
+            if self._make_error is not None:
                 return
             self._buffered = message
             if not self.body_is_read:  # there is a body after all, and the framework reads the rest
@@ -179,9 +186,8 @@ class ExchangeWatch:
                     exchange.listen()
             elif self._body_timeout_s is not None and exchange.ticks * _TICK_S > self._body_timeout_s:
                 del self._open[exchange]
-                exchange.cancel(
-                    RequestRejected(408, f"body: expected within {self._body_timeout_s} s", closes_connection=True)
-                )
+                message = f"body: expected within {self._body_timeout_s} s"
+                exchange.cancel(partial(RequestRejected, 408, message, closes_connection=True))
         if self._open:
             loop.call_later(_TICK_S, self._tick, loop)
         else:

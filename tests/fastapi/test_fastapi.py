@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import socket
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 from typing import Annotated
 
@@ -753,6 +755,37 @@ async def test_all_calls_of_a_disconnected_client_end(loop):
         await until(lambda: not backend.running)
 
     assert [type(error) for error in ended] == [ClientDisconnect, ClientDisconnect]
+
+
+async def test_disconnect_frees_the_inputs(loop):
+    """The inputs of a client that disconnects are in no cycle with the error: reference counts alone free them."""
+    backend, stack = make_stack(loop, HANG)
+    app = FastAPI()
+    add_stacks(app, stack)
+    left = []
+
+    @app.get("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))]):
+        inputs = np.ones(1)
+        left.append(weakref.ref(inputs))
+        await service(inputs)
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app, "GET", [b""])
+        gc.disable()
+        try:
+            running = asyncio.ensure_future(talk.run())
+            await until(lambda: backend.running)
+            talk.leave()
+            await running
+            del running, talk
+            backend.batches.clear()
+            await asyncio.sleep(1.0)
+            alive = left[0]()
+        finally:
+            gc.enable()
+
+    assert alive is None
 
 
 @pytest.mark.parametrize("messages", [[b""], [b"ab"], [b"a", b"b"]], ids=["none", "one", "two"])

@@ -94,7 +94,10 @@ class Caller:
         """End with an error, as a coroutine that does not catch it."""
         self._leave_flight()
         error: BaseException = kind if isinstance(kind, BaseException) else kind() if value is None else value
-        raise error
+        try:
+            raise error
+        finally:
+            del error, kind, value  # the error's traceback holds this frame
 
     def close(self) -> None:
         """End, as a coroutine does."""
@@ -152,9 +155,14 @@ class Caller:
 
     def result(self) -> Any:
         """Return the value and whether this caller led, or raise the error."""
-        if isinstance(self._result, BaseException):
-            raise self._result
-        return self._result
+        result = self._result
+        if isinstance(result, BaseException):
+            self._result = None
+            try:
+                raise result
+            finally:
+                del result  # the error's traceback holds this frame
+        return result
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancel its task at the loop's next turn; return false if the task was already notified."""
@@ -184,10 +192,13 @@ class Caller:
         if wakeup is None:  # already woken
             return
         self._wakeup = None
-        if soon:
-            self._loop.call_soon(wakeup, self, context=self._context)
-        else:
-            self._context.run(wakeup, self)
+        try:
+            if soon:
+                self._loop.call_soon(wakeup, self, context=self._context)
+            else:
+                self._context.run(wakeup, self)
+        finally:
+            del wakeup  # it refers to the task, and the error of the task to this frame, as to all that wake the task
 
 
 class LoopFlights:
@@ -322,7 +333,10 @@ class LoopFlights:
         if error is None:
             self._succeed(flight, task.result())
         elif not flight.over:  # otherwise it was abandoned, and no caller waits
-            self._fail(flight, error)
+            try:
+                self._fail(flight, error)
+            finally:
+                del task, error  # as in `Caller._wake`
 
     def _succeed(self, flight: Flight, value: Any) -> None:
         leader = flight.leader
@@ -342,6 +356,7 @@ class LoopFlights:
                 caller._set_outcome(_ERROR, error if caller is original else copy_error(error))
         if leader is not None:
             self._begin(flight, leader.work, leader.owner, leader._context.copy())
+        del error  # as in `Caller._wake`
         _wake(callers)
 
 

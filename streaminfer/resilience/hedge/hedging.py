@@ -238,12 +238,15 @@ class Hedge(StackClock):
                 close_unread(race.winner)
             raise
         winner = race.winner
-        if winner is None:
-            return race.failed[0].result()  # raises the earliest error
-        if first not in race.failed:
-            self._durations.record_ns(max(self._clock() - now_ns, 0))
-        self._won += winner is not first
-        return winner.result()
+        try:
+            if winner is None:
+                return race.failed[0].result()  # raises the earliest error
+            if first not in race.failed:
+                self._durations.record_ns(max(self._clock() - now_ns, 0))
+            self._won += winner is not first
+            return winner.result()
+        finally:
+            del race, first  # they hold the error, whose traceback holds this frame
 
     def _grants(self, deadline_ns: int | None, admits: Callable[[int], Admission] | None) -> bool:
         """Return whether an extra request may be sent now."""

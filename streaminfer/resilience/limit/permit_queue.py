@@ -107,6 +107,7 @@ class PermitQueue:
             place = bisect.bisect_left(self._waiting, entry[:2], key=lambda it: it[:2])
             if place < len(self._waiting) and self._waiting[place] is entry:
                 del self._waiting[place]
+            del waiter, entry  # they hold the error, whose traceback holds this frame
 
     def forget(self) -> None:
         """Forget all calls in a forked process: they wait in the parent."""
@@ -149,7 +150,7 @@ class PermitQueue:
         try:
             permit = self._limit.enter(waiter.priority, waiter.deadline_ns, waiter.request, waiter.admission)
         except Exception as error:  # noqa: BLE001 - it is raised where the call waits
-            waiter.future.set_exception(error)
+            waiter.future.set_exception(error.with_traceback(None))  # its frames refer to the waiter
         else:
             waiter.future.set_result(permit)
             self._leaving.add(waiter)

@@ -121,6 +121,7 @@ class Attempts:
     def leave(self, attempt: Attempt) -> None:
         """End an attempt."""
         self._in_flight.pop(attempt, None)  # absent if its loop was closed
+        attempt._task = None  # it may hold the error, whose traceback holds frames that refer to the attempt
 
     def interrupt_due(self, now_ns: int) -> int:
         """Interrupt the attempts that are due.

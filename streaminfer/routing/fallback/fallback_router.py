@@ -193,52 +193,49 @@ class FallbackRouter(StackClock, Node):
             self._enter(loop)
         fast_path = self._fast_path
         now_ns = self.clock()
-        task: asyncio.Task[Any] = current_task(loop)  # type: ignore[assignment]
-        attempt = fast_path.take(request, now_ns, task)
+        attempt = fast_path.take(request, now_ns, current_task(loop))
         if attempt is None:
             self._begin(request, now_ns)
-            return await self._try_routes(request, AttemptHistory(now_ns, fast_path.verdict), task, now_ns)
+            return await self._try_routes(request, AttemptHistory(now_ns, fast_path.verdict), now_ns)
         try:
             response = await self._best_call(request)
         except BaseException as error:  # noqa: BLE001 - what ends the request is raised again there
             now_ns = self.clock()
             history = AttemptHistory(attempt.started_ns)
             history.offered[0] = True
-            self._end_without_response(self._states[0], history, attempt, error, task, now_ns)
+            self._end_without_response(self._states[0], history, attempt, error, now_ns)
         else:
             now_ns = self.clock()
             marked = fast_path.respond(attempt, response, now_ns)
             if marked is None:
                 history = AttemptHistory(attempt.started_ns)
-                return self._respond(self._states[0], history, attempt, response, task, now_ns)
+                return self._respond(self._states[0], history, attempt, response, now_ns)
             if self._stopping:
                 self._check_drained()
             return marked
-        return await self._try_routes(request, history, task, now_ns)
+        return await self._try_routes(request, history, now_ns)
 
-    async def _try_routes(
-        self, request: Request, history: AttemptHistory, task: "asyncio.Task[Any]", now_ns: int
-    ) -> Response:
+    async def _try_routes(self, request: Request, history: AttemptHistory, now_ns: int) -> Response:
         """Try one route after the other, until one responds."""
         attempts = self._fast_path.attempts
         deadline_ns = deadline_of(request)
-        cancellations = task.cancelling()
+        cancellations = self._caller().cancelling()
         while True:
             state = self._selector.select(request, history, now_ns)
             if state is None:
                 return self._respond_with_default(request, history, now_ns, deadline_ns)
             switch_ns = self._selector.switch_ns(state, request, history, now_ns, deadline_ns)
             state.share.take()
-            attempt = attempts.enter(task, cancellations, now_ns, switch_ns, deadline_ns)
+            attempt = attempts.enter(self._caller(), cancellations, now_ns, switch_ns, deadline_ns)
             if switch_ns < attempts.timer_ns:
                 self._timer.set(switch_ns)
             try:
                 response = await state.call(request)
             except BaseException as error:  # noqa: BLE001 - what ends the request is raised again there
                 now_ns = self.clock()
-                self._end_without_response(state, history, attempt, error, task, now_ns)
+                self._end_without_response(state, history, attempt, error, now_ns)
             else:
-                return self._respond(state, history, attempt, response, task, self.clock())
+                return self._respond(state, history, attempt, response, self.clock())
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Return whether a request would be accepted now, and when the best route would respond; changes nothing."""
@@ -326,18 +323,13 @@ class FallbackRouter(StackClock, Node):
             raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
 
     def _respond(
-        self,
-        state: RouteState,
-        history: AttemptHistory,
-        attempt: Attempt,
-        response: Response,
-        task: "asyncio.Task[Any]",
-        now_ns: int,
+        self, state: RouteState, history: AttemptHistory, attempt: Attempt, response: Response, now_ns: int
     ) -> Response:
         """Count a response, and mark it."""
         self._leave(attempt)
+        history.error = None  # its traceback holds frames that refer to the history, and thus the inputs
         if attempt.interrupted:  # the response came in spite of the interruption
-            task.uncancel()
+            self._caller().uncancel()
         state.share.succeeded += 1
         is_late = now_ns > attempt.deadline_ns
         limit_ns = 0 if attempt.deadline_ns == NEVER_NS else attempt.deadline_ns - attempt.started_ns
@@ -356,18 +348,12 @@ class FallbackRouter(StackClock, Node):
         return Response(response.outputs, degraded, source, response.timings)
 
     def _end_without_response(
-        self,
-        state: RouteState,
-        history: AttemptHistory,
-        attempt: Attempt,
-        error: BaseException,
-        task: "asyncio.Task[Any]",
-        now_ns: int,
+        self, state: RouteState, history: AttemptHistory, attempt: Attempt, error: BaseException, now_ns: int
     ) -> None:
         """Count an attempt without response; raise the error if the request ends with it."""
         self._leave(attempt)
         self._fast_path.discard_verdict()
-        outcome = classify(state.route.name, attempt, error, task, now_ns, stopping=self._interrupting)
+        outcome = classify(state.route.name, attempt, error, self._caller(), now_ns, stopping=self._interrupting)
         limit_ns = attempt.deadline_ns - attempt.started_ns
         timings = error.timings if isinstance(error, StreamInferError) else None
         batch_ns = 0 if timings is None else timings.started_ns
@@ -380,7 +366,11 @@ class FallbackRouter(StackClock, Node):
                 self._counts.cancelled += 1
             else:
                 self._counts.failed += 1
-            raise outcome.error
+            history.error = None
+            try:
+                raise outcome.error
+            finally:
+                del error, outcome  # the error's traceback holds this frame, and thus the inputs
         history.failed(state, outcome)
         if now_ns >= attempt.deadline_ns:  # no time for another route
             history.tried.update(range(len(self._states)))
@@ -401,7 +391,10 @@ class FallbackRouter(StackClock, Node):
                 raise
             failure = for_caller(error, "default")
             failure.add_note(str(history.take_error(self._states, now_ns, deadline_ns)))
-            raise failure from error
+            try:
+                raise failure from error
+            finally:
+                del failure  # its traceback holds this frame
         history.error = None
         reason = history.reasons.get(0, "")
         counts.reasons[reason] += 1
@@ -418,6 +411,10 @@ class FallbackRouter(StackClock, Node):
         self._degradation.missed(devices, limit_ns)
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _caller(self) -> "asyncio.Task[Any]":
+        """Return the caller's task; no frame names it, because a task that fails holds the frames of its error."""
+        return current_task(self._loop)  # type: ignore[return-value]
 
     def _now(self) -> int:
         return self.clock()

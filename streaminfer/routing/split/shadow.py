@@ -178,6 +178,8 @@ class Shadow(StackClock):
             if not call.done():  # a call that does not end at once stays in flight until it ends
                 await asyncio.wait({call})
             raise
+        finally:
+            del call  # it holds the error, whose traceback holds this frame
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
