@@ -12,7 +12,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from _lib.figures import Figure
@@ -23,7 +23,9 @@ from streaminfer.loadtest import OpenLoop
 from streaminfer.simulation import arrivals
 
 INPUT = np.zeros(4, np.float32)
-BUSY_RATES = (300, 650, 2_000)
+Policy = Literal["lookahead", "greedy"]
+POLICIES: tuple[Policy, ...] = ("lookahead", "greedy")
+BUSY_RATES = (300, 650, 1_200)
 RARE_RATE = 20
 BUSY_SLO_S, RARE_SLO_S = 0.100, 0.030
 WARM_S = 1.0
@@ -44,7 +46,7 @@ def main() -> None:
     for rate in BUSY_RATES:
         ours, earliest = (
             [asyncio.run(share_on_time(policy, rate, options.seconds, seed)) for seed in range(options.rounds)]
-            for policy in ("lookahead", "greedy")
+            for policy in POLICIES
         )
         note = f"on time {statistics.median(ours):.3f}, earliest deadline {statistics.median(earliest):.3f}"
         RARE.report(
@@ -54,7 +56,7 @@ def main() -> None:
         )
 
 
-async def share_on_time(policy: str, busy_rate: float, seconds: float, seed: int) -> float:
+async def share_on_time(policy: Policy, busy_rate: float, seconds: float, seed: int) -> float:
     """Return the share of the rare model's requests that are on time, after both batchers have served for a second."""
     device = si.Device("shared")
     busy = stack_of(device, policy, sleeping(0.010, 0.0003), slo_s=BUSY_SLO_S, max_batch_size=64)
@@ -80,7 +82,7 @@ def open_loop(stack: si.Stack, rate: float, start_ns: int, seconds: float, seed:
     return OpenLoop(ask, due_ns, errors=(si.DeadlineExceeded,))
 
 
-def stack_of(device: si.Device, policy: str, model: Any, **settings: Any) -> si.Stack:
+def stack_of(device: si.Device, policy: Policy, model: Any, **settings: Any) -> si.Stack:
     batcher = si.AdaptiveBatcher(policy=policy, device=device, max_queue_size=10_000, **settings)
     return si.Stack(batcher, si.CpuBackend(model, workers=1, example=INPUT))
 
