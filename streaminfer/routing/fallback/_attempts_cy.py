@@ -124,13 +124,13 @@ class Attempts:
         attempt._task = None  # it may hold the error, whose traceback holds frames that refer to the attempt
 
     def interrupt_due(self, now_ns: int) -> int:
-        """Interrupt the attempts that are due.
+        """Interrupt the attempts that are due, in the order in which they began.
 
         Returns:
             The instant for which to set the timer next; ``NEVER_NS``: not at all.
         """
         earliest_ns = NEVER_NS
-        for attempt in [*reversed(self._in_flight)]:
+        for attempt in [*self._in_flight]:
             if not attempt.interrupted:
                 if attempt.switch_ns <= now_ns:
                     attempt.interrupted = True
