@@ -100,34 +100,40 @@ class RowIsolator:
         parts: deque[tuple[list[int], Exception]] = deque((half, error) for half in _halves(list(range(size))))
         max_sent = 2 * size if is_out_of_memory(error) else 4 * (size - 1).bit_length()
         sent = succeeded = 0
-        while parts:
-            rows, failure = parts.popleft()
-            if sent >= max_sent or (sent >= _MAX_FAILED_PARTS and not succeeded):
-                self._fail([execution.tickets[row] for row in rows], failure, self._calls.clock())
-                continue
-            now_ns = self._calls.clock()
-            rows = self._awaited_rows(execution, rows, now_ns)
-            if not rows:
-                continue
-            if not self._fits([execution.tickets[row] for row in rows]):
-                max_sent += 1
-                parts.extendleft((half, failure) for half in reversed(_halves(rows)))
-                continue
-            sent += 1
-            part_error = await self._try(execution, rows, now_ns)
-            if part_error is None:
-                succeeded += 1
-            elif len(rows) > 1 and is_out_of_memory(part_error):
-                sent -= 1  # at most log2(n) such parts, then n parts that fit
-                max_sent = 2 * size
-                parts.extendleft((half, part_error) for half in reversed(_halves(rows)))
-            elif isinstance(part_error, _BATCH_ERRORS):  # for example an open breaker: all parts would fail
-                self._fail([execution.tickets[row] for row in rows], part_error, self._calls.clock())
-                sent = max_sent
-            elif len(rows) > 1:
-                parts.extend((half, part_error) for half in _halves(rows))
-            else:
-                self._fail([execution.tickets[rows[0]]], part_error, self._calls.clock())
+        failure = error
+        part_error: Exception | None = None
+        try:
+            while parts:
+                rows, failure = parts.popleft()
+                if sent >= max_sent or (sent >= _MAX_FAILED_PARTS and not succeeded):
+                    self._fail([execution.tickets[row] for row in rows], failure, self._calls.clock())
+                    continue
+                now_ns = self._calls.clock()
+                rows = self._awaited_rows(execution, rows, now_ns)
+                if not rows:
+                    continue
+                if not self._fits([execution.tickets[row] for row in rows]):
+                    max_sent += 1
+                    parts.extendleft((half, failure) for half in reversed(_halves(rows)))
+                    continue
+                sent += 1
+                part_error = await self._try(execution, rows, now_ns)
+                if part_error is None:
+                    succeeded += 1
+                elif len(rows) > 1 and is_out_of_memory(part_error):
+                    sent -= 1  # at most log2(n) such parts, then n parts that fit
+                    max_sent = 2 * size
+                    parts.extendleft((half, part_error) for half in reversed(_halves(rows)))
+                elif isinstance(part_error, _BATCH_ERRORS):  # for example an open breaker: all parts would fail
+                    self._fail([execution.tickets[row] for row in rows], part_error, self._calls.clock())
+                    sent = max_sent
+                elif len(rows) > 1:
+                    parts.extend((half, part_error) for half in _halves(rows))
+                else:
+                    self._fail([execution.tickets[rows[0]]], part_error, self._calls.clock())
+        finally:
+            parts.clear()
+            del error, failure, part_error  # from Python 3.12 on, the frames of their tracebacks refer to this one
         if succeeded:
             self.succeeded()
         elif sent:
