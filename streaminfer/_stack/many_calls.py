@@ -134,7 +134,7 @@ class PlaceQueue:
                 comes_before = False
             elif other is None or line.is_above_rate or other.priority > request.priority:
                 continue
-            elif (comes_before or other.priority < request.priority) and self._place(other).reason not in _PASSING:
+            elif (comes_before or other.priority < request.priority) and self._has_place(other):
                 line.look.set()
                 return pause_s
         return 0.0
@@ -169,6 +169,12 @@ class PlaceQueue:
         """Raise `Closed` for callers from an earlier run of a restarted stack, because they would wait for ever."""
         if self._closed.is_set():
             raise Closed(_STOPPED)
+
+    def _has_place(self, other: Request) -> bool:
+        try:
+            return self._place(other).reason not in _PASSING
+        except Exception:  # noqa: BLE001 - of a check of one's own: it is raised when the request itself looks
+            return True
 
     def _place(self, request: Request) -> Admission:
         return self._stack.admission(request, self._stack.clock())

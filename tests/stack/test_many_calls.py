@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer.protocols import Admission, AdmissionReason
 from streaminfer.sync_layer import SyncLayer
 from streaminfer.testing import HANG, ScriptedBackend, run
 
@@ -167,6 +168,31 @@ def test_tenants_that_wait_for_room_take_turns():
             return few_s
 
     assert run(main) < 1.0  # three places in the queue before each, and turns of the backlog between
+
+
+def test_an_error_of_a_check_reaches_its_own_caller():
+    """If the check of a waiting request raises, its own caller gets the error, not one that comes later."""
+
+    class Gate(si.Stack):
+        full = True
+
+        def admission(self, request, now_ns):
+            if self.full:
+                return Admission(False, AdmissionReason.QUEUE_FULL)
+            if request.tenant == "broken":
+                raise KeyError("its own error")
+            return super().admission(request, now_ns)
+
+    async def main(loop):
+        async with Gate(si.AdaptiveBatcher(max_batch_size=8), ScriptedBackend(), clock=loop.clock) as stack:
+            broken = asyncio.ensure_future(stack(1.0, wait=True, tenant="broken"))
+            await asyncio.sleep(0.0005)
+            stack.full = False
+            assert float(await stack(1.0, wait=True, tenant="other")) == 1.0
+            with pytest.raises(KeyError, match="its own error"):
+                await broken
+
+    run(main)
 
 
 def test_a_request_that_gets_no_place_holds_no_frames():

@@ -91,11 +91,11 @@ class MemoryRetention:
             self._preserve(event)
 
     def _preserve(self, event: CacheEvent) -> None:
-        if self.until_ns(event.labels) <= self._table.now():
+        if self._end_ns(event) <= self._table.now():
             return
         with self._locked():
             self._follow_holds()
-            until_ns, number = self.until_ns(event.labels), next(self._numbers)  # with the current holds
+            until_ns, number = self._end_ns(event), next(self._numbers)  # with the current holds
             self._preserved[number] = event
             heapq.heappush(self._until, (until_ns, number))
         if until_ns < self._table.wake_ns:
@@ -138,7 +138,7 @@ class MemoryRetention:
             self._holds = holds
             self._until.clear()
             for number, event in self._preserved.copy().items():  # a copy: a finalizer may add to both
-                heapq.heappush(self._until, (self.until_ns(event.labels), number))
+                heapq.heappush(self._until, (self._end_ns(event), number))
 
     def erase(self, subject: str | None, tag: str | None, in_table: int) -> int:
         """Erase preserved entries of a subject or with a tag, record the whole erasure, and return their number."""
@@ -179,6 +179,10 @@ class MemoryRetention:
             if left_s > 0:
                 reasons.append(f"entries are below the minimum age of their class, for {left_s:.3g} s more")
         return tuple(reasons)
+
+    def _end_ns(self, event: CacheEvent) -> int:
+        """Return the instant at which the preservation of an entry ends; no hold prolongs that of a replaced value."""
+        return self._aged_ns(event.labels) if event.kind == "replaced" else self.until_ns(event.labels)
 
     def until_ns(self, labels: Any) -> int:
         """Return the instant until which an entry that leaves memory must be preserved; ``NEVER``: no end is known."""

@@ -407,14 +407,15 @@ class TierWriter:
         self._drop(lambda it: it.entry is not None and erasing.matches(it.entry.subject, it.entry.tags))
         failures: list[BaseException] = []
         count = 0
-        if self._has_overrun and erasing.is_untried(self.name):
-            self.destruction.repeat(erasing)
         try:
             await self.destruction.make(erasing, ERASE_TIMEOUT_S)
         except Exception as error:  # noqa: BLE001 - reported, and tried again
             failures.append(error)
         try:
             count = await within(ERASE_TIMEOUT_S, self.tier.erase(**erasing.selection))
+            if self._has_overrun:  # such a put, which has ended by now, may have made a new key
+                self.destruction.repeat(erasing)
+                await self.destruction.make(erasing, ERASE_TIMEOUT_S)
         except Exception as error:  # noqa: BLE001 - the same
             failures.append(error)
         if not failures:

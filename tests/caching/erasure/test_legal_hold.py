@@ -609,3 +609,13 @@ def test_fork_during_a_release_leaves_child_its_cache(clock):
 
     assert status == 0
     assert cache.preserved == ()
+
+
+def test_replaced_values_under_hold_are_not_preserved(log, clock):
+    """A hold keeps no earlier values of a key, whatever minimum age other classes have."""
+    classes = {"face": Retention(3600.0), "invoice": Retention(3600.0, min_age_s=60.0)}
+    cache = si.EdgeCache(maxsize=9, clock=clock, retention=Retention(3600.0, classes=classes, log=log))
+    asyncio.run(cache.hold(subject="anna", reason="case 17"))
+    for number in range(20):
+        cache.put("k", number, subject="anna", tags=["face"])
+    assert (cache.preserved, cache["k"]) == ((), 19)

@@ -184,3 +184,64 @@ def test_file_of_an_older_version_keeps_its_entries(tier, tmp_path, wall):
 
     assert asyncio.run(use("old", "new")) == (1, 0)
     assert asyncio.run(use("new", "newer")) == (2, 0)
+
+
+async def fill(tier, wall, ttl_s):
+    """Store entries without a minimum age until the file has room for no more."""
+    number = 0
+    while not tier.statistics().evicted:
+        assert await tier.put(f"x{number}", Entry(value=os.urandom(20_000), stored_ns=wall(), ttl_s=ttl_s))
+        number += 1
+
+
+def test_full_disk_makes_room_for_the_replaced_value(tmp_path, wall):
+    """A value below its minimum age is written again when it is renamed, so others make room for both values."""
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=4 * MIB, wall_clock=wall) as tier:
+            old, new = os.urandom(900_000), os.urandom(900_000)
+            assert await tier.put("k", young(old, wall))
+            await fill(tier, wall, 3600.0)
+
+            assert await tier.put("k", young(new, wall, tags=frozenset(["latest"])))
+
+            assert (await tier.get("k")).value == new
+            assert tier.statistics().evicted > 40  # entries of five pages, for two values of 220
+            assert await tier.erase(tag="latest") == 1
+            held = await count_of(tier)
+            wall.advance(601.0)
+            await tier.purge()
+            assert await count_of(tier) == held - 1  # the old value was there, and is past its minimum age
+
+    asyncio.run(main())
+
+
+def test_full_disk_of_young_entries_is_purged(tmp_path, wall):
+    """Replaced values that cannot be renamed, because all entries are below their minimum age, stop no purge."""
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall) as tier:
+            for number in range(20):
+                brief = Entry(value=os.urandom(300), stored_ns=wall(), ttl_s=60.0, min_age_s=30.0)
+                assert await tier.put(f"brief {number}", brief)
+            count = 0
+            while await stored(tier, f"k{count}", young(os.urandom(300), wall)):
+                count += 1
+            for number in range(count):
+                await stored(tier, f"k{number}", young(os.urandom(300), wall))
+            wall.advance(120.0)
+
+            assert await tier.purge() == 20
+
+            assert await count_of(tier) == count
+            assert await tier.get(f"k{count - 1}") is None  # it is not the latest value
+
+    asyncio.run(main())
+
+
+async def stored(tier, key, entry):
+    """Return whether an entry was stored; a full disk counts as not."""
+    try:
+        return await tier.put(key, entry)
+    except si.BackendError:
+        return False

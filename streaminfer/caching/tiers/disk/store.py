@@ -125,12 +125,12 @@ class DiskStore:
 
     def purge(self, now_ns: int | None) -> int:
         """Remove up to `CHUNK` entries that are expired at ``now_ns``; return how many. Raises on failure."""
-        self._delete_outdated()
         now_ns = self._now() if now_ns is None else now_ns
         purged = self._delete("expires_ns <= ?" + FREE, now_ns) or self._delete(
             "stored_ns > ?" + FREE, now_ns + SKEW_NS
         )
         self._counters.purged += purged
+        self._delete_outdated()
         return purged
 
     def hold(self, kind: bytes, text: str, on: bool) -> None:
@@ -325,8 +325,13 @@ class DiskStore:
 
     def _delete_outdated(self) -> None:
         for number in list(self._outdated):
-            self._delete_replaced("id = ?", number)
-            self._outdated.remove(number)
+            try:
+                self._delete_replaced("id = ?", number)
+            except sqlite3.Error as error:
+                if _code_of(error) != sqlite3.SQLITE_FULL:
+                    raise
+            else:  # otherwise no room to rename it: it stays unused, and the next purge tries again
+                self._outdated.remove(number)
 
     def _put(self, name: bytes, entry: Entry) -> bool:
         records = self._records
@@ -340,17 +345,14 @@ class DiskStore:
         subject = None if entry.subject is None else records.name(b"s", entry.subject)
         expires_ns = None if entry.expires_ns is None else min(entry.expires_ns, 2**63 - 1)
         with transaction(self._opened()) as db:
-            deleted = self._remove_replaced(db, "key = ?", name)
-            purged, evicted = self._make_room(pages + _SPARE_PAGES)
+            replaced = self._remove_replaced(db, "key = ?", name)
+            deleted, purged, evicted = map(sum, zip(replaced, (0, *self._make_room(pages + _SPARE_PAGES)), strict=True))
             row = (name, subject, data_class, entry.stored_ns, expires_ns, entry.aged_ns, len(record), record)
             number = db.execute(INSERT, row).lastrowid
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
-        deleted += purged + evicted
         self._counters.stored += 1
-        self._counters.purged += purged  # only now: a failed put rolls back its deletions
-        self._counters.evicted += evicted
-        self._may_have_leftovers = self._may_have_leftovers or deleted > 0
-        self._count(1 - deleted)
+        self._count_deleted(deleted, purged, evicted)  # only now: a failed put rolls back its deletions
+        self._count(1)
         return True
 
     def _make_room(self, pages: int) -> tuple[int, int]:
@@ -379,26 +381,29 @@ class DiskStore:
 
     def _delete_replaced(self, where: str, value: bytes | int) -> None:
         with transaction(self._opened()) as db:
-            deleted = self._remove_replaced(db, where, value)
-        self._count_deleted(deleted)
+            counts = self._remove_replaced(db, where, value)
+        self._count_deleted(*counts)
 
-    def _remove_replaced(self, db: sqlite3.Connection, where: str, value: bytes | int) -> int:
+    def _remove_replaced(self, db: sqlite3.Connection, where: str, value: bytes | int) -> tuple[int, int, int]:
         """Delete an entry that is not the latest value of its key, or rename it if it is below its minimum age.
 
         Returns:
-            The number of deleted entries.
+            The number of such entries that were deleted, and of expired and other ones, to make room for a renamed one.
         """
-        now_ns = self._now()
+        now_ns, purged, evicted = self._now(), 0, 0
         deleted = db.execute(f"DELETE FROM entries WHERE {where} AND aged_ns <= ?", (value, now_ns)).rowcount  # noqa: S608 - literals
-        if not deleted and (row := db.execute(f"SELECT id, key FROM entries WHERE {where}", (value,)).fetchone()):  # noqa: S608 - the same
-            preserved = b"p%d %b" % row  # longer than a hashed name, and a plain one begins with k: no key has it
+        if not deleted and (row := db.execute(f"SELECT id, key, size FROM entries WHERE {where}", (value,)).fetchone()):  # noqa: S608 - the same
+            purged, evicted = self._make_room(row[2] // (_PAGE - 4) + 1 + _SPARE_PAGES)  # SQLite writes the row again
+            preserved = b"p%d %b" % row[:2]  # longer than a hashed name, and a plain one begins with k: no key has it
             db.execute("UPDATE entries SET key = ?, expires_ns = aged_ns WHERE id = ?", (preserved, row[0]))
-        return deleted
+        return deleted, purged, evicted
 
-    def _count_deleted(self, deleted: int) -> None:
-        if deleted:
+    def _count_deleted(self, deleted: int, purged: int = 0, evicted: int = 0) -> None:
+        self._counters.purged += purged
+        self._counters.evicted += evicted
+        if total := deleted + purged + evicted:
             self._may_have_leftovers = True
-            self._count(-deleted)
+            self._count(-total)
 
     def _count(self, change: int | None = None) -> None:
         """Add ``change`` to the number of entries, or count them, which reads a whole index."""

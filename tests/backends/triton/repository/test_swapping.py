@@ -116,7 +116,7 @@ def test_two_models_swap_in_memory_for_one(empty_triton, connect):
         for backend, earlier in zip(backends, before, strict=True):
             had = models[backend.model]
             assert had.loads == count(empty_triton, f"successfully loaded '{backend.model}'") - earlier
-            assert 1 <= had.loads <= 1 + ROUNDS  # at the start, and once per round for all requests
+            assert 1 <= had.loads <= had.batches  # on a busy machine a load can last longer than a model is passed over
             assert had.load_s > 0
 
     asyncio.run(main())
