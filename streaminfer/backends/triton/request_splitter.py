@@ -10,7 +10,7 @@ Models without a batch axis, with sequences, and decoupled models get one reques
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -123,11 +123,7 @@ class RequestSplitter:
         return results
 
     async def _infer_rows(
-        self,
-        inputs: Mapping[str, Any],
-        size: int,
-        rows: Sequence[Request],
-        deadline_ns: int | None,
+        self, inputs: Mapping[str, Any], size: int, rows: Sequence[Request], deadline_ns: int | None
     ) -> list[Any]:
         parameters = self.parameters(rows)
         changes = self.session.changes
@@ -135,18 +131,21 @@ class RequestSplitter:
         if self.session.model.takes_timeout:
             parameters["timeout"] = max(round(timeout_s * 1e6), 1)
         error: StreamInferError
-        is_too_large = False
+        may_split = True
         try:
             results = await self.session.infer(inputs, size, parameters, timeout_s, batched=True)
         except ServerError as failure:
-            is_too_large = too_large(failure)
             error = await self._error(failure, f"{self._name}, a batch of {len(rows)}", inputs, changes)
+            may_split = too_large(failure) or isinstance(error, InvalidInput)
         except InvalidInput as unsendable:  # text of one row cannot be encoded, so halves may succeed
             error = unsendable
         else:
             return results[: len(rows)]
-        if not (is_too_large or isinstance(error, InvalidInput)) or len(rows) == 1:
-            raise error
+        try:
+            if not may_split or len(rows) == 1:
+                raise error
+        finally:
+            del error  # its traceback holds this frame, and thus the inputs
         self.session.counts.split += 1
         middle = (len(rows) + 1) // 2
         halves = [slice(0, middle), slice(middle, len(rows))]
@@ -176,10 +175,8 @@ class RequestSplitter:
                 inputs, 1, self.parameters((row,)), self.left_s(deadline_ns), batched=False
             )
         except ServerError as failure:
-            error = await self._error(failure, self._name, arrays, changes)
-        else:
-            return results[0]
-        raise error
+            await self._fail(failure, self._name, arrays, changes)
+        return results[0]
 
     async def step(
         self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None, *, end: bool
@@ -211,8 +208,7 @@ class RequestSplitter:
                     results = await self.session.infer(call_arrays, 1, parameters, timeout_s, batched=batched)
             except ServerError as failure:
                 call = f"{self._name}, a step of stream {row.stream_id!r}"
-                error = await self._error(failure, call, arrays, changes, row.stream_id)
-                raise error from error.__cause__
+                await self._fail(failure, call, arrays, changes, row.stream_id)
             except InvalidInput as unsendable:
                 raise NotSent(unsendable) from unsendable.__cause__
         return results[0], correlation
@@ -253,6 +249,14 @@ class RequestSplitter:
                 raise NotSent(late) from None
             yield stream.correlation, {**self.parameters((row,)), **stream.parameters(end=end)}, timeout_s
             stream.seen_ns = now_ns()
+
+    async def _fail(self, failure: ServerError, *about: Any) -> NoReturn:
+        """Raise the error for callers, see :meth:`_error`."""
+        error = await self._error(failure, *about)
+        try:
+            raise error from error.__cause__
+        finally:
+            del error  # its traceback holds this frame, and thus the inputs
 
     async def _error(
         self, failure: ServerError, request: str, arrays: Mapping[str, Any], changes: int, stream_id: Hashable = None
@@ -386,7 +390,6 @@ class RequestSplitter:
         timeout_s = None if deadline_ns is None else self.left_s(deadline_ns)
         silence_s = self._settings.timeout_s if deadline_ns is None else None
         end_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-        error: StreamInferError | None = None
         try:
             async with contextlib.aclosing(
                 self.session.transport.stream(self.session.call(call_arrays, parameters), timeout_s)
@@ -405,15 +408,12 @@ class RequestSplitter:
         except ServerError as failure:
             if failure.status == "UNKNOWN" and deadline_ns is not None and self._settings.clock() >= deadline_ns:
                 # an error on a stream has a text but no status, even if the server noticed the deadline first
-                error = DeadlineExceeded(f"{self._name}, a stream of responses: the deadline passed ({failure.text})")
-                error.__cause__ = failure
-            else:
-                call = f"{self._name}, a stream of responses"
-                error = await self._error(failure, call, arrays, changes, stream_id)
+                late = f"{self._name}, a stream of responses: the deadline passed ({failure.text})"
+                raise DeadlineExceeded(late) from failure
+            await self._fail(failure, f"{self._name}, a stream of responses", arrays, changes, stream_id)
         except TimeoutError as silent:
-            error = DeadlineExceeded(f"{self._name}, a stream of responses: nothing came for {silence_s} s")
-            error.__cause__ = silent
-        raise error or BackendError(f"{self._name}: the stream of responses ended without a final one")
+            raise DeadlineExceeded(f"{self._name}, a stream of responses: nothing came for {silence_s} s") from silent
+        raise BackendError(f"{self._name}: the stream of responses ended without a final one")
 
     def batch_of_one(self, request: Request) -> dict[str, Any]:
         """Return the inputs of a valid request by name, with a batch axis."""

@@ -202,7 +202,10 @@ class GrpcTransport:
             rpc.cancel()
             self._forget(link, rpc)
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame, and thus the message
 
     async def close(self) -> None:
         """End all running calls, and the connections. May be repeated."""
@@ -242,7 +245,10 @@ class GrpcTransport:
             return response
         finally:
             self._forget(link, rpc)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # as in `stream`
 
     def _expect_response(self) -> None:
         if self._unanswered_ns is None:

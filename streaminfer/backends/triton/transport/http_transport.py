@@ -204,7 +204,10 @@ class HttpTransport:
             if status == 413:
                 text = f"too large: {text}"  # front ends word this differently
             failure = ServerError(of_http_status(status, text), text, retry_after(retry_header))
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame, and thus the body
 
     def _head(self, call: InferRequest, contents: list[Any]) -> dict[str, Any]:
         parameters = dict(call.parameters)
