@@ -16,7 +16,7 @@ cdef class OutlierEjection:
     cdef void end_forced_ejection(self, CReplicaStats slot, long long now_ns) noexcept
     cdef void settle(self, CReplicaStats slot, long long now_ns) noexcept
     cdef void succeeded(self, CReplicaStats slot, double duration_ns, double places, long long now_ns) noexcept
-    cdef void failed(self, CReplicaStats slot, long long now_ns) noexcept
+    cdef void failed(self, CReplicaStats slot, long long sent_ns, long long now_ns) noexcept
 
     @cython.locals(factor=double)
     cdef bint is_overlong(self, CReplicaStats slot, double duration_ns, double places) noexcept

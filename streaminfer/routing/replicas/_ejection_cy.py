@@ -3,7 +3,9 @@
 
 *Design* (Envoy's outlier detection). A replica is ejected after ``consecutive_failures``, or when it is an outlier. It
 is an outlier if its latency and its latency per request in flight are more than ``latency_factor`` times those of most
-others in the zone (a burst that queues is not the replica's fault), and so are those of its last response. The ejection
+others in the zone (a burst that queues is not the replica's fault), and so are those of its last response. Requests
+in flight together share a batch, or a stall, so slow responses and overlong requests eject only if the last of a row
+was sent after the first had ended. The ejection
 lasts ``eject_ns`` times the number of ejections, at most ``max_eject_ns``; this number falls by one for each
 ``eject_ns`` in service. At most a share of the fleet is ejected, but of two or more replicas always one may be.
 Afterwards the replica is *probing*: it gets one request at a time, until one succeeds. A failure ejects it again, and
@@ -101,13 +103,27 @@ class OutlierEjection:
             slot.state = ACTIVE
             slot.slow_start = self._slow_start_ns > 0
             slot.since_ns = now_ns
-        elif slot.state == ACTIVE and slot.samples >= _MIN_SAMPLES and self._is_outlier(slot, duration_ns, places):
+        elif slot.samples < _MIN_SAMPLES or not self._is_outlier(slot, duration_ns, places):
+            slot.bad_since_ns = NEVER_NS
+        elif slot.bad_since_ns == NEVER_NS:
+            slot.bad_since_ns = now_ns
+        elif slot.state == ACTIVE and now_ns - duration_ns >= slot.bad_since_ns:
             self._eject(slot, now_ns)
 
-    def failed(self, slot: ReplicaStats, now_ns: int) -> None:
-        """Eject a probing replica, or one with too many consecutive failures."""
+    def failed(self, slot: ReplicaStats, sent_ns: int, now_ns: int) -> None:
+        """Eject a probing replica, or one with too many consecutive failures.
+
+        Args:
+            slot: slot of the replica.
+            sent_ns: when the request was sent; of one that raised, the present.
+            now_ns: the present.
+        """
+        if slot.bad_since_ns == NEVER_NS:
+            slot.bad_since_ns = now_ns
         if slot.state == PROBING or (
-            slot.state == ACTIVE and 0 < self._consecutive_failures <= slot.consecutive_failures
+            slot.state == ACTIVE
+            and 0 < self._consecutive_failures <= slot.consecutive_failures
+            and sent_ns >= slot.bad_since_ns
         ):
             self._eject(slot, now_ns)
 

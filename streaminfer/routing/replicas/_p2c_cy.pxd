@@ -70,7 +70,9 @@ cdef class P2CBalancer:
     cdef long long _take(self, Py_ssize_t number, long long now_ns) noexcept
 
     cdef void _succeeded(self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns) noexcept
-    cdef void _failed(self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns) noexcept
+    cdef void _failed(
+        self, CReplicaStats slot, int outcome, long long duration_ns, long long places, long long now_ns
+    ) noexcept
 
     @cython.locals(expected_ns=double)
     cdef bint _learn_at_least(

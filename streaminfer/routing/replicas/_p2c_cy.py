@@ -296,7 +296,7 @@ class P2CBalancer:
         elif outcome == _FAILURE or self._ejection.is_overlong(slot, duration_ns, places):
             slot.failed += 1
             if current:
-                self._failed(slot, duration_ns, places, now_ns)
+                self._failed(slot, outcome, duration_ns, places, now_ns)
         elif current and self._learn_at_least(slot, duration_ns, places, now_ns):
             slot.success -= slot.success * _OUTCOME_WEIGHT
 
@@ -323,13 +323,13 @@ class P2CBalancer:
         self._fleet.learn(slot, 1.0 * duration_ns / places)
         self._ejection.succeeded(slot, duration_ns, places, now_ns)
 
-    def _failed(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> None:
+    def _failed(self, slot: ReplicaStats, outcome: int, duration_ns: int, places: int, now_ns: int) -> None:
         slot.consecutive_failures += 1
         slot.failed_last = True
         slot.success -= slot.success * _OUTCOME_WEIGHT
         self._learn_at_least(slot, duration_ns, places, now_ns)
         slot.updated_ns = now_ns
-        self._ejection.failed(slot, now_ns)
+        self._ejection.failed(slot, now_ns if outcome == _FAILURE else now_ns - duration_ns, now_ns)
 
     def _learn_at_least(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> bool:
         """Learn from an attempt without response if it took longer than expected; return whether it did."""

@@ -2,7 +2,7 @@ cimport cython
 
 cdef int _FREE, _ACTIVE, _PROBING, _EJECTED
 cdef double _MIN_SAMPLE_WEIGHT, _PEAK_FACTOR, _MAX_PEAK_WEIGHT, _LEAST_SUCCESS, _LEAST_RAMP, _UNKNOWN_ZONE_FACTOR
-cdef long long _PEAK_MIN_SAMPLES, _GENERATIONS, _RECENT, _MIN_RECENT
+cdef long long NEVER_NS, _PEAK_MIN_SAMPLES, _GENERATIONS, _RECENT, _MIN_RECENT
 
 cdef class Fleet
 
@@ -15,6 +15,7 @@ cdef class ReplicaStats:
     cdef unsigned long long key
     cdef double share, places, zone_ns
     cdef long long level, samples, consecutive_failures, generation, updated_ns, busy_ns, since_ns, probe_began_ns
+    cdef long long bad_since_ns
     cdef bint slow_start, probe_in_flight, failed_last, zone_tried
 
     cdef void reset(self, double weight, double penalty, int zone, unsigned long long key, long long now_ns) noexcept

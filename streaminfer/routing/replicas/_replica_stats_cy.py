@@ -27,6 +27,8 @@ One source, compiled with the C types of ``_replica_stats_cy.pxd`` or run uncomp
 
 from __future__ import annotations
 
+from streaminfer._internal.units import NEVER_NS
+
 __all__ = ["ACTIVE", "DRAINING", "EJECTED", "FREE", "PROBING", "Fleet", "ReplicaStats"]
 
 FREE, ACTIVE, PROBING, EJECTED, DRAINING = range(5)
@@ -110,6 +112,7 @@ class ReplicaStats:
         self.success = 1.0
         self.failed_last = False
         self.consecutive_failures = 0
+        self.bad_since_ns = NEVER_NS
         self.updated_ns = now_ns
         self.busy_ns = now_ns
         self.since_ns = now_ns
