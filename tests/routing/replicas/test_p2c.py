@@ -398,8 +398,26 @@ def test_slow_replica_is_ejected_as_an_outlier():
         now = teach(balance, number, took * MS, now)
     now = teach(balance, 3, 30 * MS, now, times=20)
     assert balance.slot(3).state == ACTIVE  # less than three times the latency of the others
-    teach(balance, 3, 100 * MS, now, times=1)
+    now = teach(balance, 3, 100 * MS, now)
+    assert balance.slot(3).state == ACTIVE  # all of them were sent before the first had ended
+    teach(balance, 3, 100 * MS, now + 100 * MS, times=1)
     assert balance.slot(3).state == EJECTED
+
+
+@pytest.mark.parametrize("outcome", [SUCCESS, IGNORED])
+def test_one_slow_batch_ejects_nothing(outcome):
+    """Requests in flight together share a batch, so slow or interrupted ones do not eject their replica."""
+    balance = made(2)
+    now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
+    batch = [balance.choose(-1, now) for _ in range(40)]
+    now += S
+    for token in batch:  # half of them at each replica
+        slow = token & SLOT == 0
+        balance.done(token, outcome if slow else SUCCESS, S if slow else 10 * MS, now)
+    assert balance.slot(0).failed == (0 if outcome == SUCCESS else 20)
+    assert balance.slot(0).state == ACTIVE
+    ask(balance, now, outcome, S, excluded=1)
+    assert balance.slot(0).state == EJECTED
 
 
 def test_a_quick_response_ejects_nothing():
@@ -420,6 +438,8 @@ def test_a_quick_response_ejects_nothing():
     give(balance, 3, SUCCESS, 10 * MS, now)
     assert slow.state == ACTIVE
     give(balance, 3, SUCCESS, 200 * MS, now)
+    assert slow.state == ACTIVE
+    give(balance, 3, SUCCESS, 200 * MS, now + 200 * MS)
     assert slow.state == EJECTED
 
 
@@ -431,6 +451,8 @@ def test_few_samples_make_no_outlier():
     now = teach(balance, 3, 100 * MS, now, times=7)
     assert balance.slot(3).state == ACTIVE
     teach(balance, 3, 100 * MS, now, times=1)
+    assert balance.slot(3).state == ACTIVE
+    teach(balance, 3, 100 * MS, now + 100 * MS, times=1)
     assert balance.slot(3).state == EJECTED
 
 
@@ -475,6 +497,7 @@ def test_own_late_requests_do_not_hide_a_hang():
     now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
     for _ in range(5):
         give(balance, 0, IGNORED, 60 * MS, now)
+        now += 60 * MS
     assert balance.slot(0).state == EJECTED
 
 

@@ -316,18 +316,28 @@ def test_cancelling_a_caller_cancels_its_attempt():
     run(main)
 
 
-def test_hanging_replica_is_ejected_by_its_deadlines():
-    async def main(loop):
-        plan = FaultPlan(hang().between(1.0, 99.0))
-        replicas = pair(Faulty(Echo(0.010), plan), Echo(0.010), loop)
-        for _ in range(200):
-            requests = [si.Request(n, deadline_ns=loop.now_ns + 100_000_000) for n in range(20)]
-            await asyncio.gather(*(replicas.call(it) for it in requests), return_exceptions=True)
-        return plan.injected["hang"], replicas.statistics()["a"]
+async def beside_a_hang(loop, streams):
+    """Send 20 requests at a time to a pair, whose first hangs after a second; return its hangs and statistics."""
+    plan = FaultPlan(hang().between(1.0, 99.0))
+    replicas = pair(Faulty(Echo(0.010), plan), Echo(0.010), loop)
+    for _ in range(200):
+        requests = [
+            si.Request(n, deadline_ns=loop.now_ns + 100_000_000, stream_id=n if streams else None) for n in range(20)
+        ]
+        await asyncio.gather(*(replicas.call(it) for it in requests), return_exceptions=True)
+    return plan.injected["hang"], replicas.statistics()["a"]
 
-    hung, statistics = run(main)
+
+def test_hanging_replica_is_no_longer_called():
+    hung, statistics = run(lambda loop: beside_a_hang(loop, streams=False))
     assert 10 <= statistics.failed <= hung <= 20
+
+
+def test_streams_leave_a_hanging_replica():
+    """Streams leave a replica that hangs, once a frame that was sent after the first deadline has passed its own."""
+    hung, statistics = run(lambda loop: beside_a_hang(loop, streams=True))
     assert statistics.ejections == 1
+    assert 0 < statistics.failed <= hung <= 20
 
 
 def test_replica_that_rejects_at_once_gets_less():
