@@ -57,10 +57,8 @@ def _freeze(value: Any) -> Any:
 
 def _freeze_array(value: Any) -> Any:
     array = np.array(np.asanyarray(value), order="K", subok=True)  # NumPy returns a view for a single record
-    if array.dtype.kind == "O":  # arrays within arrays
-        objects = array.view(np.ndarray).flat  # a masked array would make arrays of lists
-        for place in range(array.size):
-            objects[place] = _freeze(objects[place])
+    if array.dtype.hasobject:
+        _freeze_objects(array.view(np.ndarray))  # a masked array would make arrays of lists
     if isinstance(array, np.ma.MaskedArray):  # views share its mask and its fill value, which is an array too
         masked: Any = array
         for own in (masked._mask, masked._fill_value):
@@ -68,6 +66,18 @@ def _freeze_array(value: Any) -> Any:
                 own.setflags(write=False)
     array.setflags(write=False)
     return array[()] if isinstance(value, np.void) else array.view()
+
+
+def _freeze_objects(array: np.ndarray[Any, Any]) -> None:
+    """Freeze the objects of an array, such as arrays within it, also those in the fields of its records."""
+    if array.dtype.names:
+        for name in array.dtype.names:
+            if array.dtype[name].hasobject:
+                _freeze_objects(array[name])
+    else:
+        objects = array.flat
+        for place in range(array.size):
+            objects[place] = _freeze(objects[place])
 
 
 def strip_traceback(error: BaseException, levels: int = _MAX_CAUSES) -> BaseException:

@@ -4,13 +4,12 @@
 thread delivers at a time, so that listeners get events in order. If another thread is delivering, this thread leaves
 its events to that thread or to the next operation. Events that a listener causes are delivered after the
 listener returns, in a few rounds; the rest waits for the next operation. A listener that fills the cache again
-therefore cannot loop for ever.
+therefore cannot loop for ever. A retention policy processes each event before listeners get it, and waits for none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -23,7 +22,7 @@ from streaminfer._internal.validation import check_count
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
 from streaminfer.caching.freshness import About, Freshness, duration_ns, labels_of
-from streaminfer.caching.table._entries_cy import NO_LIMIT, REPLACED
+from streaminfer.caching.table._entries_cy import NO_LIMIT
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.table._table_cy import EdgeTable
 
@@ -172,7 +171,7 @@ class Memory(StackClock, _Table):
             from streaminfer.caching.erasure.memory_retention import MemoryRetention  # noqa: PLC0415 - needs a policy
 
             self.retention = MemoryRetention(freshness.policy, self)
-            self.listen(self.retention.on_event)
+            self.listening = True
             self.preserving = freshness.policy.has_min_age
         self._await_expiry()
 
@@ -296,27 +295,31 @@ class Memory(StackClock, _Table):
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
         """Add a listener for all later events; see `EdgeCache.listen`."""
-        return self.events.add(listener, partial(setattr, self, "listening"))
+        return self.events.add(listener, self._note_listeners)
+
+    def _note_listeners(self, any_listens: bool) -> None:
+        self.listening = any_listens or self.retention is not None
 
     def statistics(self, flights: Snapshot | None = None, tiers: tuple[Snapshot, ...] = ()) -> CacheStatistics:
         """Return a frozen snapshot, with the statistics of flights and tiers."""
         counted: dict[str, Any] = dict(zip(_COUNTERS, (*self.counters(), self.events.errors), strict=True))
+        if self.retention is not None:
+            counted["events_lost"] += self.retention.events_lost
         return CacheStatistics(**counted, flights=flights, tiers=tiers)
 
     def deliver_events(self) -> None:
         """Deliver the noted events to listeners and free the noted values; operations do so themselves."""
-        self.events.deliver(self._take_events)
+        if self.retention is None:
+            self.events.deliver(self.take_events)
+            return
+        self.retention.process_events()
+        if self.events:
+            self.events.deliver(self.retention.take_events)
 
-    def _take_events(self) -> Sequence[CacheEvent]:
-        """Return the noted events for listeners; entries noted with kind ``None`` are only freed."""
+    def take_events(self) -> list[CacheEvent]:
+        """Return the noted events and forget them; entries noted with kind ``None`` are only freed."""
         items = iter(self.drain())
-        events = [CacheEvent(*event) for event in zip(items, items, items, items, strict=True) if event[0] is not None]
-        if self.retention is None or not self.preserving:
-            return events
-        for event in events:
-            if event.kind == REPLACED:
-                self.retention.on_event(event)
-        return [event for event in events if event.kind != REPLACED]
+        return [CacheEvent(*event) for event in zip(items, items, items, items, strict=True) if event[0] is not None]
 
     if IS_ATOMIC:
         _deliver_events = deliver_events

@@ -17,6 +17,7 @@ import itertools
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -26,13 +27,12 @@ import numpy as np
 
 from streaminfer._internal.validation import expected
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
-from streaminfer.caching.memory import CacheEvent
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.compliance.retention import PRESERVED, Holding, Retention
 from streaminfer.errors import ErasureHeld
 
 if TYPE_CHECKING:
-    from streaminfer.caching.table._table_cy import EdgeTable
+    from streaminfer.caching.memory import CacheEvent, Memory
     from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.compliance.retention_log import Action, RetentionEvent
     from streaminfer.compliance.retention_report import RetentionReport
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["MemoryRetention"]
 
 _MAX_DEPTH = 16
+_MAX_EVENTS = 10_000  # as many as the table notes
 _MEMORY_BOUND_S = 0.25  # the bound that `EdgeCache` states for expired entries
 
 
@@ -48,21 +49,22 @@ class MemoryRetention:
 
     Args:
         policy: the policy, with its minimum ages; its log has the holds.
-        table: of the cache, which must send its events to ``on_event``.
+        memory: of the cache.
 
     Attributes:
         policy: the policy.
         log: the policy's log; ``None`` if it has none.
         counts: counts for the policy's log.
+        events_lost: events that no listener got, because one listener did not return.
     """
 
-    def __init__(self, policy: Retention, table: EdgeTable) -> None:
+    def __init__(self, policy: Retention, memory: Memory) -> None:
         self.policy = policy
         self.log = policy.log
-        self.counts = RetentionCounts(policy.log, table.now)
+        self.counts = RetentionCounts(policy.log, memory.now)
         # living arrays of entries that expired or were erased
         self._outliving: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
-        self._table = table
+        self._memory = memory
         self._pid = os.getpid()
         self._lock = threading.RLock()  # a finalizer that the garbage collector runs may use the cache
         self._numbers = itertools.count()
@@ -70,37 +72,58 @@ class MemoryRetention:
         self._until: list[tuple[int, int]] = []  # a heap of (end of preservation, number)
         self._holds: tuple[RetentionEvent, ...] | None = ()  # holds by which `_until` was made; ``None``: unknown
         self._has_min_age = policy.has_min_age
+        self._undelivered: deque[CacheEvent] = deque()  # processed, for listeners
+        self.events_lost = 0
 
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
         """Entries that left memory and are preserved, oldest first."""
+        self.process_events()
         with self._locked():
             return tuple(self._preserved.values())
 
-    def on_event(self, event: CacheEvent) -> None:
-        """Count an entry that left memory, watch its value, and preserve the entry if it must be."""
+    def process_events(self) -> None:
+        """Preserve the entries that left memory and must be preserved, then count them and watch their values.
+
+        Listeners get the events later. A slow one delays this in no thread, so an erasure finds all preserved entries.
+        """
+        with self._locked():
+            events = self._memory.take_events()
+            for event in events:
+                self._preserve(event)
+                if not self._memory.events or event.kind == "replaced":
+                    continue
+                if len(self._undelivered) < _MAX_EVENTS:
+                    self._undelivered.append(event)
+                else:
+                    self.events_lost += 1
+        for event in events:
+            self._count(event)
+
+    def take_events(self) -> list[CacheEvent]:
+        """Return the processed events for listeners and forget them."""
+        return [self._undelivered.popleft() for _ in range(len(self._undelivered))]
+
+    def _count(self, event: CacheEvent) -> None:
         if event.kind == "replaced":  # the log has no record of these, and callers may still use the value
-            self._preserve(event)
             return
         if event.kind != "erased":  # erasures are recorded one by one
             labels: Any = event.labels
             self.counts.count(event.kind, "memory", "" if labels is None else labels[2], REASONS[event.kind])
         if event.kind != "evicted":  # an evicted value is not past its time, so callers may still use it
             self._outliving.update((id(array), array) for array in _copies(event.value, _MAX_DEPTH))
-        if event.kind != "erased":
-            self._preserve(event)
 
     def _preserve(self, event: CacheEvent) -> None:
-        if self._end_ns(event) <= self._table.now():
+        """Preserve an entry that left memory, if it must be; call under the lock."""
+        if event.kind == "erased" or self._end_ns(event) <= self._memory.now():
             return
-        with self._locked():
-            self._follow_holds()
-            until_ns, number = self._end_ns(event), next(self._numbers)  # with the current holds
-            self._preserved[number] = event
-            heapq.heappush(self._until, (until_ns, number))
-        if until_ns < self._table.wake_ns:
-            self._table.wake_ns = until_ns
-            self._table.wake()
+        self._follow_holds()
+        until_ns, number = self._end_ns(event), next(self._numbers)  # with the current holds
+        self._preserved[number] = event
+        heapq.heappush(self._until, (until_ns, number))
+        if until_ns < self._memory.wake_ns:
+            self._memory.wake_ns = until_ns
+            self._memory.wake()
 
     def outliving_arrays(self) -> int:
         """Return the number of arrays that outlived their expired or erased entries, without preserved ones."""
@@ -143,6 +166,7 @@ class MemoryRetention:
     def erase(self, subject: str | None, tag: str | None, in_table: int) -> int:
         """Erase preserved entries of a subject or with a tag, record the whole erasure, and return their number."""
         erased: list[CacheEvent | None] = []  # freed after the lock, because a finalizer may use the cache
+        self.process_events()
         with self._locked():
             for number, event in self._preserved.copy().items():
                 if _matches(event.labels, subject, tag):
@@ -173,9 +197,9 @@ class MemoryRetention:
             for it in holds
         ]
         if self._has_min_age:
-            labels = (*self._table.contents()[::4], *(event.labels for event in self.preserved))
+            labels = (*self._memory.contents()[::4], *(event.labels for event in self.preserved))
             until_ns = max((self._aged_ns(it) for it in labels if _matches(it, subject, tag)), default=0)
-            left_s = (until_ns - self._table.now()) / 1e9
+            left_s = (until_ns - self._memory.now()) / 1e9
             if left_s > 0:
                 reasons.append(f"entries are below the minimum age of their class, for {left_s:.3g} s more")
         return tuple(reasons)
@@ -200,12 +224,12 @@ class MemoryRetention:
     def holdings(self) -> list[Holding]:
         """Return the entries in memory by class, with the age of the oldest; stale ones and failures count."""
         stored: dict[str, list[int | None]] = {}
-        self._table.expire()
-        for labels in self._table.contents()[::4]:
+        self._memory.expire()
+        for labels in self._memory.contents()[::4]:
             data_class, stored_ns = ("", None) if labels is None else labels[2:]
             stored.setdefault(data_class, []).append(stored_ns)
-        now_ns = self._table.now()
-        size = self._table.counters()[4] if len(stored) == 1 else None  # bytes are not counted by class
+        now_ns = self._memory.now()
+        size = self._memory.counters()[4] if len(stored) == 1 else None  # bytes are not counted by class
         holdings = []
         for data_class, instants in stored.items():
             known_instants = [it for it in instants if it is not None]
@@ -239,7 +263,7 @@ class MemoryRetention:
         else:
             await asyncio.to_thread(record, data_class=data_class or "")
         unsupported = () if tiers is None else await tiers.legal_hold(subject, data_class, on=on)
-        self._table.expire_due(self._table.now(), 0)  # free what only the ended hold preserved
+        self._memory.expire_due(self._memory.now(), 0)  # free what only the ended hold preserved
         return tuple(unsupported)
 
     async def report(self, tiers: TierSet | None) -> RetentionReport:

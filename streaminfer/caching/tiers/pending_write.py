@@ -1,11 +1,15 @@
-"""Write that is queued for its tier."""
+"""Writes that are queued for their tier."""
 
 import asyncio
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from streaminfer.caching.tiers.protocol import Entry
 
-__all__ = ["PendingWrite"]
+__all__ = ["PendingWrite", "WriteQueue"]
+
+MAX_QUEUED_WRITES = 256
+MAX_QUEUED_BYTES = 64 * 2**20
 
 
 class PendingWrite(NamedTuple):
@@ -21,3 +25,60 @@ class PendingWrite(NamedTuple):
         """Note whether the tier stored it."""
         if not self.done.done():
             self.done.set_result(stored)
+
+
+class WriteQueue:
+    """Writes of one tier in order: the latest of each key, and earlier values below their minimum age."""
+
+    def __init__(self) -> None:
+        self._writes: dict[object, PendingWrite] = {}  # the latest by its key, each earlier one by an object
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._writes)
+
+    def add(self, write: PendingWrite, now_ns: int, *, accepts: bool) -> list[PendingWrite]:
+        """Queue a write, and return those that the tier will not make: a replaced one, or this one if there is no room.
+
+        Args:
+            write: a put or a deletion.
+            now_ns: the current instant of the tier's wall clock.
+            accepts: false if there is no room for any.
+        """
+        rejected = []
+        if write.key in self._writes:
+            earlier = self._take(write.key)
+            if write.entry is None or earlier.entry is None or earlier.entry.aged_ns <= now_ns:
+                rejected.append(earlier)
+            else:
+                self._append(object(), earlier)
+        full = len(self) >= MAX_QUEUED_WRITES or (self._writes and self._bytes + write.size > MAX_QUEUED_BYTES)
+        if full or not accepts:
+            rejected.append(write)
+        else:
+            self._append(write.key, write)
+        return rejected
+
+    def pop(self) -> PendingWrite:
+        """Remove and return the first write."""
+        return self._take(next(iter(self._writes)))
+
+    def drop(self, which: Callable[[PendingWrite], Any]) -> list[PendingWrite]:
+        """Remove and return the writes for which a function is true."""
+        return [self._take(name) for name, write in list(self._writes.items()) if which(write)]
+
+    def end_lease(self, key: str | bytes, token: bytes) -> bool:
+        """Have the latest write of a key end a lease; return false if none is queued."""
+        if key not in self._writes:
+            return False
+        self._writes[key] = self._writes[key]._replace(token=token)
+        return True
+
+    def _append(self, name: object, write: PendingWrite) -> None:
+        self._writes[name] = write
+        self._bytes += write.size
+
+    def _take(self, name: object) -> PendingWrite:
+        write = self._writes.pop(name)
+        self._bytes -= write.size
+        return write

@@ -8,7 +8,8 @@ writes. One task makes the puts and erasures of a tier, so that no two run at on
 * until it has succeeded, the writer puts nothing that it matches.
 
 **Bounds.** A tier has at most 256 puts, or 64 MiB, queued; the writer drops and counts others. A later value of a key
-replaces a queued one. A put may take 5 s; an attempt of an erasure may take 30 s for the keys and 30 s for the entries.
+replaces a queued one, unless that is below its minimum age; then the writer puts both, in order. A put may take 5 s; an
+attempt of an erasure may take 30 s for the keys and 30 s for the entries.
 The writer retries failed erasures when an open breaker allows it, else after 1, 2, 4, … 30 s, in turn; if the policy
 has a log file, the next process does so too. An erasure that a legal hold forbids does not delay the others. If a key
 provider hangs, the writer does not call it again, or wait for it, until it has returned.
@@ -34,7 +35,7 @@ from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.key_destruction import KeyDestruction
 from streaminfer.caching.tiers.newer_values import NewerValues
 from streaminfer.caching.tiers.pending_erasures import PendingErasures
-from streaminfer.caching.tiers.pending_write import PendingWrite
+from streaminfer.caching.tiers.pending_write import PendingWrite, WriteQueue
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierHit, TierStatistics, in_ns
 from streaminfer.caching.tiers.time_limit import within
 from streaminfer.caching.weigher import payload_bytes
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["TierUsage", "TierWriter"]
 
 _LOGGER = Log("streaminfer.caching")
-MAX_QUEUED_WRITES = 256
-MAX_QUEUED_BYTES = 64 * 2**20
 PUT_TIMEOUT_S = 5.0
 ERASE_TIMEOUT_S = 30.0
 FIRST_RETRY_S = 1.0
@@ -125,9 +124,8 @@ class TierWriter:
         self.destruction = destruction
         self._has_overrun = False  # whether a put did not end in time, so that it may still seal a value
         self._newer = NewerValues()
-        self._queue: dict[str | bytes, PendingWrite] = {}
+        self._queue = WriteQueue()
         self._leases: list[tuple[str | bytes, bytes]] = []  # leases to end without an entry
-        self._bytes = 0
         self._writes_in_progress = 0
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -240,15 +238,10 @@ class TierWriter:
         write = PendingWrite(key, entry, size, asyncio.get_running_loop().create_future())
         if entry is not None:
             self._newer.store(entry.stored_ns)
-        if key in self._queue:
-            self._reject(self._take(key))
-        full = len(self._queue) >= MAX_QUEUED_WRITES or (self._queue and self._bytes + write.size > MAX_QUEUED_BYTES)
-        if full or not self.runs or self._closing:
-            self._reject(write)
-        else:
-            self._queue[key] = write
-            self._bytes += write.size
-            self._wake.set()
+        accepts = self.runs and not self._closing
+        for rejected in self._queue.add(write, self.tier.wall_clock(), accepts=accepts):
+            self._reject(rejected)
+        self._wake.set()
         return write.done
 
     async def inventory(self, classes: tuple[str, ...]) -> list[Holding]:
@@ -310,9 +303,7 @@ class TierWriter:
 
     def open_lease(self, key: str | bytes, token: bytes) -> None:
         """End the lease of a key; if the computed value is queued, wait for that write, and do so only if it fails."""
-        if key in self._queue:
-            self._queue[key] = self._queue[key]._replace(token=token)
-        elif self.runs:
+        if not self._queue.end_lease(key, token) and self.runs:
             self._leases.append((key, token))
             self._wake.set()
 
@@ -332,7 +323,7 @@ class TierWriter:
             elif self._leases:
                 await self._open(*self._leases.pop())
             elif self._queue:  # no local name, which would keep the value alive while the task waits
-                await self._put(self._take(next(iter(self._queue))))
+                await self._put(self._queue.pop())
             elif self._closing:
                 return
             else:
@@ -341,11 +332,6 @@ class TierWriter:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(again_at):
                         await wake.wait()
-
-    def _take(self, key: str | bytes) -> PendingWrite:
-        write = self._queue.pop(key)
-        self._bytes -= write.size
-        return write
 
     def _reject(self, write: PendingWrite) -> None:
         self.dropped += 1
@@ -443,6 +429,5 @@ class TierWriter:
             self._pause_s = min(2 * self._pause_s, MAX_RETRY_S)
 
     def _drop(self, which: Callable[[PendingWrite], Any]) -> None:
-        for key, write in list(self._queue.items()):
-            if which(write):
-                self._reject(self._take(key))
+        for write in self._queue.drop(which):
+            self._reject(write)

@@ -3,7 +3,7 @@ from streaminfer.caching._keys_cy cimport KeyMaker as CKeyMaker
 from streaminfer.caching.table._table_cy cimport EdgeTable as CTable
 
 cdef int _FRESH
-cdef object _OBJECT_DTYPE
+cdef object _OBJECT_DTYPE, _RECORD_DTYPE
 
 @cython.final
 cdef class Miss:
@@ -25,5 +25,7 @@ cdef class HitPath:
 cpdef object copy_out(object value)
 @cython.locals(place=Py_ssize_t)
 cdef object _copy_out_array(object value)
+@cython.locals(place=Py_ssize_t)
+cdef int _copy_out_objects(object own) except -1
 @cython.locals(items=list, position=Py_ssize_t)
 cdef object _copy_out_other(object value, object kind)

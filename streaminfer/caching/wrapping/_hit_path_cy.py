@@ -5,7 +5,7 @@ double that. Everything else (a miss, a stale or a negative entry) goes to a `La
 
 *Copies.* Arrays of stored values own their memory and are read-only (``defensive_copy.freeze``). A caller gets views,
 which NumPy never makes writeable, in its own containers. Changing these containers does not change the cache. An array
-of objects may hold containers, so a caller gets a copy of it.
+of objects, or of records with objects, may hold containers, so a caller gets a copy of it.
 
 One source, compiled with the C types of ``_hit_path_cy.pxd`` or run as plain Python.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from numpy import dtype, ndarray
+from numpy import asanyarray, dtype, ndarray, void
 
 if TYPE_CHECKING:
     from streaminfer.caching._keys_cy import KeyMaker
@@ -25,6 +25,7 @@ __all__ = ["HitPath", "Miss", "copy_out"]
 
 _FRESH = 1
 _OBJECT_DTYPE = type(dtype(object))  # the class: dtypes of unpickled arrays are other instances
+_RECORD_DTYPE = type(dtype(void))
 
 
 class Miss:
@@ -84,7 +85,7 @@ class HitPath:
 def copy_out(value: Any) -> Any:
     """Return a caller's copy of a stored value: read-only views of arrays, copies of containers, other objects as is.
 
-    An array of objects is a read-only copy, with a caller's copy of each object.
+    An array of objects, or of records with objects, is a read-only copy, with a caller's copy of each object.
 
     Args:
         value: what ``defensive_copy.freeze`` returned.
@@ -98,23 +99,35 @@ def copy_out(value: Any) -> Any:
         return {name: copy_out(item) for name, item in value.items()}
     if kind is list:
         return [copy_out(item) for item in value]
-    if isinstance(value, (tuple, dict, list)):
+    if isinstance(value, (tuple, dict, list, void)):
         return _copy_out_other(value, kind)
     return _copy_out_array(value) if isinstance(value, ndarray) else value
 
 
 def _copy_out_array(value: Any) -> Any:
-    if type(value.dtype) is not _OBJECT_DTYPE:
+    kind = type(value.dtype)
+    if kind is not _OBJECT_DTYPE and (kind is not _RECORD_DTYPE or not value.dtype.hasobject):
         return value.view()
     own = value.copy(order="K")
-    objects = own.view(ndarray).flat  # a masked array would make arrays of lists
-    for place in range(own.size):
-        objects[place] = copy_out(objects[place])
+    _copy_out_objects(own.view(ndarray))  # a masked array would make arrays of lists
     own.setflags(write=False)
     return own
 
 
+def _copy_out_objects(own: Any) -> None:
+    if own.dtype.names:
+        for name in own.dtype.names:
+            if own.dtype[name].hasobject:
+                _copy_out_objects(own[name])
+    else:
+        objects = own.flat
+        for place in range(own.size):
+            objects[place] = copy_out(objects[place])
+
+
 def _copy_out_other(value: Any, kind: Any) -> Any:
+    if isinstance(value, void):
+        return _copy_out_array(asanyarray(value))[()] if value.dtype.hasobject else value
     if isinstance(value, tuple):
         items = [copy_out(item) for item in value]
         for position in range(len(items)):

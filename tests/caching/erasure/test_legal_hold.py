@@ -256,6 +256,39 @@ def test_replaced_entry_is_kept_to_its_minimum_age(clock, stale_s, after_s):
     assert [event.value for event in cache.preserved] == ["second"]
 
 
+@pytest.mark.parametrize("leaves", ["replaced", "evicted", "expired"])
+def test_minimum_age_holds_during_a_slow_listener(clock, leaves):
+    """An erasure finds an entry that left memory while another thread is inside a listener."""
+    policy = Retention(60.0, classes={"invoice": Retention(60.0, min_age_s=30.0)})
+    cache = si.EdgeCache(maxsize=2, ttl_s=5.0, retention=policy, clock=clock)
+    called, proceed = threading.Event(), threading.Event()
+    keys = []
+    cache.listen(lambda event: (keys.append(event.key), called.set(), proceed.wait(30)))
+    slow = threading.Thread(target=cache.erase, kwargs={"tag": "other"})
+    cache.put("other", 0, tags=["other"])
+    slow.start()
+    called.wait(30)
+
+    cache.put("k", 1, subject="anna", tags=["invoice"])
+    if leaves == "replaced":
+        cache.put("k", 2)
+    elif leaves == "evicted":
+        cache.update(dict.fromkeys(range(2)))
+    else:
+        clock.advance(6.0)
+        cache.expire()
+
+    with pytest.raises(si.ErasureHeld, match="below the minimum age"):
+        cache.erase(subject="anna")
+    assert [event.value for event in cache.preserved] == [1]
+    clock.advance(30.0)
+    assert cache.erase(subject="anna") == 1
+    proceed.set()
+    slow.join()
+    assert cache.preserved == ()
+    assert keys[:2] == ["other", "k"]  # if it was replaced, it is the later value, which expired
+
+
 def test_entry_replaced_by_rejected_value_is_kept(clock):
     """A value larger than the whole cache removes the old one, which stays until its minimum age."""
     cache = si.EdgeCache(max_bytes=100, retention=Retention(60.0, min_age_s=30.0), clock=clock)

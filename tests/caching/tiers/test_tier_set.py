@@ -866,3 +866,41 @@ def test_an_erasure_in_a_forked_process_ends():
             return os.waitpid(child, 0)[1]
 
     assert run(main) == 0
+
+
+def test_replaced_values_below_minimum_age_are_written():
+    """A queued value that a newer one replaces is written before that one, until its minimum age or its deletion."""
+
+    async def main(loop):
+        tier = ScriptedTier(loop.clock)
+        written = []
+
+        async def put(key, entry):
+            await asyncio.sleep(1.0)
+            written.append((key, entry.value))
+            return True
+
+        tier.put = put
+        policy = Retention(60.0, classes={"invoice": Retention(60.0, min_age_s=2.5)})
+        async with cache_of(loop, tier, retention=policy) as cache:
+            writes = [cache.put_through("other", 0)]
+            writes += [cache.put_through("k", number, tags=["invoice"]) for number in range(3)]
+            writes += [cache.put_through("plain", number) for number in range(3)]
+            tasks = [asyncio.ensure_future(it) for it in writes]
+            await asyncio.sleep(0.1)
+            assert tier_usage(cache).queued == 5
+            assert await asyncio.gather(*tasks) == [True] * 4 + [False, False, True]
+            assert written == [("other", 0), ("k", 0), ("k", 1), ("k", 2), ("plain", 2)]
+
+            writes = [cache.put_through("other", 0)]
+            writes += [cache.put_through("k", number, tags=["invoice"]) for number in range(2)]
+            tasks = [asyncio.ensure_future(it) for it in writes]
+            await asyncio.sleep(0.1)
+            assert await cache.delete("k")
+            assert await asyncio.gather(*tasks) == [True, True, False]
+
+    def tier_usage(cache):
+        (usage,) = cache.tiers.statistics()
+        return usage
+
+    run(main)

@@ -969,6 +969,37 @@ def test_lists_within_an_array_are_the_callers_own(masked):
         again[0, 0] = "mine"
 
 
+@pytest.mark.parametrize("kind", ["array", "recarray", "masked array", "record"])
+def test_objects_in_records_are_the_callers_own(kind):
+    """A caller that changes an object in the field of a record changes no other caller's response."""
+    first = np.arange(3.0)
+
+    def table(text):
+        rows = np.zeros(2, [("n", "i4"), ("x", object), ("inner", [("y", object, 2)])])
+        rows["x"] = [first, [text]]
+        rows["inner"]["y"][:] = {"text": text}, None
+        if kind == "record":
+            return rows[0]
+        if kind == "masked array":
+            return np.ma.array(rows)
+        return rows.view(np.recarray) if kind == "recarray" else rows
+
+    cached = EdgeCache().wrap(table)
+    for _ in range(3):
+        got = np.asarray(cached("a"))
+        rows = got.reshape(-1)
+        assert rows["x"][0].tolist() == [0.0, 1.0, 2.0]
+        assert rows["inner"]["y"][0].tolist() == [{"text": "a"}, None]
+        with pytest.raises(ValueError, match="read-only"):
+            rows["x"][0][0] = 7.0
+        with pytest.raises(ValueError, match="read-only"):
+            got["n"] = 7
+        rows["inner"]["y"][0][0]["text"] = "mine"
+        first[0] = 7.0
+
+    assert type(cached("a")) is type(table("a"))
+
+
 class Hanging:
     """A service whose second call never ends."""
 
