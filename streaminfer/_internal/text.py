@@ -2,6 +2,7 @@
 
 In NumPy's text types every element is as wide as the longest: 63 short strings beside one of 2 MB take 512 MB.
 An array of objects has one pointer for each element, and a batch shares the strings with its requests.
+NumPy's text types also drop zeros at the end of an element, so bytes that end with zeros would be cut.
 """
 
 from collections.abc import Sequence
@@ -26,10 +27,10 @@ CHARACTER_BYTES = 4
 
 
 def begins_with_text(inputs: Any) -> bool:
-    """Return whether the first element of a nested list is a string."""
+    """Return whether a value is a string or bytes, or a nested list that begins with one."""
     while isinstance(inputs, (list, tuple)) and inputs:
         inputs = inputs[0]
-    return isinstance(inputs, str)
+    return isinstance(inputs, (str, bytes))
 
 
 def is_all_text(array: NDArray[Any]) -> bool:

@@ -38,6 +38,13 @@ def test_a_mapping_is_copied_and_its_values_prepared(prepare, kind):
     assert prepared["text"].dtype == object
 
 
+@pytest.mark.parametrize("inputs", [["a\0", "bc"], (b"a\0", b"bc")], ids=["text", "bytes"])
+def test_texts_of_a_list_keep_zeros_at_their_end(prepare, inputs):
+    """NumPy's own types of text and bytes would drop them."""
+    prepared = prepare(inputs)
+    assert (prepared.dtype, prepared.tolist()) == (object, list(inputs))
+
+
 @pytest.mark.parametrize("inputs", REFUSED, ids=lambda it: type(it).__name__)
 def test_unstackable_inputs_are_rejected(prepare, inputs):
     with pytest.raises(InvalidInput, match=r"inputs(\['b'\])?: expected"):

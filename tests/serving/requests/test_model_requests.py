@@ -9,6 +9,7 @@ import pytest
 from served_models import INFER, running_total
 
 import streaminfer as si
+from streaminfer.backends.triton.dtypes import encode_text
 from streaminfer.sync_layer import SyncLayer
 from streaminfer.testing import HANG, ScriptedBackend
 
@@ -188,6 +189,19 @@ def test_outputs_of_the_other_byte_order_are_converted(scripted, ask_app):
     for reply in asyncio.run(scenario()):
         assert reply.status == 200
         assert reply.body[-16:] == np.arange(4, dtype="<f4").tobytes()
+
+
+@pytest.mark.parametrize("rows", [[b"pcm\0\0"], ["text\0"], [[b"a\0", b"bc"]]], ids=["bytes", "text", "list"])
+def test_outputs_keep_zeros_at_their_end(scripted, ask_app, rows):
+    """Bytes may end with zeros, such as a recording that ends with silence; NumPy's own types would drop them."""
+    _, _, app = scripted(then=lambda _batch: rows)
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, HEAD + X.tobytes(), HEADERS)
+
+    texts = rows[0] if isinstance(rows[0], list) else rows
+    assert asyncio.run(scenario()).body.endswith(encode_text(np.array(texts, object)))
 
 
 def test_request_counts_as_failed_if_stream_end_fails(ask_app, caplog):
