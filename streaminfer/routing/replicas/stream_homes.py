@@ -74,17 +74,17 @@ class StreamHomes(AllStreamStates):
             await asyncio.sleep(0)  # so that requests need not wait for all streams
 
     def reset_stream(self, stream_id: Hashable) -> None:
-        """Reset the stream at every replica."""
+        """Reset the stream at every replica, also at one that leaves."""
         super().reset_stream(stream_id)
         home = self._homes.get(stream_id)
-        if home is not None:  # perhaps of a replica that has completed its requests and is about to stop
+        if home is not None and home not in self.get_states():
             home.reset_stream(stream_id)
 
     def end_stream(self, stream_id: Hashable) -> None:
-        """End the stream at every replica."""
+        """End the stream at every replica, also at one that leaves."""
         home = self._homes.pop(stream_id, None)
         super().end_stream(stream_id)
-        if home is not None:
+        if home is not None and home not in self.get_states():
             home.end_stream(stream_id)
 
     def import_state(self, stream_id: Hashable, state: Any) -> None:
