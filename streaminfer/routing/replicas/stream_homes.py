@@ -73,10 +73,28 @@ class StreamHomes(AllStreamStates):
                     pass
             await asyncio.sleep(0)  # so that requests need not wait for all streams
 
+    def reset_stream(self, stream_id: Hashable) -> None:
+        """Reset the stream at every replica, also at one that leaves."""
+        super().reset_stream(stream_id)
+        home = self._homes.get(stream_id)
+        if home is not None and home not in self.get_states():
+            home.reset_stream(stream_id)
+
     def end_stream(self, stream_id: Hashable) -> None:
-        """End the stream at every replica."""
-        self._homes.pop(stream_id, None)
+        """End the stream at every replica, also at one that leaves."""
+        home = self._homes.pop(stream_id, None)
         super().end_stream(stream_id)
+        if home is not None and home not in self.get_states():
+            home.end_stream(stream_id)
+
+    def import_state(self, stream_id: Hashable, state: Any) -> None:
+        """Let the stream continue from ``state`` at every replica with the model of this state.
+
+        Raises:
+            InvalidInput: no replica has the model of this state.
+        """
+        super().import_state(stream_id, state)
+        self._homes.pop(stream_id, None)  # its earlier state must not replace this one at the next request
 
     def export_state(self, stream_id: Hashable) -> Any:
         """Return a copy of a stream's state from the replica that served it last, else from the first that has one.

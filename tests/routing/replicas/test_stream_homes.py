@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,3 +227,57 @@ async def test_streams_never_ended_are_not_kept_for_good(loop, monkeypatch):
         assert list(pair.replicas._homes._homes) == [3, 4, 5]
         assert isinstance(pair.replicas._homes._homes, OrderedDict)  # in a dict, finding the oldest gets slow
         assert (await pair.step(0))[1] == 2.0
+
+
+class Leaving:
+    """Homes of stream "s", with one step of it at a replica that is no longer listed, and none at the other one."""
+
+    def __init__(self, loop):
+        self.home, self.other = Counter(100).backend, Counter(100).backend
+        for backend in (self.home, self.other):
+            backend.bind_clock(loop.clock)
+        self.handles = [SimpleNamespace(states=self.home), SimpleNamespace(states=self.other)]
+        self.homes = stream_homes.StreamHomes(lambda: self.handles)
+
+    async def step(self, backend, stream_id="s"):
+        request = si.Request({"x": np.ones(1)}, stream_id=stream_id)
+        (output,) = await backend.infer(si.Batch({"x": np.ones((1, 1))}, [request]))
+        return output.item()
+
+    async def leave(self):
+        self.homes.move("s", self.home)
+        assert await self.step(self.home) == 1.0
+        del self.handles[0]
+
+
+async def test_reset_reaches_a_replica_that_leaves(loop):
+    """A stream that is reset while its replica leaves starts again at the next replica."""
+    leaving = Leaving(loop)
+    await leaving.leave()
+
+    leaving.homes.reset_stream("s")
+    leaving.homes.move("s", leaving.other)
+
+    assert await leaving.step(leaving.other) == 1.0
+
+
+async def test_end_reaches_a_replica_that_leaves(loop):
+    leaving = Leaving(loop)
+    await leaving.leave()
+
+    leaving.homes.end_stream("s")
+
+    assert leaving.home.statistics().streams == 0
+
+
+async def test_import_outlasts_a_replica_that_leaves(loop):
+    """A state that is imported while the stream's replica leaves is not replaced by that replica's own."""
+    leaving = Leaving(loop)
+    await leaving.leave()
+    for count in (1.0, 2.0, 3.0):
+        assert await leaving.step(leaving.home, "t") == count
+
+    leaving.homes.import_state("s", leaving.home.export_state("t"))
+    leaving.homes.move("s", leaving.other)
+
+    assert await leaving.step(leaving.other) == 4.0
