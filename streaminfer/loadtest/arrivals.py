@@ -15,13 +15,13 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.validation import check_count, check_duration, check_number, expected, field_check
+from streaminfer._internal.validation import LONGEST_S, check_count, check_duration, check_number, expected, field_check
 from streaminfer.loadtest.stored_arrays import load_arrays
 from streaminfer.simulation import arrivals as processes
 
 __all__ = [
     "ARRIVALS", "Arrivals", "Bursts", "Cameras", "Constant", "Diurnal", "Gamma", "OnOff", "Poisson", "Ramp", "Rates",
-    "Replay", "as_arrivals",
+    "Replay", "as_arrivals", "check_run_s",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -50,6 +50,15 @@ def _say_instants(instants: Floats) -> str:
 
 def _is_positive(number: float) -> bool:
     return 0 < number < float("inf")
+
+
+def check_run_s(name: str, value: object) -> float:
+    """Return the duration of a run in seconds; its schedule is made before the run, so it cannot be endless.
+
+    Raises:
+        TypeError, ValueError: it is not a number of seconds > 0 and ≤ `LONGEST_S`.
+    """
+    return check_number(name, value, f"seconds > 0 and ≤ {LONGEST_S:,.0f}", lambda it: 0 < it <= LONGEST_S)
 
 
 _POSITIVE = field_check(check_number, "a finite number > 0", _is_positive)

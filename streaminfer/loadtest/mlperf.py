@@ -18,8 +18,9 @@ import attrs
 
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, Closed, Overloaded
+from streaminfer.loadtest.arrivals import check_run_s
 from streaminfer.loadtest.runner import DRAIN_S, DRAIN_SLOS
 from streaminfer.loadtest.sending.loops import Begin, Call, Receive
 from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service
@@ -75,8 +76,8 @@ async def run_mlperf(
     loadgen = require("mlperf_loadgen", extra="loadgen", purpose="run_mlperf")
     check_service(service)
     check_number("rate", rate, "a finite number > 0", lambda number: 0 < number < math.inf)
-    check_duration("slo_s", slo_s, positive=True)
-    check_duration("duration_s", duration_s, positive=True)
+    slo_ns = check_duration_ns("slo_s", slo_s, positive=True)
+    check_run_s("duration_s", duration_s)
     check_number("percentile", percentile, "a share between 0 and 1", lambda share: 0 < share < 1)
     check_count("seed", seed)
     check_instance("inputs", inputs, lambda it: hasattr(it, "__len__") and hasattr(it, "__getitem__"), "a sequence")
@@ -84,7 +85,7 @@ async def run_mlperf(
     settings.scenario = loadgen.TestScenario.Server
     settings.mode = loadgen.TestMode.PerformanceOnly
     settings.server_target_qps = rate
-    settings.server_target_latency_ns = round(slo_s * 1e9)
+    settings.server_target_latency_ns = slo_ns
     settings.server_target_latency_percentile = percentile
     settings.min_duration_ms = math.ceil(duration_s * 1e3)  # 0 ends the process
     settings.max_duration_ms = math.ceil(_LONGEST * duration_s * 1e3)
@@ -92,7 +93,7 @@ async def run_mlperf(
     settings.qsl_rng_seed, settings.sample_index_rng_seed, settings.schedule_rng_seed = seed, seed + 1, seed + 2
     async with running(service) as started:
         with tempfile.TemporaryDirectory() as folder:
-            await _Driver(loadgen, started, inputs, slo_s).run(settings, folder)
+            await _Driver(loadgen, started, inputs, slo_ns / 1e9).run(settings, folder)
             return _read(Path(folder) / "mlperf_log_summary.txt")
 
 

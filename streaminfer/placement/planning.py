@@ -67,12 +67,10 @@ def plan(
     check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
     check_choice("method", method, _METHODS)
     if budget is not None:
-        check_number("budget", budget, "a number ≥ 0", lambda it: it >= 0)
+        budget = check_number("budget", budget, "a number ≥ 0", lambda it: it >= 0)
     if migrations is not None:
         check_count("migrations", migrations, at_least=0)
-    check_number("gap", gap, "a number ≥ 0", lambda it: it >= 0)
-    if time_limit_s is not None:
-        check_duration("time_limit_s", time_limit_s, positive=True)
+    gap, time_limit_s = check_search(gap, time_limit_s)
     if running is not None:
         check_instance("running", running, lambda it: isinstance(it, Plan), "a Plan or None")
     chosen = None if hours is None else _checked_hours(problem, hours)
@@ -81,6 +79,18 @@ def plan(
     if method == "greedy" and (budget is not None or migrations is not None):
         raise ValueError("method: expected 'exact' with budget or migrations, got 'greedy'")
     return _planned(candidates, settings, method, gap, time_limit_s)
+
+
+def check_search(gap: float, time_limit_s: float | None) -> tuple[float, float | None]:
+    """Return the gap and the time limit of a search as floats.
+
+    Raises:
+        TypeError, ValueError: one is not a number, or out of range.
+    """
+    gap = check_number("gap", gap, "a number ≥ 0", lambda it: it >= 0)
+    if time_limit_s is not None:
+        time_limit_s = check_duration("time_limit_s", time_limit_s, positive=True)
+    return gap, time_limit_s
 
 
 def _homes(problem: Problem, running: Plan | None) -> dict[tuple[Any, ...], int]:
@@ -153,8 +163,7 @@ def repair(running: Plan, lost: Iterable[str]) -> Plan:
         MissingExtra: the greedy choice meets a limit, and highspy is not installed.
     """
     check_instance("running", running, lambda it: isinstance(it, Plan), "a Plan")
-    if isinstance(lost, str):
-        raise TypeError(expected("lost", "names of sites", lost))
+    check_instance("lost", lost, lambda it: isinstance(it, Iterable) and not isinstance(it, str), "names of sites")
     problem = running.problem
     index = {site.name: at for at, site in enumerate(problem.sites)}
     lost_sites = {index[check_choice("lost", name, tuple(index))] for name in lost}

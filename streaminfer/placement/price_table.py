@@ -13,6 +13,7 @@ from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.placement.plan_record import Plan
+from streaminfer.placement.planning import check_search
 from streaminfer.placement.problem import Problem
 from streaminfer.placement.solver.candidates import find_candidates
 from streaminfer.placement.solver.instance import Instance
@@ -85,6 +86,7 @@ def prices(
     """
     check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
     slo_step_s = check_duration("slo_step_s", slo_step_s, positive=True)
+    gap, time_limit_s = check_search(gap, time_limit_s)
     instance = plan.instance
     # a repaired plan has lost what it had to survive
     problem = attrs.evolve(plan.problem, failures=()) if instance.lost else plan.problem

@@ -108,8 +108,8 @@ async def profile(
         BackendError: the model did not return one result per row.
         Exception: an error of the model, for the batch or for a row.
     """
-    check_count("max_batch_size", max_batch_size)
-    check_duration("budget_s", budget_s, positive=True)
+    max_batch_size = check_count("max_batch_size", max_batch_size)
+    budget_s = check_duration("budget_s", budget_s, positive=True)
     check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
     check_clock("clock", clock)
     expectation = "a backend (an object with infer) or a batch function"

@@ -6,7 +6,7 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from streaminfer._internal.validation import check_count, check_duration
+from streaminfer._internal.validation import check_count, check_duration_ns
 
 __all__ = ["FakeClock", "VirtualLoop", "run"]
 
@@ -31,9 +31,9 @@ class FakeClock:
         """Move the clock forward.
 
         Args:
-            seconds: ≥ 0.
+            seconds: ≥ 0; more than 31 years count as 31 years.
         """
-        self.now_ns += round(check_duration("seconds", seconds) * 1e9)
+        self.now_ns += check_duration_ns("seconds", seconds)
 
     def __repr__(self) -> str:
         return f"FakeClock({self.now_ns})"

@@ -231,3 +231,14 @@ def test_wrong_rate():
     """The message names the argument."""
     with pytest.raises(ValueError, match="rate: expected a finite number > 0, got inf"):
         asyncio.run(run_mlperf(echo, slo_s=0.1, **{**SETTINGS, "rate": math.inf}))
+
+
+def test_any_latency_limit_is_taken():
+    """A limit of more than 31 years counts as 31 years."""
+    assert asyncio.run(run_mlperf(echo, slo_s=1e300, **SETTINGS | {"duration_s": 0.05})).p99_s < 5.0
+
+
+def test_endless_run_is_rejected():
+    """A run of more than 31 years is an error that names the argument."""
+    with pytest.raises(ValueError, match="duration_s: expected seconds > 0 and ≤ 1,000,000,000, got 1e"):
+        asyncio.run(run_mlperf(echo, slo_s=0.1, **SETTINGS | {"duration_s": 1e300}))

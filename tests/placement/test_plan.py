@@ -121,6 +121,11 @@ def test_round_trip_beyond_all_slos_is_late():
     assert found.predictions
 
 
+def test_number_in_place_of_lost_sites_is_named():
+    with pytest.raises(TypeError, match="lost: expected names of sites, got 1"):
+        repair(plan(small_problem(1, "quality")), 1)
+
+
 def test_repair_serves_all_clusters_without_lost_sites():
     """The repair of a plan that survives failures serves all clusters, and runs nothing at the lost site."""
     _, found = planned("failures")

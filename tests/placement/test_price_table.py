@@ -56,3 +56,16 @@ def test_prices_where_nothing_runs():
     silent = attrs.evolve(problem, clusters=[attrs.evolve(it, rates=[0.0]) for it in problem.clusters])
 
     assert set(savings(plan(silent)).values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"gap": None}, "gap: expected a number ≥ 0"),
+        ({"gap": -1.0}, "gap: expected a number ≥ 0"),
+        ({"time_limit_s": "60"}, "time_limit_s: expected a finite number of seconds > 0"),
+    ],
+)
+def test_wrong_argument_is_named(wrong, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        prices(plan(small_problem(1, "quality")), **wrong)

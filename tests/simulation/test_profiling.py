@@ -45,6 +45,12 @@ def test_largest_size_is_measured():
     assert sorted(set(backend.batch_sizes)) == [1, 2, 4, 8, 16, 32, 48]
 
 
+def test_batch_size_can_be_a_number_of_numpy():
+    backend = ScriptedBackend(duration_s=line_s)
+    profiled(backend, max_batch_size=np.int64(3))
+    assert sorted(set(backend.batch_sizes)) == [1, 2, 3]
+
+
 def test_profile_of_batch_size_one_only():
     backend = ScriptedBackend(duration_s=line_s)
     found, _ = profiled(backend, max_batch_size=1)

@@ -20,6 +20,14 @@ def test_fake_clock_moves_only_when_advanced():
         clock.advance(-1)
 
 
+def test_fake_clock_takes_any_duration():
+    """A step of more than 31 years counts as 31 years, like every duration of the library."""
+    clock = FakeClock()
+    clock.advance(1e300)
+
+    assert clock() == 10**18
+
+
 def test_virtual_time_jumps_to_the_next_timer_exactly():
     async def main(loop):
         seen = []

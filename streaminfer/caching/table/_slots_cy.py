@@ -23,6 +23,8 @@ from array import array
 from collections.abc import MutableSequence
 from typing import Any
 
+from streaminfer._internal.validation import expected
+
 __all__ = ["FIRST", "MAIN", "NEGATIVE", "NEVER", "SMALL", "STALE", "Slots", "address_of", "aligned"]
 
 MAIN = 0
@@ -41,13 +43,15 @@ class Slots:
     """Slots, numbered from 0; at first in no queue and without an instant.
 
     Args:
-        capacity: number of slots, including those below :data:`FIRST`.
+        capacity: number of slots, at least those below :data:`FIRST`.
     """
 
     _ints: MutableSequence[int]
     _words: MutableSequence[int]
 
     def __init__(self, capacity: int) -> None:
+        if capacity < FIRST:
+            raise ValueError(expected("capacity", f"a whole number ≥ {FIRST}", capacity))
         memory = aligned("q", capacity)
         self._words = memory
         self._ints = memory.cast("B").cast("i")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.validation import check_count, check_number
+from streaminfer._internal.validation import check_count, check_instance, check_number
 from streaminfer.loadtest.arrivals import Poisson
 from streaminfer.loadtest.capacity.search import Capacity, CapacitySearch, Step, check_rates
 from streaminfer.loadtest.report.report import Report
@@ -67,6 +67,8 @@ async def find_capacity(
     check_number("confidence", confidence, "a share between 0 and 1", lambda share: 0 < share < 1)
     check_count("most_steps", most_steps)
     check_count("seed", seed, at_least=0)
+    check_instance("arrivals", arrivals, callable, "a function of the rate, such as si.loadtest.Poisson")
+    check_instance("on_step", on_step, lambda it: it is None or callable(it), "a function or None")
     search = CapacitySearch(
         low, high, objective=objective, tolerance=tolerance, confidence=confidence, most_steps=most_steps, seed=seed
     )  # fmt: skip

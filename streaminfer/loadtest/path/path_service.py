@@ -14,8 +14,9 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer.errors import StreamInferError
+from streaminfer.loadtest.arrivals import check_run_s
 from streaminfer.loadtest.devices.delivery import Capture, captures
 from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer
 from streaminfer.loadtest.sample import Measured, Sample
@@ -133,7 +134,7 @@ class PathService(Node):
         Args:
             duration_s: duration of the run.
         """
-        duration_ns = round(check_duration("duration_s", duration_s, positive=True) * 1e9)
+        duration_ns = round(check_run_s("duration_s", duration_s) * 1e9)
         merged: list[tuple[int, int, _DueFrame]] = []
         for index, path in enumerate(self._paths):
             profile = path.scene.profile

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streaminfer._internal.validation import check_choice, check_number, expected
+from streaminfer._internal.validation import check_choice, check_instance, check_number, expected
 from streaminfer.placement.acting.traffic import site_shares
 from streaminfer.placement.plan_record import Plan
 from streaminfer.routing.replicas.replica import Replica
@@ -40,6 +40,7 @@ def plan_replicas(
     Raises:
         TypeError, ValueError: the plan does not serve the cluster, or a site that it uses has no service.
     """
+    check_instance("services", services, lambda it: isinstance(it, Mapping), "a mapping of site to services")
     shares = site_shares(plan, hour=hour)
     name = check_choice("cluster", cluster, tuple(shares))
     spill_penalty = check_number("spill_penalty", spill_penalty, "a number above 1", lambda it: it > 1)

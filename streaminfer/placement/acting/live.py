@@ -120,6 +120,7 @@ def with_measurements(
         TypeError, ValueError: a name that the problem does not know, or a value of the wrong type.
         RuntimeError: a batcher has learned nothing yet.
     """
+    _check_types(problem, rtt, service_times, rates)
     changes: dict[str, Any] = {}
     if rtt is not None:
         links = {cluster: dict(row) for cluster, row in problem.links.items()}
@@ -147,6 +148,13 @@ def with_measurements(
                 raise ValueError(expected("rates", "names of clusters", name))
         changes["clusters"] = tuple(_measured(cluster, rates) for cluster in problem.clusters)
     return attrs.evolve(problem, **changes)
+
+
+def _check_types(problem: Any, rtt: Any, service_times: Any, rates: Any) -> None:
+    check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
+    check_instance("rtt", rtt, lambda it: it is None or isinstance(it, RttSamples), "RttSamples or None")
+    for name, table in (("service_times", service_times), ("rates", rates)):
+        check_instance(name, table, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
 
 
 _Key = tuple[str, str, str]  # model, variant and kind of device

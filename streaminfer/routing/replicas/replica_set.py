@@ -406,8 +406,8 @@ class Replicas(StackClock, Node):
         token = self._balancer.choose_for_stream(stable_hash(stream_id), now_ns)
         try:
             self._homes.move(stream_id, self._by_slot[token & _SLOT].states)
-        except BaseException:
-            self._balancer.done(token, IGNORED, 0, now_ns)
+        except BaseException as error:
+            self._record_error(token, error, now_ns, None, now_ns)
             raise
         return token
 

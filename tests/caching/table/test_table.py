@@ -29,6 +29,12 @@ STEPS = st.lists(
 )
 
 
+def test_slots_have_room_for_their_queues():
+    """Fewer slots than there are heads of queues would be written outside their memory."""
+    with pytest.raises(ValueError, match="capacity: expected a whole number ≥ 4, got 3"):
+        Slots(FIRST - 1)
+
+
 @pytest.mark.parametrize("which", ["as imported", "plain"])
 @given(steps=STEPS)
 def test_expiry_heap_pops_due_entries_in_order(plain, which, steps):

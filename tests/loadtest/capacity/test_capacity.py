@@ -331,6 +331,8 @@ def test_live_options(virtually, device):
         ({"most_steps": 0}, "most_steps: expected a whole number"),
         ({"seed": -1}, "seed: expected a whole number"),
         ({"high": 5.0}, "high: expected a number above low"),
+        ({"arrivals": Constant(100.0)}, "arrivals: expected a function of the rate"),
+        ({"on_step": "print"}, "on_step: expected a function or None"),
     ],
     ids=lambda it: next(iter(it)) if isinstance(it, dict) else "",
 )

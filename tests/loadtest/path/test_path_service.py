@@ -325,6 +325,14 @@ def test_service_that_cannot_be_called_is_rejected(camera_scene):
         PathService(object(), [])
 
 
+def test_endless_schedule_is_rejected(camera_scene):
+    """A schedule of more seconds than fit 64 bits of nanoseconds is an error that names the argument."""
+    service = PathService(Brightness(), [MediaPath(camera_scene(), NEAR, wanted=PICTURES)])
+
+    with pytest.raises(ValueError, match="duration_s: expected seconds > 0 and ≤ 1,000,000,000"):
+        service.schedule(1e300)
+
+
 def test_at_least_one_path_is_required():
     with pytest.raises(ValueError, match="paths: expected"):
         PathService(Brightness(), [])

@@ -58,3 +58,8 @@ def test_site_without_service_is_named(plan_of):
 def test_penalty_is_checked(plan_of):
     with pytest.raises(ValueError, match="spill_penalty: expected a number above 1"):
         plan_replicas(plan_of({"a": 1.0}), "lyon", {"a": stack(0.01)}, spill_penalty=1.0)
+
+
+def test_services_must_be_a_mapping(plan_of):
+    with pytest.raises(TypeError, match="services: expected a mapping of site to services"):
+        plan_replicas(plan_of({"a": 1.0}), "lyon", [stack(0.01)])

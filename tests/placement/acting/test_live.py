@@ -227,12 +227,16 @@ def test_service_times_of_other_shards_are_rejected(sharded, given, message):
             "a batcher that learns one service time",
         ),
         ({"rtt": RttSamples({"Nice": {"Paris": np.ones(4)}})}, "links: expected a known name"),
+        ({"problem": "berlin.json"}, "problem: expected a Problem"),
+        ({"rtt": {"Nice": {"Paris": [0.01]}}}, "rtt: expected RttSamples or None"),
+        ({"rates": 5.0}, "rates: expected a mapping or None"),
+        ({"service_times": [ServiceTime.affine(1, 1)]}, "service_times: expected a mapping or None"),
     ],
-    ids=["shards", "rates", "variant", "kind", "greedy", "cluster"],
+    ids=["shards", "rates", "variant", "kind", "greedy", "cluster", "problem", "rtt", "number", "list"],
 )
 def test_unknown_names_are_rejected(problem, changes, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        with_measurements(problem, **changes)
+        with_measurements(**{"problem": problem} | changes)
 
 
 def test_meter_in_place_of_a_list_is_named():

@@ -139,6 +139,8 @@ async def test_stream_without_a_place_keeps_its_state(loop):
         for _ in range(2):
             with pytest.raises(si.Overloaded):
                 await pair.fail_until_moved(home)
+        away = next(it for it in pair.replicas.statistics().replicas if it.name != home)
+        assert (away.attempts, away.rejected, away.in_flight) == (2, 2, 0)
 
         pair.models[home].is_up = True
         await asyncio.sleep(2.0)
