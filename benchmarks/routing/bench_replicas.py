@@ -1,4 +1,4 @@
-"""Replicas beside simpler policies, in virtual time, so that all but part 5 is deterministic.
+"""Replicas beside simpler policies, in virtual time, so that all but part 6 is deterministic.
 
     python benchmarks/run.py replicas
 
@@ -7,7 +7,8 @@ every policy gets the same arrivals and service times. The ideal of a policy is 
 replica. The benchmark also prints least in flight without that replica, a policy that knows all queues.
 
 Part 1: one of eight replicas is five times slower. Part 2: replicas have different speeds. Part 3: one fails and
-recovers. Part 4: the zone of the caller is overloaded. Part 5: the cost of a choice.
+recovers. Part 4: the zone of the caller is overloaded. Part 5: a host where batches and this process stall. Part 6: the
+cost of a choice.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import functools
 import heapq
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,6 +46,11 @@ RETURNED = Figure("time until a replica that recovered has nine tenths of its sh
 LEAVING = Figure("requests that leave their zone for one 20 ms away", form="{:.1f} %")
 TWO_ZONES = Figure("p99 with four replicas in the zone and four 20 ms away", form="{:,.0f} ms")
 ONE_ZONE = Figure("p99 with the four replicas in the zone alone", form="{:,.0f} ms")
+NOISY = Figure(
+    "requests on time at batching replicas on a noisy host, SLO 50 ms",
+    over="least in flight over the same replicas",
+    at_least=1.0,
+)
 CHOICE = Figure("CPU of a choice among eight replicas and of its result", form="{:.2f} µs")
 ADDED = Figure("CPU that `Replicas` adds to a request", form="{:.2f} µs")
 
@@ -273,6 +280,62 @@ def batching() -> None:
     report_slow("load 0.6 of the seven, real batchers of 4 + 0.25·n ms", ratios)
 
 
+class Counted:
+    """Service that counts its requests in flight."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.in_flight = 0
+
+    async def call(self, request: si.Request) -> si.Response:
+        self.in_flight += 1
+        try:
+            response: si.Response = await self.inner.call(request)
+        finally:
+            self.in_flight -= 1
+        return response
+
+
+def noisy_host() -> None:
+    """Measure four batching replicas, one three times slower, where 3 % of the batches take long and the loop stalls."""
+    slower = [1.0, 1.0, 1.0, 3.0]
+
+    async def main(loop: VirtualLoop, name: str, load: float, seed: int) -> float:
+        draws = np.random.default_rng(seed)
+
+        def batch_s(factor: float, size: int) -> float:
+            stretch = draws.exponential(draws.choice([0.05, 0.4, 2.0], p=[0.85, 0.12, 0.03]))
+            return float((0.004 + 0.00025 * size) * factor * (1.0 + stretch))
+
+        async def stall() -> None:
+            while True:
+                await asyncio.sleep(draws.exponential(0.08))
+                loop.now_ns += round(draws.exponential(0.015) * 1e9)
+
+        backends = [ScriptedBackend(duration_s=functools.partial(batch_s, factor)) for factor in slower]
+        batchers = [si.AdaptiveBatcher(max_batch_size=32, slo_s=0.05) for _ in slower]
+        members = [si.Stack(*layers, clock=loop.clock) for layers in zip(batchers, backends, strict=True)]
+        for member in members:
+            await member.start()
+        stalls = asyncio.ensure_future(stall())
+        rate = load * sum(32 / (factor * 0.012) for factor in slower)
+        service = POLICIES[name]([Counted(member) for member in members], loop)
+        latencies = await offer(service, loop, trace(rate, round(4 * rate)), timeout_s=0.05)
+        stalls.cancel()
+        for member in members:
+            await member.stop()
+        return float(np.mean(latencies <= 0.05))
+
+    print("\n5. a noisy host; four batching replicas, one three times slower")
+    for load in (0.3, 0.6, 0.8):
+        shares = {}
+        for name in ("Replicas", "least in flight"):
+            shares[name] = [run(functools.partial(main, name=name, load=load, seed=seed)) for seed in range(5)]
+            print(f"  load {load}, {name:20} on time " + " ".join(f"{share:.3f}" for share in shares[name]))
+        ratios = [ours / other for ours, other in zip(shares["Replicas"], shares["least in flight"], strict=True)]
+        NOISY.report(ratios, case=f"load {load}", note=f"five seeds; {statistics.median(shares['Replicas']):.3f}")
+
+
 def heterogeneous() -> None:
     slower = [0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 2.0, 3.0]
     rate = 0.7 * sum(1.0 / factor for factor in slower) / MEAN_S
@@ -382,7 +445,7 @@ def cost() -> None:
                 each().send(None)
             except StopIteration:
                 best[each] = min(best[each], (time.perf_counter_ns() - began) / calls)
-    print("\n5. CPU of a choice among 8, least of 300 rounds")
+    print("\n6. CPU of a choice among 8, least of 300 rounds")
     CHOICE.report(best[machine] / 1e3)
     ADDED.report((best[chosen] - best[direct]) / 1e3)
 
@@ -393,6 +456,7 @@ def main() -> None:
     heterogeneous()
     broken()
     zones()
+    noisy_host()
     cost()
 
 
