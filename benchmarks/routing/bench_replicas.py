@@ -297,7 +297,7 @@ class Counted:
 
 
 def noisy_host() -> None:
-    """Measure four batching replicas, one three times slower, where 3 % of the batches take long and the loop stalls."""
+    """Run four batching replicas, one three times slower, where 3 % of the batches take long and the loop stalls."""
     slower = [1.0, 1.0, 1.0, 3.0]
 
     async def main(loop: VirtualLoop, name: str, load: float, seed: int) -> float:
