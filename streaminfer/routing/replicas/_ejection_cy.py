@@ -4,13 +4,13 @@
 *Design* (Envoy's outlier detection). A replica is ejected after ``consecutive_failures``, or when it is an outlier. It
 is an outlier if its latency and its latency per request in flight are more than ``latency_factor`` times those of most
 others in the zone (a burst that queues is not the replica's fault), and so are those of its last response. Requests
-in flight together share a batch, or a stall, so slow responses and overlong requests eject only if the last of a row
-was sent after the first had ended. The ejection
-lasts ``eject_ns`` times the number of ejections, at most ``max_eject_ns``; this number falls by one for each
-``eject_ns`` in service. At most a share of the fleet is ejected, but of two or more replicas always one may be.
-Afterwards the replica is *probing*: it gets one request at a time, until one succeeds. A failure ejects it again, and
-so does a request that does not end within ``eject_ns``. After a success it starts slowly. Each change begins a
-generation, and requests of an earlier generation count neither way when they end.
+in flight together share a batch, or a stall, so slow responses and overlong requests eject only when a row of them has
+lasted for the factor times the mean latency of the others. The ejection lasts ``eject_ns`` times the number of
+ejections, at most ``max_eject_ns``; this number falls by one for each ``eject_ns`` in service. At most a share of the
+fleet is ejected, but of two or more replicas always one may be. Afterwards the replica is *probing*: it gets one
+request at a time, until one succeeds. A failure ejects it again, and so does a request that does not end within
+``eject_ns``. After a success it starts slowly. Each change begins a generation, and requests of an earlier generation
+count neither way when they end.
 
 *Complexity.* O(1), and O(replicas) if latencies are compared.
 
@@ -59,7 +59,8 @@ class OutlierEjection:
     ) -> None:
         self.slots: list[ReplicaStats] = []
         self._consecutive_failures = consecutive_failures
-        self._latency_factor = latency_factor
+        self._ejects_outliers = latency_factor > 0.0
+        self._factor = latency_factor if latency_factor > 0.0 else _DEFAULT_LATENCY_FACTOR
         self._eject_ns = eject_ns
         self._max_eject_ns = max_eject_ns
         self._max_ejected = max_ejected
@@ -103,52 +104,65 @@ class OutlierEjection:
             slot.state = ACTIVE
             slot.slow_start = self._slow_start_ns > 0
             slot.since_ns = now_ns
-        elif slot.samples < _MIN_SAMPLES or not self._is_outlier(slot, duration_ns, places):
+        elif slot.samples < _MIN_SAMPLES or not self._has_slow_mean(slot):
             slot.bad_since_ns = NEVER_NS
-        elif slot.bad_since_ns == NEVER_NS:
-            slot.bad_since_ns = now_ns
-        elif slot.state == ACTIVE and now_ns - duration_ns >= slot.bad_since_ns:
+        elif self.is_overlong(slot, duration_ns, places) and self._is_lasting(slot, now_ns) and slot.state == ACTIVE:
             self._eject(slot, now_ns)
 
-    def failed(self, slot: ReplicaStats, sent_ns: int, now_ns: int) -> None:
+    def failed(self, slot: ReplicaStats, raised: bool, now_ns: int) -> None:
         """Eject a probing replica, or one with too many consecutive failures.
 
         Args:
             slot: slot of the replica.
-            sent_ns: when the request was sent; of one that raised, the present.
+            raised: the request failed; otherwise it was interrupted after it had run far too long.
             now_ns: the present.
         """
-        if slot.bad_since_ns == NEVER_NS:
-            slot.bad_since_ns = now_ns
+        is_lasting = self._is_lasting(slot, now_ns)
         if slot.state == PROBING or (
             slot.state == ACTIVE
             and 0 < self._consecutive_failures <= slot.consecutive_failures
-            and sent_ns >= slot.bad_since_ns
+            and (raised or is_lasting)
         ):
             self._eject(slot, now_ns)
 
     def is_overlong(self, slot: ReplicaStats, duration_ns: float, places: float) -> bool:
-        """Return whether an interrupted request ran far longer than requests of most other replicas in the zone.
+        """Return whether a request ran far longer than requests of most other replicas in the zone.
 
         Args:
             slot: slot of the replica.
-            duration_ns: how long it had run.
+            duration_ns: how long it has run.
             places: how many were in flight when it was sent.
         """
-        factor = self._latency_factor if self._latency_factor > 0.0 else _DEFAULT_LATENCY_FACTOR
-        return self._exceeds_most(slot, duration_ns / factor, duration_ns / places / factor)
+        return self._exceeds_most(slot, duration_ns / self._factor, duration_ns / places / self._factor)
 
-    def _is_outlier(self, slot: ReplicaStats, duration_ns: float, places: float) -> bool:
+    def _has_slow_mean(self, slot: ReplicaStats) -> bool:
         """Return whether a replica is slower by the factor than most others of its zone, and not because of its load.
 
-        The means may come from an outage that is over; then each quick response shows this. So both count: the means,
-        and the latest response.
+        The mean may come from an outage that is over; then each quick response shows this. So its latest response has
+        to be slow as well.
         """
-        factor = self._latency_factor
+        return self._ejects_outliers and self._exceeds_most(
+            slot, slot.latency_ns / self._factor, slot.per_place_ns / self._factor
+        )
+
+    def _is_lasting(self, slot: ReplicaStats, now_ns: int) -> bool:
+        """Return whether a row of slow requests, which may begin now, has lasted longer than one batch or stall.
+
+        That is the factor times the mean latency of the other replicas in the zone.
+        """
+        if slot.bad_since_ns == NEVER_NS:
+            slot.bad_since_ns = now_ns
+        others = 0
+        latencies_ns = 0.0
+        for other in self.slots:
+            if self._is_measured_peer(other, slot):
+                others += 1
+                latencies_ns += other.latency_ns
+        return (now_ns - slot.bad_since_ns) * others >= self._factor * latencies_ns
+
+    def _is_measured_peer(self, other: ReplicaStats, slot: ReplicaStats) -> bool:
         return (
-            factor > 0.0
-            and self._exceeds_most(slot, slot.latency_ns / factor, slot.per_place_ns / factor)
-            and self._exceeds_most(slot, duration_ns / factor, duration_ns / places / factor)
+            other is not slot and other.zone == slot.zone and other.state == ACTIVE and other.samples >= _MIN_SAMPLES
         )
 
     def _exceeds_most(self, slot: ReplicaStats, latency_ns: float, per_place_ns: float) -> bool:
@@ -156,11 +170,10 @@ class OutlierEjection:
         others = 0
         slower = 0
         for other in self.slots:
-            if other is slot or other.zone != slot.zone or other.state != ACTIVE or other.samples < _MIN_SAMPLES:
-                continue
-            others += 1
-            if latency_ns > other.latency_ns and per_place_ns > other.per_place_ns:
-                slower += 1
+            if self._is_measured_peer(other, slot):
+                others += 1
+                if latency_ns > other.latency_ns and per_place_ns > other.per_place_ns:
+                    slower += 1
         return slower > 0 and 2 * slower > others
 
     def _eject(self, slot: ReplicaStats, now_ns: int) -> None:

@@ -329,7 +329,7 @@ class P2CBalancer:
         slot.success -= slot.success * _OUTCOME_WEIGHT
         self._learn_at_least(slot, duration_ns, places, now_ns)
         slot.updated_ns = now_ns
-        self._ejection.failed(slot, now_ns if outcome == _FAILURE else now_ns - duration_ns, now_ns)
+        self._ejection.failed(slot, outcome == _FAILURE, now_ns)
 
     def _learn_at_least(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> bool:
         """Learn from an attempt without response if it took longer than expected; return whether it did."""

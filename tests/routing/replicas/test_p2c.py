@@ -398,9 +398,9 @@ def test_slow_replica_is_ejected_as_an_outlier():
         now = teach(balance, number, took * MS, now)
     now = teach(balance, 3, 30 * MS, now, times=20)
     assert balance.slot(3).state == ACTIVE  # less than three times the latency of the others
-    now = teach(balance, 3, 100 * MS, now)
-    assert balance.slot(3).state == ACTIVE  # all of them were sent before the first had ended
-    teach(balance, 3, 100 * MS, now + 100 * MS, times=1)
+    teach(balance, 3, 100 * MS, now, times=20)
+    assert balance.slot(3).state == ACTIVE  # for less than three times the latency of the others
+    teach(balance, 3, 100 * MS, now + 33 * MS, times=1)
     assert balance.slot(3).state == EJECTED
 
 

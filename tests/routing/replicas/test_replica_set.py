@@ -334,7 +334,7 @@ def test_hanging_replica_is_no_longer_called():
 
 
 def test_streams_leave_a_hanging_replica():
-    """Streams leave a replica that hangs, once a frame that was sent after the first deadline has passed its own."""
+    """Streams leave a replica that hangs once five frames in a row have missed their deadlines."""
     hung, statistics = run(lambda loop: beside_a_hang(loop, streams=True))
     assert statistics.ejections == 1
     assert 0 < statistics.failed <= hung <= 20
