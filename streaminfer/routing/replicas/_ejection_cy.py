@@ -161,9 +161,7 @@ class OutlierEjection:
         return (now_ns - slot.bad_since_ns) * others >= self._factor * latencies_ns
 
     def _is_measured_peer(self, other: ReplicaStats, slot: ReplicaStats) -> bool:
-        return (
-            other is not slot and other.zone == slot.zone and other.state == ACTIVE and other.samples >= _MIN_SAMPLES
-        )
+        return other is not slot and other.zone == slot.zone and other.state == ACTIVE and other.samples >= _MIN_SAMPLES
 
     def _exceeds_most(self, slot: ReplicaStats, latency_ns: float, per_place_ns: float) -> bool:
         """Return whether these exceed the latencies of most others in the zone of a replica."""
