@@ -38,7 +38,7 @@ from streaminfer._internal.validation import (
     field_check,
     make_from_table,
 )
-from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay
+from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay, check_run_s
 from streaminfer.loadtest.capacity.search import check_rates
 from streaminfer.loadtest.path.device_group import DeviceGroup, as_tuple
 from streaminfer.loadtest.path.path_service import Score
@@ -178,7 +178,7 @@ class Scenario:
     service: ServiceSettings
     inputs: str | Mapping[str, RandomInput] = ""
     arrivals: Arrivals | None = None
-    duration_s: float = attrs.field(validator=field_check(check_duration, positive=True))
+    duration_s: float = attrs.field(validator=field_check(check_run_s))
     slo_s: float = attrs.field(validator=field_check(check_duration, positive=True))
     objective: float = attrs.field(default=0.99, validator=_SHARE)
     seed: int = attrs.field(default=0, validator=field_check(check_count, at_least=0))

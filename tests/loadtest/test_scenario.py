@@ -117,6 +117,7 @@ def test_random_inputs_depend_on_the_seed(scenario):
         ("rate = 50", "", "arrivals: expected the key 'rate'"),
         ('"constant"', '"often"', "arrivals.kind: expected one of 'constant'"),
         ("duration_s = 0.3", "", "scenario: expected the key 'duration_s'"),
+        ("duration_s = 0.3", "duration_s = 1e300", "toml: duration_s: expected seconds > 0 and ≤ 1,000,000,000"),
         ("make_echo", "make_nothing", r"scenario\.toml: service\.make: expected"),
         (":frames", ":nothing", r"scenario\.toml: inputs\.make: expected"),
         (
