@@ -104,6 +104,10 @@ class ServiceSettings:
         )
 
 
+def _are_groups(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(it, DeviceGroup) for it in value)
+
+
 @attrs.frozen(kw_only=True)
 class RandomInput:
     """Array of random numbers, drawn with the seed of the scenario.
@@ -184,7 +188,9 @@ class Scenario:
     seed: int = attrs.field(default=0, validator=field_check(check_count, at_least=0))
     senders: int = attrs.field(default=0, validator=field_check(check_count, at_least=0))
     capacity: CapacitySettings | None = None
-    devices: tuple[DeviceGroup, ...] = ()
+    devices: tuple[DeviceGroup, ...] = attrs.field(
+        default=(), validator=field_check(check_instance, _are_groups, "a tuple of DeviceGroup")
+    )
     score: Score | None = None
     edge: EdgeSettings | None = None
 
