@@ -117,7 +117,7 @@ def test_cameras_that_record_for_no_time_send_nothing():
     assert arrivals.cameras(25.0, 3, 0.0, 7, jitter_s=0.01).size == 0
 
 
-def test_cameras_without_jitter_may_have_a_negative_zero():
+def test_cameras_take_a_jitter_of_negative_zero():
     frames = arrivals.cameras(25.0, 3, 2.0, 7, jitter_s=-0.0)
     assert (frames == arrivals.cameras(25.0, 3, 2.0, 7, jitter_s=0.0)).all()
 
