@@ -110,7 +110,7 @@ class Gamma:
 
     kind: ClassVar[str] = "gamma"
     rate: float = attrs.field(validator=_POSITIVE)
-    cv: float = attrs.field(default=4.0, validator=_POSITIVE)
+    cv: float = attrs.field(default=4.0, validator=field_check(processes.check_cv))
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""

@@ -38,7 +38,7 @@ from streaminfer._internal.validation import (
     field_check,
     make_from_table,
 )
-from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay
+from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay, check_run_s
 from streaminfer.loadtest.capacity.search import check_rates
 from streaminfer.loadtest.path.device_group import DeviceGroup, as_tuple
 from streaminfer.loadtest.path.path_service import Score
@@ -102,6 +102,10 @@ class ServiceSettings:
             if self.make
             else partial(inference_server, self.url, self.model, self.protocol)
         )
+
+
+def _are_groups(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(it, DeviceGroup) for it in value)
 
 
 @attrs.frozen(kw_only=True)
@@ -178,13 +182,15 @@ class Scenario:
     service: ServiceSettings
     inputs: str | Mapping[str, RandomInput] = ""
     arrivals: Arrivals | None = None
-    duration_s: float = attrs.field(validator=field_check(check_duration, positive=True))
+    duration_s: float = attrs.field(validator=field_check(check_run_s))
     slo_s: float = attrs.field(validator=field_check(check_duration, positive=True))
     objective: float = attrs.field(default=0.99, validator=_SHARE)
     seed: int = attrs.field(default=0, validator=field_check(check_count, at_least=0))
     senders: int = attrs.field(default=0, validator=field_check(check_count, at_least=0))
     capacity: CapacitySettings | None = None
-    devices: tuple[DeviceGroup, ...] = ()
+    devices: tuple[DeviceGroup, ...] = attrs.field(
+        default=(), validator=field_check(check_instance, _are_groups, "a tuple of DeviceGroup")
+    )
     score: Score | None = None
     edge: EdgeSettings | None = None
 

@@ -19,6 +19,7 @@ __all__ = [
     "ascending",
     "bursts",
     "cameras",
+    "check_cv",
     "gamma",
     "numbers",
     "on_off",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 _LATEST_S = 1e9
+_LEAST_CV = 1e-6
+_MOST_CV = 1e6
 _PRIORITIES = np.iinfo(np.int32)
 
 
@@ -59,7 +62,7 @@ def gamma(rate: float, n: int, seed: int, *, cv: float = 4.0) -> NDArray[np.floa
         Shape (n,), seconds, ascending.
     """
     rng = _stream(seed)
-    variance = _positive("cv", cv) ** 2
+    variance = check_cv("cv", cv) ** 2
     return np.cumsum(rng.gamma(1 / variance, variance / _positive("rate", rate), check_count("n", n, at_least=0)))
 
 
@@ -135,7 +138,7 @@ def cameras(fps: float, cameras: int, duration_s: float, seed: int, *, jitter_s:
     frames = np.arange(np.ceil(duration_s / period_s)) * period_s
     recorded = (phases[:, np.newaxis] + frames).ravel()
     recorded = recorded[recorded < duration_s]
-    return np.sort(recorded + rng.uniform(0.0, check_duration("jitter_s", jitter_s), recorded.size))
+    return np.sort(recorded + check_duration("jitter_s", jitter_s) * rng.random(recorded.size))
 
 
 def replay(trace_s: ArrayLike) -> NDArray[np.float64]:
@@ -241,6 +244,16 @@ def _instants(name: str, values: ArrayLike) -> NDArray[np.float64]:
         at = int(finite.argmin())
         raise ValueError(expected(name, f"finite seconds; element {at} is none", float(instants[at])))
     return instants
+
+
+def check_cv(name: str, value: object) -> float:
+    """Return a coefficient of variation whose square and its inverse are finite.
+
+    Raises:
+        TypeError, ValueError: it is not a number from 1e-6 to 1e6.
+    """
+    expectation = f"a number from {_LEAST_CV:g} to {_MOST_CV:g}"
+    return check_number(name, value, expectation, lambda it: _LEAST_CV <= it <= _MOST_CV)
 
 
 def _stream(seed: int) -> np.random.Generator:

@@ -187,12 +187,16 @@ class ScenarioTable(Sequence[Scenario]):
         of = ""
         if max(map(len, names)) > _LONGEST_NAME:  # long names leave no room for the bars: name the settings only once
             names, of = [self._in_short(outcome, varied) for outcome in best], ", ".join(varied)
+        else:
+            names = [shown_name(name, _LONGEST_NAME) for name in names]
         return plot_bars(ax, names, shares, len(self), of)
 
     def _in_short(self, outcome: Scenario, names: list[str]) -> str:
         device, settings = outcome.service_time, {name: _setting(outcome, name) for name in names}
-        if "service_time" in settings and len(device) > _LONGEST_DEVICE:  # two shortened names may look the same
-            settings["service_time"] = f"{[*self.devices].index(device) + 1}: {shown_name(device, _LONGEST_DEVICE)}"
+        if "service_time" in settings:
+            settings["service_time"] = shown_name(device, _LONGEST_DEVICE)
+            if len(device) > _LONGEST_DEVICE:  # two shortened names may look the same
+                settings["service_time"] = f"{[*self.devices].index(device) + 1}: {settings['service_time']}"
         return ", ".join(settings.values())
 
     def _values(self, name: str) -> set[Any]:

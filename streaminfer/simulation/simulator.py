@@ -16,7 +16,6 @@ Complexity: O(log n) per event, with 2 events per request and 1 per batch, plus 
 request with the greedy policy.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Any
@@ -51,9 +50,12 @@ from streaminfer.simulation.arrivals import arrivals_in_ns, numbers, priorities_
 from streaminfer.simulation.model_run import ModelRun
 from streaminfer.simulation.simulation_result import SimulationResult
 
-__all__ = ["durations_in_ns", "simulate"]
+__all__ = ["check_noise", "durations_in_ns", "simulate"]
 
 _MAX_INSTANT_S = 4e9
+_MOST = 2**20
+"""Largest batch and number of workers: a run keeps a table of each."""
+_MOST_NOISE = 3.0
 
 
 def simulate(
@@ -84,7 +86,7 @@ def simulate(
             ``observe(size, duration_ns, now_ns)``, that is called at the end of each batch.
         workers: how many batches may run at once.
         noise: each duration is multiplied by ``exp(noise * z)``, z standard normal. The median factor is 1, and
-            ``noise`` is about the relative standard deviation if it is small.
+            ``noise`` is about the relative standard deviation if it is small; at most 3.
         seed: seed of the noise.
         deadlines_s: shape (n,), the instant after which a response to each request is worthless; ``inf``: none.
         priorities: shape (n,), whole numbers of 32 bits, a lower one is more urgent. ``None``: all the same.
@@ -103,7 +105,7 @@ def simulate(
     n = arrivals_ns.size
     slo_ns = timeout_ns(check_duration("slo_s", slo_s, positive=True))
     max_batch_size = check_count("max_batch_size", max_batch_size)
-    workers = check_count("workers", workers)
+    workers = check_count("workers", workers, at_most=_MOST)
     deadlines_ns = arrivals_ns + slo_ns if deadlines_s is None else _deadlines_in_ns(deadlines_s, n)
     durations_ns = durations_in_ns(service_time, max_batch_size)
     resolved = _policy(
@@ -115,11 +117,20 @@ def simulate(
         observe=adapt_policy(resolved).observe,
         durations_ns=durations_ns.tolist(),
         free=list(range(workers)),
-        noise=check_number("noise", noise, "a finite number ≥ 0", lambda it: 0 <= it < math.inf),
+        noise=check_noise(noise),
         rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
     )
     simulation.run()
     return simulation.model.result(workers)
+
+
+def check_noise(noise: object) -> float:
+    """Return the noise of service times, the standard deviation of their logarithm.
+
+    Raises:
+        TypeError, ValueError: it is not a number from 0 to 3.
+    """
+    return check_number("noise", noise, f"a number from 0 to {_MOST_NOISE:g}", lambda it: 0.0 <= it <= _MOST_NOISE)
 
 
 def durations_in_ns(service_time: ServiceTime, max_batch_size: int) -> NDArray[np.int64]:
@@ -130,10 +141,11 @@ def durations_in_ns(service_time: ServiceTime, max_batch_size: int) -> NDArray[n
 
     Raises:
         TypeError: ``service_time`` is not a `ServiceTime`.
+        ValueError: ``max_batch_size`` is too large.
     """
     expectation = "a ServiceTime; fitted() gives that of a learned one"
     check_instance("service_time", service_time, lambda value: isinstance(value, ServiceTime), expectation)
-    return service_time.table_ns(max_batch_size)
+    return service_time.table_ns(check_count("max_batch_size", max_batch_size, at_most=_MOST))
 
 
 @attrs.define(kw_only=True, eq=False)

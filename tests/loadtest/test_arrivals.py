@@ -200,7 +200,8 @@ class TestRefused:
         ("make", "message"),
         [
             (lambda: Poisson(0), "rate: expected a finite number > 0, got 0"),
-            (lambda: Gamma(10, cv=-1), "cv: expected a finite number > 0"),
+            (lambda: Gamma(10, cv=-1), "cv: expected a number from 1e-06 to 1e[+]06"),
+            (lambda: Gamma(10, cv=1e300), "cv: expected a number from 1e-06 to 1e[+]06"),
             (lambda: Diurnal(10, peak=2.5), "peak: expected a number from 1 to 2"),
             (lambda: Rates([-1.0], 1.0), "rates: expected rates ≥ 0"),
             (lambda: Cameras(25, 0), "cameras: expected a whole number ≥ 1"),

@@ -14,6 +14,7 @@ from streaminfer.__main__ import main
 from streaminfer.loadtest import Poisson, Replay, Report, Scenario, Verdict, cli, compare
 from streaminfer.loadtest.capacity.search import CapacitySearch, Step
 from streaminfer.loadtest.cli import FAILED, PASSED, UNDECIDED
+from streaminfer.loadtest.scenario import ServiceSettings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -413,3 +414,17 @@ def test_input_that_is_named_shape(scenario):
     text = SMALL.replace(INPUTS, "random = {shape = {shape = [2]}}")
 
     assert Scenario.load(scenario(text)).make_inputs()[0]["shape"].shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"devices": 5}, "devices: expected a tuple of DeviceGroup, got 5"),
+        ({"devices": (5,)}, r"devices: expected a tuple of DeviceGroup, got \(5"),
+        ({"duration_s": 1e300}, "duration_s: expected seconds > 0 and ≤ 1,000,000,000"),
+    ],
+)
+def test_wrong_field_is_named_at_construction(changes, message):
+    fields = {"name": "echo", "service": ServiceSettings(make="services:make"), "duration_s": 1.0, "slo_s": 1.0}
+    with pytest.raises((TypeError, ValueError), match=message):
+        Scenario(**fields | {"inputs": "services:frames", "arrivals": Poisson(10)} | changes)

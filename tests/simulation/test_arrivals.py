@@ -117,6 +117,11 @@ def test_cameras_that_record_for_no_time_send_nothing():
     assert arrivals.cameras(25.0, 3, 0.0, 7, jitter_s=0.01).size == 0
 
 
+def test_cameras_take_a_jitter_of_negative_zero():
+    frames = arrivals.cameras(25.0, 3, 2.0, 7, jitter_s=-0.0)
+    assert (frames == arrivals.cameras(25.0, 3, 2.0, 7, jitter_s=0.0)).all()
+
+
 def test_replay_starts_at_zero_and_sorts():
     np.testing.assert_allclose(arrivals.replay([1000.5, 1000.0, 1000.25, 1000.25]), [0.0, 0.25, 0.25, 0.5])
     assert arrivals.replay([]).shape == (0,)
@@ -148,6 +153,8 @@ def test_arrivals_round_to_the_nearest_nanosecond():
         (lambda: arrivals.poisson(1.0, -1, 1), ValueError, "n: "),
         (lambda: arrivals.poisson(1.0, 1, -1), ValueError, "seed"),
         (lambda: arrivals.gamma(1.0, 1, 1, cv=0.0), ValueError, "cv"),
+        (lambda: arrivals.gamma(1.0, 1, 1, cv=5e-324), ValueError, "cv: expected a number from 1e-06 to 1e[+]06"),
+        (lambda: arrivals.gamma(1.0, 1, 1, cv=1e300), ValueError, "cv: expected a number from 1e-06 to 1e[+]06"),
         (lambda: arrivals.on_off(1.0, 1, 1, on_s=0.0), ValueError, "on_s"),
         (lambda: arrivals.on_off(1.0, 1, 1, off_times=0.0), ValueError, "off_times"),
         (lambda: arrivals.bursts(1.0, 1, 1, off_s=-1.0), ValueError, "off_s"),

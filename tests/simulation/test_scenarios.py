@@ -283,6 +283,18 @@ def test_plot_of_lines_shortens_long_names(axes):
     assert formula == r"service_time=\$b\$"
 
 
+@pytest.mark.parametrize("slo_s", [0.03, [None, 0.03]])
+def test_plot_of_bars_reads_no_formula_in_names(axes, slo_s):
+    """Names that matplotlib cannot draw as a formula, or at all, are drawn as text, beside few and many settings."""
+    devices = {r"$\frac$": DEVICE, "\ud800": FAST}
+    table = asked(service_time=devices, policy=["greedy", "lookahead"], slo_s=slo_s)
+    assert "<svg" in table._repr_html_()
+    table.plot(axes)
+    names = " ".join(tick.get_text() for tick in axes.get_yticklabels())
+    assert r"\$\frac\$" in names
+    assert r"\ud800" in names
+
+
 def test_plot_without_matplotlib_names_extra(monkeypatch):
     """Without matplotlib, `plot` says how to install it."""
     monkeypatch.setitem(sys.modules, "matplotlib.ticker", None)

@@ -36,7 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.distributions.quantiles import student_quantile
-from streaminfer._internal.validation import check_duration, check_number, expected
+from streaminfer._internal.validation import check_number, expected
+from streaminfer.loadtest.arrivals import check_run_s
 
 __all__ = ["Capacity", "CapacitySearch", "Step", "check_rates"]
 
@@ -170,7 +171,7 @@ def check_rates(low: float, high: float, step_s: float) -> None:
     """
     check_number("low", low, "a finite number > 0", lambda rate: 0 < rate < math.inf)
     check_number("high", high, "a number above low", lambda rate: low < rate < math.inf)
-    if low * check_duration("step_s", step_s, positive=True) < _LEAST_REQUESTS:
+    if low * check_run_s("step_s", step_s) < _LEAST_REQUESTS:
         raise ValueError(
             expected("step_s", f"enough seconds for {_LEAST_REQUESTS} requests at the lowest rate", step_s)
         )

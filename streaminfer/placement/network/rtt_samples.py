@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.validation import check_number, expected
+from streaminfer._internal.validation import check_instance, check_number, expected, field_check
 from streaminfer.placement.distribution import Distribution
 from streaminfer.placement.network.promised_rtt import CONFIDENCE, Backtest, independent_samples, promised_rtt
 from streaminfer.placement.problem import AccessProfile, Link, check_unique
@@ -45,6 +45,10 @@ class PairSummary:
     promised_s: float
 
 
+def _is_table(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(row, Mapping) for row in value.values())
+
+
 @attrs.frozen(eq=False, repr=False)
 class RttSamples:
     """Round-trip times by cluster and site.
@@ -53,7 +57,9 @@ class RttSamples:
         rtt_s: seconds ≥ 0, at least two for each pair, in the order of measurement. The arrays are not copied.
     """
 
-    rtt_s: Mapping[str, Mapping[str, Floats]]
+    rtt_s: Mapping[str, Mapping[str, Floats]] = attrs.field(
+        validator=field_check(check_instance, _is_table, "a mapping of cluster to a mapping of site to seconds")
+    )
 
     @classmethod
     def from_array(cls, rtt_s: ArrayLike, clusters: Sequence[str], sites: Sequence[str]) -> Self:

@@ -32,6 +32,7 @@ from streaminfer.batching.service_time.learned_service_time import LearnedServic
 from streaminfer.simulation.devices.model_load import ModelLoad
 from streaminfer.simulation.model_run import ModelRun
 from streaminfer.simulation.simulation_result import SimulationResult
+from streaminfer.simulation.simulator import check_noise
 
 __all__ = ["DeviceResult", "simulate_device"]
 
@@ -111,7 +112,7 @@ def simulate_device(
     simulation = _Simulation(
         device=device if shared else None,
         slowdown=slowdown,
-        noise=check_number("noise", noise, "a finite number ≥ 0", lambda it: 0.0 <= it < float("inf")),
+        noise=check_noise(noise),
         rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
     )
     simulation.models = [_Model(name, load, simulation, learns) for name, load in loads.items()]

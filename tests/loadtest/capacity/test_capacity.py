@@ -282,6 +282,12 @@ def test_step_is_long_enough(virtually, device):
         virtually(lambda: find_capacity(device(0.1), inputs=[1], slo_s=1.0, low=5.0, high=10.0))
 
 
+def test_step_is_not_endless(virtually, device):
+    """A step of 1e300 seconds has no schedule, and the error names `step_s`."""
+    with pytest.raises(ValueError, match="step_s: expected seconds > 0 and ≤ 1,000,000,000"):
+        virtually(lambda: find_capacity(device(0.1), inputs=[1], slo_s=1.0, low=5.0, high=10.0, step_s=1e300))
+
+
 def test_arrivals_that_end_in_the_warm_up(virtually, device):
     """If a recorded trace is too short for a step at a high rate, the result is that of the steps before."""
     options = {"inputs": [1], "slo_s": SLO_S, "low": 200.0, "high": 1e5, "step_s": 5.0}

@@ -170,6 +170,8 @@ def test_links_measured_end_to_end_add_no_access():
         (lambda: RttSamples.from_array(np.full((3, 1, 1), np.inf), ["a"], ["x"]), "rtt_s of 'a' to 'x'"),
         (lambda: RttSamples.from_array(np.ones((3, 2, 1)), ["a", "a"], ["x"]), "clusters: expected names that differ"),
         (lambda: RttSamples.from_array(np.ones((3, 1, 2)), ["a"], ["x", "x"]), "sites: expected names that differ"),
+        (lambda: RttSamples(5), "rtt_s: expected a mapping of cluster to a mapping of site to seconds, got 5"),
+        (lambda: RttSamples({"a": np.ones(5)}), "rtt_s: expected a mapping of cluster to a mapping of site to seconds"),
         (lambda: RttSamples({"a": {"x": np.ones(5)}}).links(confidence=1), "confidence: expected"),
         (lambda: RttSamples({"a": {"x": np.ones(5)}}).summary(1.5), "share: expected"),
     ],

@@ -279,7 +279,7 @@ def test_weight_of_an_unknown_model_is_rejected():
 
 
 def test_noise_is_a_number():
-    with pytest.raises(ValueError, match="noise: expected a finite number ≥ 0, got -1"):
+    with pytest.raises(ValueError, match="noise: expected a number from 0 to 3, got -1"):
         simulate_device(two_models(), noise=-1)
 
 
