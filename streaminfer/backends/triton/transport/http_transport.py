@@ -3,11 +3,14 @@
 It uses ``aiohttp``, like ``tritonclient.http.aio``. It does not use that client, which copies each tensor three times,
 raises aiohttp's warning for bodies above 1 MiB, does not support Unix sockets, and has one timeout for all calls.
 
-If a call is cancelled or late, its connection is closed; the server runs it all the same, because HTTP cannot cancel.
+If a call is cancelled or late, its connection is closed; the server runs it all the same, because HTTP cannot cancel. A
+probe then makes a connection for the next call. Otherwise no call would ever get a response where the handshakes and a
+response take longer than a call has.
 """
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
@@ -26,6 +29,7 @@ __all__ = ["HttpTransport"]
 
 _HEAD_LENGTH = "Inference-Header-Content-Length"
 _MAX_SINGLE_PIECE = 1 << 16  # bytes; smaller bodies are sent in one piece
+_PROBE_S = 2.0  # as long as gRPC's attempts to connect
 
 
 class HttpTransport:
@@ -49,6 +53,7 @@ class HttpTransport:
         self._headers = headers
         self.binary = True
         self._closed = False
+        self._probe: asyncio.Task[None] | None = None
         tls = address.tls
         self._server_name = None if tls is None else tls.server_name
         # not aiohttp's `trust_env`: it also sends the passwords of ~/.netrc, and reads that file for every call
@@ -152,7 +157,33 @@ class HttpTransport:
     async def close(self) -> None:
         """End all running calls, and the connections. May be repeated."""
         self._closed = True
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait({self._probe})
         await self._session.close()
+
+    def _make_connection(self) -> None:
+        if not self._closed and (self._probe is None or self._probe.done()):
+            self._probe = asyncio.get_running_loop().create_task(self._call_probe())
+
+    async def _call_probe(self) -> None:
+        with contextlib.suppress(BackendError, TimeoutError, self._http.ClientError, OSError):
+            async with (
+                asyncio.timeout(_PROBE_S),
+                self._request("GET", "/health/live", dict(self._headers.now())) as reply,
+            ):
+                await reply.read()
+
+    def _request(self, method: str, path: str, headers: Mapping[str, str], body: Any = None) -> Any:
+        return self._session.request(
+            method,
+            self._root + path,
+            data=body,
+            headers=headers,
+            server_hostname=self._server_name,
+            **self._proxy,
+            allow_redirects=False,  # a redirect would send the token to another server
+        )
 
     async def _get(self, path: str, timeout_s: float) -> Mapping[str, Any]:
         content, _ = await self._call("GET", path, timeout_s)
@@ -175,21 +206,17 @@ class HttpTransport:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._session.request(
-                    method,
-                    self._root + path,
-                    data=body,
-                    headers={**dict(headers), **(extra or {})},
-                    server_hostname=self._server_name,
-                    **self._proxy,
-                    allow_redirects=False,  # a redirect would send the token to another server
-                ) as reply,
+                self._request(method, path, {**dict(headers), **(extra or {})}, body) as reply,
             ):
                 content: bytes = await reply.read()
                 status = reply.status
                 retry_header = reply.headers.get("Retry-After")
                 head_length = reply.headers.get(_HEAD_LENGTH)
+        except asyncio.CancelledError:
+            self._make_connection()  # a batcher cancels at the deadline, before the timeout
+            raise
         except TimeoutError as error:
+            self._make_connection()
             failure = ServerError("DEADLINE_EXCEEDED", f"no response within {timeout_s:.6f} s")
             failure.__cause__ = error
         except (self._http.ClientError, OSError) as error:
