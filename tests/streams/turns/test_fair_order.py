@@ -58,6 +58,23 @@ def test_a_stream_in_flight_keeps_its_share(weights, rows):
     assert served == pytest.approx([share * weight for weight in weights], rel=0.03)
 
 
+def test_a_stream_that_joins_delays_no_light_one():
+    """A light stream that had each turn that a heavy one left free shares the turns with a stream that joins."""
+    order = FairOrder()
+    heavy, light, joins = Turn("heavy", 8.0, 0), Turn("light", 1.0, 0), Turn("joins", 1.0, 0)
+    for _ in range(1_000):
+        for turn in (heavy, light):
+            order.push(turn)
+        assert {serve(order).owner, serve(order).owner} == {"heavy", "light"}
+
+    served = []
+    for _ in range(10):
+        for turn in (light, joins):
+            order.push(turn, True)
+        served.append(serve(order).owner)
+    assert served == ["joins", "light"] * 5
+
+
 def test_unused_share_saves_at_most_eight_turns():
     """A stream that cannot use its share saves up at most eight turns.
 
