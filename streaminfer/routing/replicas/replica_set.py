@@ -402,12 +402,12 @@ class Replicas(StackClock, Node):
             handle.bind(clock)
 
     def _choose_for_stream(self, stream_id: Hashable, now_ns: int) -> int:
-        """Choose the replica of a stream, and move the state of the stream there."""
+        """Choose the replica of a stream and move its state there; the state's last replica may cause an error."""
         token = self._balancer.choose_for_stream(stable_hash(stream_id), now_ns)
         try:
             self._homes.move(stream_id, self._by_slot[token & _SLOT].states)
         except BaseException as error:
-            self._record_error(token, error, now_ns, None, now_ns)
+            self._balancer.done(token, REJECTED if isinstance(error, Overloaded) else IGNORED, 0, now_ns)
             raise
         return token
 

@@ -385,5 +385,6 @@ def _outputs_by_name(outputs: Any, names: Sequence[str]) -> dict[str, npt.NDArra
 def _as_array(value: Any) -> npt.NDArray[Any]:
     array = np.asarray(value)
     if array.dtype.kind in "SU":  # these depend on the longest text, and drop zeros at the end of a text
-        return np.asarray(value, object)
+        texts = np.asarray(value, object)
+        return texts if all(isinstance(it, (str, bytes)) for it in texts.flat) else array.astype(object)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -18,12 +18,11 @@ cdef class Turn:
 cdef class FairOrder:
     cdef readonly list queued
     cdef double _virtual_time
-    cdef double _last_finish
     cdef long long _number
     cdef readonly Py_ssize_t count
 
     cpdef push(self, Turn turn, bint continues=*)
-    @cython.locals(turn=Turn, reached=double)
+    @cython.locals(turn=Turn)
     cpdef Turn pop(self)
     cpdef charge(self, Turn turn)
     cpdef remove(self, Turn turn)

@@ -11,10 +11,6 @@ the other streams move the virtual time past the finish tag of a stream with a l
 its share each time. So if a served stream already has its next frame, its finish tag is the next start tag, but at most
 eight turns before the virtual time. A stream that cannot use its share saves up no more than these eight turns.
 
-The virtual time does not pass the finish tag of the request that was served last. A light stream may be served far
-ahead of its share, because the heavier streams have frames in flight. If it moved the virtual time by its long turn,
-the heaviest streams would lose most, because their eight turns are the shortest.
-
 A frame can be too old at its turn, or too old to meet its deadline. For each such frame in succession, the next start
 tag of the stream is one turn earlier, but not earlier than the last finish tag. Otherwise, among cameras with the same
 rate, which send in the same order each time, the same cameras would always be too late.
@@ -83,7 +79,6 @@ class FairOrder:
     def __init__(self) -> None:
         self.queued: list[Turn] = []
         self._virtual_time = 0.0
-        self._last_finish = 0.0  # finish tag of the request that was served last
         self._number = 0
         self.count = 0
 
@@ -117,14 +112,13 @@ class FairOrder:
         turn: Turn = heappop(self.queued)
         turn._is_queued = False
         self.count -= 1
-        reached = min(turn._start, self._last_finish)
-        if reached > self._virtual_time:
-            self._virtual_time = reached
+        if turn._start > self._virtual_time:
+            self._virtual_time = turn._start
         return turn
 
     def charge(self, turn: Turn) -> None:
         """Charge a stream for its turn; called before the stream is queued for its next turn."""
-        self._last_finish = turn._finish = turn._start + turn._cost
+        turn._finish = turn._start + turn._cost
         turn._is_busy = True
 
     def remove(self, turn: Turn) -> None:

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.uncompiled
 
 ARRAY = np.zeros((2, 3), np.float32)
 KEPT = [1.5, True, 2 + 1j, "text", b"bytes", 7, ARRAY, np.zeros(2, "M8[s]"), np.zeros(2, [("a", "i4")])]
-REFUSED = [object(), [[1], [1, 2]], np.array([None]), None, 2**63, -(2**63) - 1, {"a": ARRAY, "b": object()}]
+MIXED = [["a", 1], [b"a", 1]]
+REFUSED = [object(), [[1], [1, 2]], *MIXED, np.array([None]), None, 2**63, -(2**63) - 1, {"a": ARRAY, "b": object()}]
 
 
 @pytest.fixture(scope="module", params=["built", "plain"])

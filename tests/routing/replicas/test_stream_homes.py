@@ -68,31 +68,47 @@ def states_of():
 
 
 class Stuck(Node):
-    """Service that cannot import the state of a stream."""
+    """Service that cannot export the state of a stream, or cannot import it.
+
+    Args:
+        fails: the method that fails.
+    """
+
+    def __init__(self, fails):
+        self.fails = fails
 
     def capabilities(self):
         return Capabilities(stream_states=self)
 
     def export_state(self, stream_id):
+        self.fail_at("export")
         return {}
 
     def import_state(self, stream_id, state):
-        raise OSError("disk full")
+        self.fail_at("import")
+
+    def fail_at(self, method):
+        if method == self.fails:
+            raise OSError("disk full")
 
     async def call(self, request):
         return si.Response(request.inputs)
 
 
-async def test_a_move_that_fails_leaves_nothing_in_flight(loop):
-    """A move that fails ends its request, and the next request of the stream tries it again."""
-    replicas = si.Replicas(si.Replica("a", Stuck()), si.Replica("b", Stuck()), clock=loop.clock)
+@pytest.mark.parametrize("method", ["export", "import"])
+async def test_a_move_that_fails_leaves_nothing_in_flight(loop, method):
+    """A move that fails ends its request, and the next request of the stream tries it again.
+
+    It is no failure of the replica that would get the state, because the other one may be the cause.
+    """
+    replicas = si.Replicas(*(si.Replica(name, Stuck(method)) for name in ("a", "b")), clock=loop.clock)
     await replicas.start()
     home = (await replicas.call(si.Request(1.0, stream_id="s"))).source
     await replicas.remove(home)
     for _ in range(2):
         with pytest.raises(OSError, match="disk full"):
             await replicas.call(si.Request(1.0, stream_id="s"))
-    assert [replica.in_flight for replica in replicas.statistics().replicas] == [0]
+    assert [(it.attempts, it.failed, it.in_flight) for it in replicas.statistics().replicas] == [(2, 0, 0)]
     async with asyncio.timeout(10):
         await replicas.stop()
 

@@ -204,6 +204,16 @@ def test_outputs_keep_zeros_at_their_end(scripted, ask_app, rows):
     assert asyncio.run(scenario()).body.endswith(encode_text(np.array(texts, object)))
 
 
+def test_numbers_beside_texts_are_sent_as_texts(scripted, ask_app):
+    _, _, app = scripted(then=lambda _batch: [[["cat", 0.9], ["dog", 0.1]]])
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, HEAD + X.tobytes(), HEADERS)
+
+    assert asyncio.run(scenario()).body.endswith(encode_text(np.array(["cat", "0.9", "dog", "0.1"], object)))
+
+
 def test_request_counts_as_failed_if_stream_end_fails(ask_app, caplog):
     """A request whose stream cannot be ended is counted as failed."""
 
