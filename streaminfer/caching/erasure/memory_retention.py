@@ -88,7 +88,8 @@ class MemoryRetention:
         Listeners get the events later. A slow one delays this in no thread, so an erasure finds all preserved entries.
         """
         with self._locked():
-            events = self._memory.take_events()
+            noted = self._memory.drain()  # freed after the lock, because a finalizer may use the cache
+            events = self._memory.events_of(noted)
             for event in events:
                 self._preserve(event)
                 if not self._memory.events or event.kind == "replaced":
