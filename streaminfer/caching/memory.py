@@ -295,7 +295,13 @@ class Memory(StackClock, _Table):
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
         """Add a listener for all later events; see `EdgeCache.listen`."""
-        return self.events.add(listener, self._note_listeners)
+        remove = self.events.add(listener, self._note_listeners)
+
+        def unlisten() -> None:
+            remove()
+            self.deliver_events()  # without listeners, this frees what is left
+
+        return unlisten
 
     def _note_listeners(self, any_listens: bool) -> None:
         self.listening = any_listens or self.retention is not None
@@ -313,7 +319,7 @@ class Memory(StackClock, _Table):
             self.events.deliver(self._take_events)
             return
         self.retention.process_events()
-        if self.events:
+        if self.retention.undelivered:  # also without listeners, so that what the last one left is freed
             self.events.deliver(self.retention.take_events)
 
     def _take_events(self) -> list[CacheEvent]:
