@@ -295,7 +295,13 @@ class Memory(StackClock, _Table):
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
         """Add a listener for all later events; see `EdgeCache.listen`."""
-        return self.events.add(listener, self._note_listeners)
+        remove = self.events.add(listener, self._note_listeners)
+
+        def unlisten() -> None:
+            remove()
+            self.deliver_events()  # without listeners, this frees what is left
+
+        return unlisten
 
     def _note_listeners(self, any_listens: bool) -> None:
         self.listening = any_listens or self.retention is not None
@@ -310,15 +316,19 @@ class Memory(StackClock, _Table):
     def deliver_events(self) -> None:
         """Deliver the noted events to listeners and free the noted values; operations do so themselves."""
         if self.retention is None:
-            self.events.deliver(self.take_events)
+            self.events.deliver(self._take_events)
             return
         self.retention.process_events()
-        if self.events:
+        if self.retention.undelivered:  # also without listeners, so that what the last one left is freed
             self.events.deliver(self.retention.take_events)
 
-    def take_events(self) -> list[CacheEvent]:
-        """Return the noted events and forget them; entries noted with kind ``None`` are only freed."""
-        items = iter(self.drain())
+    def _take_events(self) -> list[CacheEvent]:
+        return self.events_of(self.drain())
+
+    @staticmethod
+    def events_of(noted: list[Any]) -> list[CacheEvent]:
+        """Return the events in what `drain` returned; entries noted with kind ``None`` are only freed."""
+        items = iter(noted)
         return [CacheEvent(*event) for event in zip(items, items, items, items, strict=True) if event[0] is not None]
 
     if IS_ATOMIC:

@@ -55,6 +55,7 @@ class MemoryRetention:
         policy: the policy.
         log: the policy's log; ``None`` if it has none.
         counts: counts for the policy's log.
+        undelivered: processed events for listeners.
         events_lost: events that no listener got, because one listener did not return.
     """
 
@@ -72,7 +73,7 @@ class MemoryRetention:
         self._until: list[tuple[int, int]] = []  # a heap of (end of preservation, number)
         self._holds: tuple[RetentionEvent, ...] | None = ()  # holds by which `_until` was made; ``None``: unknown
         self._has_min_age = policy.has_min_age
-        self._undelivered: deque[CacheEvent] = deque()  # processed, for listeners
+        self.undelivered: deque[CacheEvent] = deque()
         self.events_lost = 0
 
     @property
@@ -88,13 +89,14 @@ class MemoryRetention:
         Listeners get the events later. A slow one delays this in no thread, so an erasure finds all preserved entries.
         """
         with self._locked():
-            events = self._memory.take_events()
+            noted = self._memory.drain()  # freed after the lock, because a finalizer may use the cache
+            events = self._memory.events_of(noted)
             for event in events:
                 self._preserve(event)
                 if not self._memory.events or event.kind == "replaced":
                     continue
-                if len(self._undelivered) < _MAX_EVENTS:
-                    self._undelivered.append(event)
+                if len(self.undelivered) < _MAX_EVENTS:
+                    self.undelivered.append(event)
                 else:
                     self.events_lost += 1
         for event in events:
@@ -102,7 +104,7 @@ class MemoryRetention:
 
     def take_events(self) -> list[CacheEvent]:
         """Return the processed events for listeners and forget them."""
-        return [self._undelivered.popleft() for _ in range(len(self._undelivered))]
+        return [self.undelivered.popleft() for _ in range(len(self.undelivered))]
 
     def _count(self, event: CacheEvent) -> None:
         if event.kind == "replaced":  # the log has no record of these, and callers may still use the value
@@ -135,6 +137,7 @@ class MemoryRetention:
     def expire_due(self, now_ns: int) -> int:
         """Free entries whose preservation has ended, write counts to the log, and return when to look again."""
         ended: list[CacheEvent] = []  # freed after the lock, because a finalizer may use the cache
+        self._memory.deliver_events()
         with self._locked():
             self._follow_holds()
             while self._until and self._until[0][0] <= now_ns:
@@ -166,7 +169,7 @@ class MemoryRetention:
     def erase(self, subject: str | None, tag: str | None, in_table: int) -> int:
         """Erase preserved entries of a subject or with a tag, record the whole erasure, and return their number."""
         erased: list[CacheEvent | None] = []  # freed after the lock, because a finalizer may use the cache
-        self.process_events()
+        self._memory.deliver_events()
         with self._locked():
             for number, event in self._preserved.copy().items():
                 if _matches(event.labels, subject, tag):

@@ -28,36 +28,53 @@ class PendingWrite(NamedTuple):
 
 
 class WriteQueue:
-    """Writes of one tier in order: the latest of each key, and earlier values below their minimum age."""
+    """Writes of one tier in order: the latest of each key and, while there is room, values below their minimum age.
 
-    def __init__(self) -> None:
+    Args:
+        preserves: whether the tier preserves an entry below its minimum age when a newer value of its key comes; only
+            then a newer value leaves such a one in the queue.
+    """
+
+    def __init__(self, *, preserves: bool) -> None:
         self._writes: dict[object, PendingWrite] = {}  # the latest by its key, each earlier one by an object
+        self._earlier: dict[object, None] = {}  # these objects, oldest first
         self._bytes = 0
+        self._preserves = preserves
 
     def __len__(self) -> int:
         return len(self._writes)
 
     def add(self, write: PendingWrite, now_ns: int, *, accepts: bool) -> list[PendingWrite]:
-        """Queue a write, and return those that the tier will not make: a replaced one, or this one if there is no room.
+        """Queue a write, and return those that the tier will not make, as these were replaced or there is no room.
 
         Args:
-            write: a put or a deletion.
+            write: a put, or a deletion, for which there is always room.
             now_ns: the current instant of the tier's wall clock.
             accepts: false if there is no room for any.
         """
+        if not accepts:
+            return [*self.drop(lambda it: it.key == write.key), write]
         rejected = []
         if write.key in self._writes:
             earlier = self._take(write.key)
-            if write.entry is None or earlier.entry is None or earlier.entry.aged_ns <= now_ns:
-                rejected.append(earlier)
+            if self._preserves and write.entry and earlier.entry and earlier.entry.aged_ns > now_ns:
+                name = object()
+                self._earlier[name] = None
+                self._append(name, earlier)
             else:
-                self._append(object(), earlier)
-        full = len(self) >= MAX_QUEUED_WRITES or (self._writes and self._bytes + write.size > MAX_QUEUED_BYTES)
-        if full or not accepts:
+                rejected.append(earlier)
+        while self._earlier and self._is_full_for(write):
+            rejected.append(self._take(next(iter(self._earlier))))
+        if self._is_full_for(write):
             rejected.append(write)
         else:
             self._append(write.key, write)
         return rejected
+
+    def _is_full_for(self, write: PendingWrite) -> bool:
+        if write.entry is None or not self._writes:
+            return False
+        return len(self) >= MAX_QUEUED_WRITES or self._bytes + write.size > MAX_QUEUED_BYTES
 
     def pop(self) -> PendingWrite:
         """Remove and return the first write."""
@@ -80,5 +97,6 @@ class WriteQueue:
 
     def _take(self, name: object) -> PendingWrite:
         write = self._writes.pop(name)
+        self._earlier.pop(name, None)
         self._bytes -= write.size
         return write

@@ -235,6 +235,7 @@ class Tier(Protocol):
         place: identifies the medium, without secrets, and is the same in every process. An erasure that a process left
             behind is made by the tier with the same name and place.
         lease_s: longest duration of a lease of a shared tier, and of the wait for it; 0: the tier has no leases.
+        preserves: whether it preserves an entry below its minimum age when a newer value of its key is put.
     """
 
     name: str
@@ -246,6 +247,7 @@ class Tier(Protocol):
     wall_clock: Clock
     place: str = ""
     lease_s: float = 0.0
+    preserves: bool = False
 
     async def start(self) -> None:
         """Open the medium; do not raise if a medium is unreachable but may become reachable later."""

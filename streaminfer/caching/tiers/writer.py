@@ -7,9 +7,10 @@ writes. One task makes the puts and erasures of a tier, so that no two run at on
 * it waits for the running put, and then erases what that put stored;
 * until it has succeeded, the writer puts nothing that it matches.
 
-**Bounds.** A tier has at most 256 puts, or 64 MiB, queued; the writer drops and counts others. A later value of a key
-replaces a queued one, unless that is below its minimum age; then the writer puts both, in order. A put may take 5 s; an
-attempt of an erasure may take 30 s for the keys and 30 s for the entries.
+**Bounds.** A tier has at most 256 writes, or 64 MiB, queued; the writer drops and counts other puts, but no deletion. A
+later value of a key replaces a queued one. If that is below its minimum age and the tier preserves such values, the
+writer puts both, in order, while there is room. A put may take 5 s; an attempt of an erasure may take 30 s for the keys
+and 30 s for the entries.
 The writer retries failed erasures when an open breaker allows it, else after 1, 2, 4, … 30 s, in turn; if the policy
 has a log file, the next process does so too. An erasure that a legal hold forbids does not delay the others. If a key
 provider hangs, the writer does not call it again, or wait for it, until it has returned.
@@ -124,7 +125,7 @@ class TierWriter:
         self.destruction = destruction
         self._has_overrun = False  # whether a put did not end in time, so that it may still seal a value
         self._newer = NewerValues()
-        self._queue = WriteQueue()
+        self._queue = WriteQueue(preserves=tier.preserves)
         self._leases: list[tuple[str | bytes, bytes]] = []  # leases to end without an entry
         self._writes_in_progress = 0
         self._task: asyncio.Task[None] | None = None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import weakref
 from unittest import mock
 
 import pytest
@@ -16,6 +17,7 @@ from streaminfer.caching import RetentionLog
 from streaminfer.caching.erasure.erasure import Erasure, PendingErasure, check_selection
 from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.compliance.retention import Retention
 from streaminfer.errors import BackendError
 from streaminfer.testing import FakeClock, VirtualLoop, run
 
@@ -50,6 +52,48 @@ def test_erase_everywhere_without_tiers():
     erasure = asyncio.run(cache.erase_everywhere(tag="x"))
 
     assert (dict(erasure.counts), erasure.complete) == ({"memory": 1}, True)
+
+
+@pytest.mark.parametrize("policy", [None, Retention(60.0)])
+@pytest.mark.parametrize("by", ["unlisten", "erase", "expire"])
+def test_events_left_by_a_delivery_are_freed(by, policy):
+    """Values of events that a listener caused do not outlive an erasure or the last listener."""
+    cache = si.EdgeCache(maxsize=1, retention=policy)
+    values = weakref.WeakSet()
+    changes = True
+
+    class Value:
+        """Supports weak references."""
+
+    def put(key):
+        value = Value()
+        values.add(value)
+        cache.put(key, value, subject="anna")
+
+    def put_again(event):
+        if changes:
+            put(event.key)
+
+    unlisten = cache.listen(put_again)
+    put(1)
+    put(2)  # begins a delivery, which leaves an event
+    changes = False
+
+    assert len(values) == 2
+    if by == "unlisten":
+        unlisten()
+        assert len(values) == len(cache) == 1
+        keys = []
+        cache.listen(lambda event: keys.append(event.key))
+        assert cache.erase(subject="anna") == len(keys) == 1
+    elif by == "erase":
+        cache.clear()
+        assert cache.erase(subject="anna") == 0
+    else:
+        cache.expire()
+        assert len(values) == len(cache) == 1
+        assert cache.erase(subject="anna") == 1
+    assert not values
 
 
 @pytest.mark.parametrize(("subject", "tag"), [(None, None), ("a", "b"), (3, None), (None, 3)])

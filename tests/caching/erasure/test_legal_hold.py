@@ -347,6 +347,39 @@ def test_a_finalizer_may_use_the_cache_at_any_moment(aged, clock, log):
     assert {event.key for event in aged.preserved} == {1, 2, 3, 4, 5, 6}
 
 
+@pytest.mark.parametrize("leaves", ["deleted", "cleared", "replaced", "evicted"])
+def test_values_are_freed_without_a_lock(cache, leaves):
+    """A finalizer may wait for another thread that uses the cache."""
+
+    class Value:
+        """Supports weak references."""
+
+    ended = []
+
+    def use_in_a_thread():
+        thread = threading.Thread(target=cache.pop, args=("other", None), daemon=True)
+        thread.start()
+        thread.join(5.0)
+        ended.append(not thread.is_alive())
+
+    cache["other"] = 0
+    value = Value()
+    weakref.finalize(value, use_in_a_thread)
+    cache["k"] = value
+    del value
+
+    if leaves == "deleted":
+        del cache["k"]
+    elif leaves == "cleared":
+        cache.clear()
+    elif leaves == "replaced":
+        cache["k"] = 1
+    else:
+        cache.update(dict.fromkeys(range(3)))
+
+    assert ended == [True]
+
+
 def test_an_entry_past_its_minimum_age_is_released(aged, clock):
     aged.put(1, 1, tags=["invoice"])
     clock.advance(6.0)

@@ -873,6 +873,7 @@ def test_replaced_values_below_minimum_age_are_written():
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)
+        tier.preserves = True
         written = []
 
         async def put(key, entry):

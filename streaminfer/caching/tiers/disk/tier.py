@@ -58,6 +58,7 @@ class DiskTier(MediumTier):
     name = "disk"
     on_disk = True
     shared = False
+    preserves = True
 
     def __init__(
         self,
