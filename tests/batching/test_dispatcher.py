@@ -259,11 +259,11 @@ async def test_policy_observes_means_of_short_batches(loop, monkeypatch):
 
     batcher = si.AdaptiveBatcher(max_batch_size=4, stack=False, clock=loop.clock)
     predict = batcher.wrap(model)
-    for _ in range(17 + 400):
+    for _ in range(17 + 1600):
         await predict(1.0)
 
-    # a batch counts for at least its expected 100 µs: 150 and 50 µs count for 250, and 32 batches for a mean of 4 ms
-    assert batcher.service_time.observations == 17 + 400 // 32
+    # a batch counts for at least its expected 100 µs: 150 and 50 µs count for 250, and 128 batches for a mean of 16 ms
+    assert batcher.service_time.observations == 17 + 1600 // 128
     assert len(told) <= 17 + 2 * 13
     assert batcher.service_time.expected_ns(4)[1] == pytest.approx(100_000, rel=0.03)
 

@@ -7,7 +7,7 @@ cdef Py_ssize_t _STEPS
 cdef class BatchMeans:
     cdef const long long[::1] _expected, _steps
     cdef long long[::1] _counts, _totals_ns
-    cdef long long _left_ns, _work_ns
+    cdef long long _left_ns, _work_ns, _single_ns
 
     @cython.locals(step=Py_ssize_t, work_ns=cython.longlong)
     cpdef bint absorb(self, Py_ssize_t size, long long duration_ns, bint opens=*) except -1

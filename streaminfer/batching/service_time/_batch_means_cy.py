@@ -28,10 +28,12 @@ class BatchMeans:
 
     Args:
         work_ns: total duration of the batches of a mean, over all steps.
+        single_ns: duration from which a batch is learned alone, at most ``work_ns``.
     """
 
-    def __init__(self, work_ns: int) -> None:
+    def __init__(self, work_ns: int, single_ns: int) -> None:
         self._work_ns = self._left_ns = work_ns
+        self._single_ns = single_ns
         self._expected: Sequence[int] = array("q", [0])
         self._steps: Sequence[int] = array("q", [0])
         self._counts = array("q", [0]) * _STEPS
@@ -57,7 +59,7 @@ class BatchMeans:
             opens: whether it may open its step.
 
         Returns:
-            False if its step is closed, or if it completes the work of a mean; then it was not counted.
+            False if its step is closed, or if it is long or completes the work of a mean; then it was not counted.
         """
         if size < 0 or size >= len(self._expected):
             return False
@@ -66,7 +68,7 @@ class BatchMeans:
             return False
         # so that a model that has become fast is learned soon
         work_ns = duration_ns if duration_ns > self._expected[size] else self._expected[size]
-        if work_ns >= self._left_ns:
+        if work_ns >= self._single_ns or work_ns >= self._left_ns:
             return False
         self._left_ns -= work_ns
         self._counts[step] += 1

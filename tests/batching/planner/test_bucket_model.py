@@ -319,12 +319,12 @@ def test_a_first_batch_that_is_cancelled_is_learned():
 
 
 def test_short_batches_are_learned_as_a_mean():
-    """If batches of a known model take one millisecond, every four of them make one observation of their mean."""
+    """If batches of a known model take one millisecond, every 16 of them make one observation of their mean."""
     model = bucket()
-    run(model, *[8] * 20, seconds=lambda size: 0.001)
+    run(model, *[8] * 32, seconds=lambda size: 0.001)
     before = model.service_time.observations
 
-    run(model, *[8] * 40, seconds=lambda size: 0.001)
+    run(model, *[8] * 160, seconds=lambda size: 0.001)
 
     assert model.service_time.observations - before == 10
 
@@ -365,13 +365,13 @@ def test_a_cancelled_batch_ends_a_mean():
 
 
 def test_only_batches_of_about_the_size_are_in_a_mean():
-    """Batches of other sizes count towards the four milliseconds of a mean, but are not averaged with its size."""
+    """Batches of other sizes count towards the sixteen milliseconds of a mean, but are not averaged with its size."""
     model = bucket()
     seconds = {1: 0.0002, 8: 0.001}.__getitem__
     run(model, *[1, 8] * 8, 1, seconds=seconds)
 
     for number in range(20):
-        run(model, 8, 8, 8, 1, 1, 1, 1, seconds=seconds)  # 3.8 ms
+        run(model, *[8] * 15, *[1] * 4, seconds=seconds)  # 15.8 ms
         assert model.service_time.observations == 17 + number
         run(model, 1, seconds=seconds)
 
@@ -392,7 +392,7 @@ def test_other_batches_are_learned_one_by_one(batches, seconds):
     assert model.service_time.observations == batches
 
 
-@pytest.mark.parametrize("sizes", [[8] * 21, [4] * 4 + [8] * (13 + 4 * 128)], ids=["never", "not-for-128-means"])
+@pytest.mark.parametrize("sizes", [[8] * 21, [4] * 4 + [8] * (13 + 16 * 128)], ids=["never", "not-for-128-means"])
 def test_a_size_not_seen_for_long_is_learned_at_once(sizes):
     """A batch of a size that never ran, or not for long, is learned at once, without others that make a mean."""
     model = bucket()

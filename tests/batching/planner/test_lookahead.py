@@ -212,12 +212,12 @@ def test_unknown_model_gets_an_exploration_batch():
 def test_model_of_microseconds_is_learned_by_means():
     """A model whose batches take microseconds is learned from means over many batches.
 
-    Once it is known, four milliseconds of its batches make one observation, and so does one batch that is as long.
+    Once it is known, sixteen milliseconds of its batches make one observation, and so does one of four or more.
     """
     policy = Lookahead(4, LearnedServiceTime())
     model = policy.service_time
     now = 0
-    for _ in range(8017):
+    for _ in range(32017):
         now += 100_000
         policy.observe(4, 1000, now)
     assert model.observations == 17 + 2

@@ -10,6 +10,7 @@ from streaminfer.batching.service_time.latency_model import nearest_size, size_s
 pytestmark = pytest.mark.uncompiled
 
 WORK_NS = 1000
+SINGLE_NS = 950
 EXPECTED_NS = 100
 
 
@@ -23,7 +24,7 @@ def twin(request, plain):
 
 @pytest.fixture
 def means(twin):
-    made = twin[0].BatchMeans(WORK_NS)
+    made = twin[0].BatchMeans(WORK_NS, SINGLE_NS)
     made.expect(np.full(9, EXPECTED_NS), size_steps(8))
     return made
 
@@ -52,6 +53,12 @@ def test_sizes_of_one_step_share_a_mean(means):
     assert not means.absorb(5, 100)
     assert means.mean_ns(8, 600) == 300
     assert means.mean_ns(5, 600) == 600
+
+
+def test_a_long_batch_is_not_absorbed(means):
+    """A batch that takes so long that it is learned alone is not absorbed, although it would fit into the mean."""
+    assert not means.absorb(2, SINGLE_NS, opens=True)
+    assert means.absorb(2, SINGLE_NS - 1, opens=True)
 
 
 def test_batch_that_completes_the_work_is_not_absorbed(means):
@@ -84,7 +91,7 @@ def test_a_size_without_an_expectation_is_not_absorbed(means, size):
 
 def test_nothing_is_absorbed_before_any_expectation(twin):
     """Before `expect`, the tables have only size 0, which no batch has, so no batch is absorbed."""
-    assert not twin[0].BatchMeans(WORK_NS).absorb(1, 1, opens=True)
+    assert not twin[0].BatchMeans(WORK_NS, SINGLE_NS).absorb(1, 1, opens=True)
 
 
 def test_clear_closes_all_steps(means):
@@ -122,6 +129,6 @@ def test_the_largest_batch_of_all_has_a_step(twin):
     """There is a step for each result of `nearest_size`, up to the largest batch size that a batcher accepts."""
     octaves = [2.0**octave for octave in range(32)]
     steps = {nearest_size(round(size)) for low in octaves for size in (low, low + 1, low * 2**0.5) if size < 2**31}
-    means = twin[0].BatchMeans(WORK_NS)
+    means = twin[0].BatchMeans(WORK_NS, SINGLE_NS)
     means.expect(np.full(2, EXPECTED_NS), np.array([0, len(steps) - 1]))
     assert means.absorb(1, 100, opens=True)
