@@ -7,7 +7,7 @@ of bytes that an entry holds. An error is stored without its traceback, because 
 
 import copy
 import operator
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from streaminfer._internal.validation import expected
 from streaminfer.errors import copy_error
 
-__all__ = ["freeze", "strip_traceback"]
+__all__ = ["freeze", "replace_objects", "strip_traceback"]
 
 _MAX_CAUSES = 8
 
@@ -58,7 +58,7 @@ def _freeze(value: Any) -> Any:
 def _freeze_array(value: Any) -> Any:
     array = np.array(np.asanyarray(value), order="K", subok=True)  # NumPy returns a view for a single record
     if array.dtype.hasobject:
-        _freeze_objects(array.view(np.ndarray))  # a masked array would make arrays of lists
+        replace_objects(array.view(np.ndarray), _freeze)  # a masked array would make arrays of lists
     if isinstance(array, np.ma.MaskedArray):  # views share its mask and its fill value, which is an array too
         masked: Any = array
         for own in (masked._mask, masked._fill_value):
@@ -68,16 +68,21 @@ def _freeze_array(value: Any) -> Any:
     return array[()] if isinstance(value, np.void) else array.view()
 
 
-def _freeze_objects(array: np.ndarray[Any, Any]) -> None:
-    """Freeze the objects of an array, such as arrays within it, also those in the fields of its records."""
+def replace_objects(array: np.ndarray[Any, Any], replace: Callable[[Any], Any]) -> None:
+    """Replace each object of an array, such as an array within it, also those in the fields of its records.
+
+    Args:
+        array: an array with objects, no subclass.
+        replace: returns the object that takes the place of another one.
+    """
     if array.dtype.names:
         for name in array.dtype.names:
             if array.dtype[name].hasobject:
-                _freeze_objects(array[name])
+                replace_objects(array[name], replace)
     else:
         objects = array.flat
         for place in range(array.size):
-            objects[place] = _freeze(objects[place])
+            objects[place] = replace(objects[place])
 
 
 def strip_traceback(error: BaseException, levels: int = _MAX_CAUSES) -> BaseException:

@@ -23,9 +23,6 @@ cdef class HitPath:
     cpdef object find(self, object key)
 
 cpdef object copy_out(object value)
-@cython.locals(place=Py_ssize_t)
 cdef object _copy_out_array(object value)
-@cython.locals(place=Py_ssize_t)
-cdef int _copy_out_objects(object own) except -1
 @cython.locals(items=list, position=Py_ssize_t)
 cdef object _copy_out_other(object value, object kind)

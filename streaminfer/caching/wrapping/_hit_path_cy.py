@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy import asanyarray, dtype, ndarray, void
 
+from streaminfer.caching.defensive_copy import replace_objects
+
 if TYPE_CHECKING:
     from streaminfer.caching._keys_cy import KeyMaker
     from streaminfer.caching.table._table_cy import EdgeTable
@@ -109,20 +111,9 @@ def _copy_out_array(value: Any) -> Any:
     if kind is not _OBJECT_DTYPE and (kind is not _RECORD_DTYPE or not value.dtype.hasobject):
         return value.view()
     own = value.copy(order="K")
-    _copy_out_objects(own.view(ndarray))  # a masked array would make arrays of lists
+    replace_objects(own.view(ndarray), copy_out)  # a masked array would make arrays of lists
     own.setflags(write=False)
     return own
-
-
-def _copy_out_objects(own: Any) -> None:
-    if own.dtype.names:
-        for name in own.dtype.names:
-            if own.dtype[name].hasobject:
-                _copy_out_objects(own[name])
-    else:
-        objects = own.flat
-        for place in range(own.size):
-            objects[place] = copy_out(objects[place])
 
 
 def _copy_out_other(value: Any, kind: Any) -> Any:
