@@ -52,7 +52,7 @@ class Expectations:
         pipeline.choose = offered.choose_pipelined if keeps_queue else None
         pipeline.effective_start_ns, pipeline.learn = offered.effective_start_ns, offered.observe_pipelined
         # pipelining depends on the duration of each single batch, so then the policy observes each one
-        self._absorb = offered.absorb if pipeline.choose is None else None
+        self._skip = offered.skip if pipeline.choose is None else None
 
     def bucket_of(self, tickets: Sequence[Ticket]) -> int:
         """Return the bucket of a batch, that of its longest request."""
@@ -109,7 +109,7 @@ class Expectations:
 
     def learn_from(self, execution: Execution, now_ns: int) -> None:
         """Tell the policy the duration of a batch that ended now."""
-        if self.learn is None or (self._absorb is not None and self._absorb(execution, now_ns)):
+        if self.learn is None or (self._skip is not None and self._skip(execution, now_ns)):
             return
         bucket = self.bucket_of(execution.tickets)
         if execution.predecessor_end_ns != UNKNOWN and not self._pipeline.observe(execution, now_ns, bucket):

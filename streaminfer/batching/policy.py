@@ -82,8 +82,8 @@ class PolicyCapabilities(NamedTuple):
     Attributes:
         observe: learns from a batch that succeeded, or that was cancelled because all its callers had left, by
             ``(size, duration_ns, now_ns, cancelled, bucket)``.
-        absorb: learns from the mean of several short batches, by ``(execution, ended_ns)``; called before ``observe``,
-            for models without a queue. If it returns true, ``observe`` is not called.
+        skip: returns whether a short batch need not be learned, by ``(execution, ended_ns)``; called before
+            ``observe``, for models without a queue. If it returns true, ``observe`` is not called.
         predicted_finish_ns: predicts when a request would complete, by ``(queue, now_ns, running, bucket, pipelined)``.
         prepare: loads or compiles kernels before requests are accepted; with ``wait=False`` it returns ``False``
             instead of blocking.
@@ -101,7 +101,7 @@ class PolicyCapabilities(NamedTuple):
     """
 
     observe: Callable[..., object] | None = None
-    absorb: Callable[[Execution, int], bool] | None = None
+    skip: Callable[[Execution, int], bool] | None = None
     predicted_finish_ns: Callable[..., int | None] | None = None
     prepare: Callable[..., bool] | None = None
     choose_pipelined: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = None

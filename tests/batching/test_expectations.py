@@ -16,8 +16,8 @@ class Learns:
 
     full_size = 4
 
-    def __init__(self, absorbs=False):
-        self.observed, self.absorbs, self.absorbed = [], absorbs, []
+    def __init__(self, skips=False):
+        self.observed, self.skips, self.skipped = [], skips, []
 
     def decide(self, queue, now_ns, free_workers):
         return Decision()
@@ -25,9 +25,9 @@ class Learns:
     def observe(self, size, duration_ns, now_ns, abandoned, bucket):
         self.observed.append((size, duration_ns, abandoned, bucket))
 
-    def absorb(self, execution, now_ns):
-        self.absorbed.append(len(execution.tickets))
-        return self.absorbs
+    def skip(self, execution, now_ns):
+        self.skipped.append(len(execution.tickets))
+        return self.skips
 
     def expected_ns(self, size, bucket=0):
         return (1 + size) * MS
@@ -78,14 +78,14 @@ def test_expectations_come_from_the_policy(queue):
     assert asked.retry_after_s(4 * MS, 2.5, (running,)) == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("absorbs", [True, False])
-def test_batch_is_observed_unless_absorbed(queue, absorbs):
-    """The policy observes each batch that it has not absorbed."""
-    policy = Learns(absorbs)
+@pytest.mark.parametrize("skips", [True, False])
+def test_batch_is_observed_unless_skipped(queue, skips):
+    """The policy observes each batch that it has not skipped."""
+    policy = Learns(skips)
     asked = expectations(queue, policy)
     asked.learn_from(run_batch(queue, 3, 1 * MS), 7 * MS)
-    assert policy.absorbed == [3]
-    assert policy.observed == ([] if absorbs else [(3, 6 * MS, False, 0)])
+    assert policy.skipped == [3]
+    assert policy.observed == ([] if skips else [(3, 6 * MS, False, 0)])
 
 
 def test_batch_with_unknown_start_teaches_nothing(queue):

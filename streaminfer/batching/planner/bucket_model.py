@@ -22,14 +22,11 @@ cost a quarter more per row, a size that seems as costly runs 16 batches later, 
 between, these would never run. So each smaller size runs once in place of a full batch although it makes requests late,
 at most as many as the rows of one batch. The next size runs 16 batches later, and only if this one was about as good.
 
-*Means.* A fast model responds faster than the policy could learn. Once it is known and nothing about it is in doubt,
-the policy learns the mean of the batches of about the same size within 16 ms of work: as learning takes about 0.2 ms
-on a busy event loop, that is about a hundredth of the time. Such a loop also notices the ends of two short batches
-almost at once, so the first seems to take long and the second no time. A sample would be one or the other; their mean
-is correct. Batches are learned one by one if they take 4 ms or more, or are of a size that ran less than four times, or
-not for long. `BatchMeans`, which is compiled, counts the batches that are not learned yet.
-For each size of a mean, the dispatcher therefore reports only the first batch to the policy, and the one that completes
-the work.
+*Samples.* A fast model responds faster than the policy could learn: on a busy event loop, learning takes about 0.2 ms.
+Once the model is known and nothing about it is in doubt, the policy learns one batch in about 16 ms of work, cancelled
+ones included. Each batch is learned if it is expected to take 4 ms or more, or is of a size that ran less than four
+times, or not for long. `BatchSampler`, which is compiled, chooses the batches. For each size, the dispatcher reports
+only the first batch of a sampling interval to the policy, and the one that is learned.
 """
 
 import math
@@ -41,14 +38,15 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer.batching.queue._feasibility_cy import DurationTable
-from streaminfer.batching.service_time._batch_means_cy import BatchMeans
+from streaminfer.batching.service_time._batch_sampler_cy import BatchSampler
 from streaminfer.batching.service_time._curve_cy import fill_planned
 from streaminfer.batching.service_time.latency_model import size_steps
 from streaminfer.batching.service_time.service_time import ServiceTime
 
 __all__ = ["BucketModel", "lend_durations"]
 
-_MEAN_OVER_NS, _LEARNED_ALONE_NS = 16_000_000, 4_000_000
+_SAMPLE_EVERY_NS = 16_000_000
+_ALWAYS_LEARNED_NS = 4_000_000
 _UNAVERAGED_BATCHES = 16  # batches
 _MIN_DURATION_RATIO = 0.7  # of the mean: shortest possible duration, if it is learned and scatters no more than that
 _MIN_DURATION_DEVIATIONS = 2.0
@@ -76,7 +74,7 @@ class BucketModel:
     Attributes:
         cap: the largest batch, reduced if the memory is not enough.
         service_time: the same.
-        recent: the batches that count towards the next mean.
+        sampler: chooses the batches that are learned.
         timetable: the mean durations up to the size of best throughput; ``None`` before anything is known.
         upper_timetable: the timetable of ``upper``.
         durations: the mean durations as an array, shape (size of best throughput + 1,), int64 nanoseconds.
@@ -112,7 +110,7 @@ class BucketModel:
         self._blocking_ns: NDArray[np.int64] | None = None
         self._borrowed_durations: NDArray[np.int64] | None = None
         self._slow_timetable: DurationTable | None = None
-        self.recent = BatchMeans(_MEAN_OVER_NS, _LEARNED_ALONE_NS)
+        self.sampler = BatchSampler(_SAMPLE_EVERY_NS, _ALWAYS_LEARNED_NS)
         self._workers = workers
         self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
         self._version = -1
@@ -132,10 +130,13 @@ class BucketModel:
             return
         self._cut.pop(size, None)
         was_compared = self._end_comparison(size)
-        if not cancelled and self.recent.absorb(size, duration_ns):
+        if self.sampler.skip(size, duration_ns):
             return
         rows = size if self._padded is None or size > self.cap else int(self._padded[size])
         model = self.service_time
+        is_clear = model.observations > _UNAVERAGED_BATCHES and not model.in_doubt and self._is_settled(rows)
+        if is_clear and self.sampler.skip(size, duration_ns, opens=True):
+            return
         if cancelled and model.known:
             largest = max(rows, self.cap)
             mean_ns = int(model.expected_ns(largest)[rows])
@@ -143,11 +144,9 @@ class BucketModel:
                 return
             if mean_ns > _CENSORED_FROM * duration_ns:
                 duration_ns = int(_CENSORED * mean_ns)
-        elif model.observations > _UNAVERAGED_BATCHES and not model.in_doubt and self._is_settled(rows):
-            if self.recent.absorb(size, duration_ns, opens=True):
-                return
-            duration_ns = self.recent.mean_ns(size, duration_ns)
-        self.recent.clear()
+        elif is_clear:
+            duration_ns = self.sampler.smoothed_ns(size, duration_ns)
+        self.sampler.restart()
         model.observe(rows, duration_ns, now_ns)
         self.refresh()
         if was_compared and self._is_costly(size):
@@ -188,7 +187,7 @@ class BucketModel:
             best = smaller if is_better else larger
         if self.learns:
             steps = size_steps(largest)
-            self.recent.expect(mean, steps if self._padded is None else steps[self._padded])
+            self.sampler.expect(mean, steps if self._padded is None else steps[self._padded])
         self._mean = mean
         self._set(mean, upper, best, safety=min(model.deviation, _LARGEST_SAFETY) if self.learns else 0.0)
 

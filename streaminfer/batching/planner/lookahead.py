@@ -94,8 +94,7 @@ class Lookahead:
 
     Attributes:
         bucket_models: known durations, by bucket.
-        absorb: counts a batch that need not be learned at once, as `BatchMeans.absorb_execution`; ``None`` with several
-            buckets.
+        skip: whether a batch need not be learned, as `BatchSampler.skip_execution`; ``None`` with several buckets.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class Lookahead:
             for cap, model in zip(caps or [max_batch_size] * len(models), models, strict=True)
         ]
         self._model = self.bucket_models[0] if len(self.bucket_models) == 1 else None
-        self.absorb = None if self._model is None else self._model.recent.absorb_execution
+        self.skip = None if self._model is None else self._model.sampler.skip_execution
         self._lengths = lengths
         self._masked = masked
         self._kind_of = kind_of

@@ -315,18 +315,18 @@ def test_a_first_batch_that_is_cancelled_is_learned():
     assert model.timetable is not None
 
 
-# ---- means of short batches
+# ---- a sample of short batches
 
 
-def test_short_batches_are_learned_as_a_mean():
-    """If batches of a known model take one millisecond, every 16 of them make one observation of their mean."""
+def test_a_sample_of_short_batches_is_learned():
+    """If batches of a known model take one millisecond, about one in 16 is learned."""
     model = bucket()
     run(model, *[8] * 32, seconds=lambda size: 0.001)
     before = model.service_time.observations
 
     run(model, *[8] * 160, seconds=lambda size: 0.001)
 
-    assert model.service_time.observations - before == 10
+    assert 9 <= model.service_time.observations - before <= 11
 
 
 @pytest.mark.parametrize("first", [0, 1], ids=["long-first", "short-first"])
@@ -354,30 +354,22 @@ def test_a_size_beyond_the_tables_is_learned_at_once():
     assert model.service_time.observations == before + 1
 
 
-def test_a_cancelled_batch_ends_a_mean():
-    """Batches that were absorbed before a learned cancelled batch do not count towards a later mean."""
+def test_cancelled_short_batches_are_sampled_too():
+    """Of cancelled batches no more are learned than of others, or rare long ones, which are cancelled, seem frequent.
+
+    One batch in twenty would take three times as long, and is cancelled after twice the time.
+    """
     model = bucket()
-    ended_ns = run(model, *[8] * 23, seconds=lambda size: 0.001)
-    model.observe(8, 30 * MS, ended_ns + 30 * MS, cancelled=True)
+    rng = np.random.default_rng(0)
+    now_ns = run(model, *[8] * 32, seconds=lambda size: 0.001)
+    for is_long in rng.random(8000) < 0.05:
+        duration_ns = 2 * MS if is_long else MS
+        now_ns += duration_ns
+        model.observe(8, duration_ns, now_ns, cancelled=bool(is_long))
 
-    assert model.recent.mean_ns(8, 1_000_000) == 1_000_000
-    assert not model.recent.absorb(8, 1_000_000)
-
-
-def test_only_batches_of_about_the_size_are_in_a_mean():
-    """Batches of other sizes count towards the sixteen milliseconds of a mean, but are not averaged with its size."""
-    model = bucket()
-    seconds = {1: 0.0002, 8: 0.001}.__getitem__
-    run(model, *[1, 8] * 8, 1, seconds=seconds)
-
-    for number in range(20):
-        run(model, *[8] * 15, *[1] * 4, seconds=seconds)  # 15.8 ms
-        assert model.service_time.observations == 17 + number
-        run(model, 1, seconds=seconds)
-
-    assert model.service_time.observations == 17 + 20
-    assert model.expected_ns(8) == pytest.approx(1_000_000, rel=0.01)
-    assert model.expected_ns(1) == pytest.approx(200_000, rel=0.01)
+    assert model.service_time.observations < 32 + 8000 / 8
+    assert model.service_time.residuals.deviation < 0.1
+    assert model.expected_ns(8) == pytest.approx(MS, rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -392,9 +384,9 @@ def test_other_batches_are_learned_one_by_one(batches, seconds):
     assert model.service_time.observations == batches
 
 
-@pytest.mark.parametrize("sizes", [[8] * 21, [4] * 4 + [8] * (13 + 16 * 128)], ids=["never", "not-for-128-means"])
+@pytest.mark.parametrize("sizes", [[8] * 21, [4] * 4 + [8] * (13 + 16 * 140)], ids=["never", "not-for-128-learned"])
 def test_a_size_not_seen_for_long_is_learned_at_once(sizes):
-    """A batch of a size that never ran, or not for long, is learned at once, without others that make a mean."""
+    """A batch of a size that never ran, or not for long, is learned at once, and is no part of the sample."""
     model = bucket()
     run(model, *sizes, seconds=lambda size: 0.001)
     before = model.service_time.observations

@@ -595,7 +595,7 @@ def test_policy_without_pipelining_takes_over():
 
 
 class Told(Greedy):
-    """Policy that pipelines all queued requests and records what it observes, although it would absorb each batch."""
+    """Policy that pipelines all queued requests and records what it observes, although it would skip each batch."""
 
     full_size = 1
 
@@ -609,7 +609,7 @@ class Told(Greedy):
     def effective_start_ns(self, sent_ns, ended_ns):
         return max(sent_ns, ended_ns - MS)
 
-    def absorb(self, run, ended_ns):
+    def skip(self, run, ended_ns):
         return True
 
     def observe(self, size, duration_ns, now_ns, cut_short, bucket):
