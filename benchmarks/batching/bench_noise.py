@@ -26,6 +26,7 @@ BEHIND = Figure(
 )
 FAMILIES = {
     "noise": "durations that scatter",
+    "fast": "durations that scatter, batches of 0.2 to 6 ms",
     "classes": "priority classes",
     "classes of shapes": "priority classes of 2 to 8 shapes",
     "tight": "tight deadlines",
