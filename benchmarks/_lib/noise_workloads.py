@@ -35,6 +35,10 @@ def line(setup_ms: float, per_item_ms: float) -> Service:
     return lambda size: (setup_ms + per_item_ms * size) / 1e3
 
 
+def faster(service: Service, times: float) -> Service:
+    return lambda size: service(size) / times
+
+
 def filled_up(setup_ms: float, tile_ms: float, tile: int) -> Service:
     """Return the service time of a model that computes whole tiles of ``tile`` rows."""
     return lambda size: (setup_ms + tile_ms * -(-size // tile)) / 1e3
@@ -288,12 +292,12 @@ def rows(n: int = 4000) -> list[Workload]:
                     add(name, "noise", service, cap, slo_s, load, noise=noise)
     for times in (10, 30):
         for device, service, cap, slos in devices[:-1]:
-            faster = lambda size, service=service, times=times: service(size) / times
+            fast = faster(service, times)
             for slo_s in slos:
                 for scatter, noise in (scatters[3], scatters[4]):
                     for load in (0.3, 0.6, 0.9, 1.2, 2.0):
                         name = f"({device})/{times} cap {cap} slo {slo_s / times * 1e3:.2g} {scatter} load {load}"
-                        add(name, "fast", faster, cap, slo_s / times, load, noise=noise)
+                        add(name, "fast", fast, cap, slo_s / times, load, noise=noise)
     for load in (4.0, 6.7):
         add(f"flat 45 cap 32 slo 100 σ.2 {load * 100:g}/s", "noise", line(45, 0), 32, 0.1, load * 0.1, noise=Noise(0.2))
 
