@@ -87,10 +87,9 @@ def describe_shape(dtype: object, shape: Sequence[object]) -> str:
 
 def describe(value: object) -> str:
     """Return a short description of a received value."""
-    if is_masked(value):
-        return f"a masked array {describe_shape(str(value.dtype), value.shape)}"
     if isinstance(value, (np.ndarray, np.generic)):
-        return describe_shape(str(value.dtype), value.shape)
+        prefix = "a masked array " if is_masked(value) else ""
+        return prefix + describe_shape(str(value.dtype), value.shape)
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
 
