@@ -5,6 +5,7 @@ http://127.0.0.1:8000/?socket, over WebSockets. It needs aiohttp and the extras 
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -159,14 +160,16 @@ class Page:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         source = audio_from_messages(_binary(socket), sent_rate=16_000, sent_dtype="float32", **HEAR)
-        await self.hear(source, socket.send_json)
+        with contextlib.suppress(ConnectionResetError):  # the browser left before its last results
+            await self.hear(source, socket.send_json)
         return socket
 
     async def camera(self, request: web.Request) -> web.WebSocketResponse:
         """Receive messages of JPEG pictures."""
         socket = web.WebSocketResponse()
         await socket.prepare(request)
-        await self.see(video_from_messages(_binary(socket), **SEE), socket.send_json)
+        with contextlib.suppress(ConnectionResetError):
+            await self.see(video_from_messages(_binary(socket), **SEE), socket.send_json)
         return socket
 
 

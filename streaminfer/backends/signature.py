@@ -19,6 +19,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from streaminfer._internal.masked import is_masked
 from streaminfer._internal.text import is_all_text
 from streaminfer._internal.validation import check_whole, expected
 from streaminfer.backends._input_check_cy import InputCheck, RequestCheck, inputs_fit
@@ -86,10 +87,9 @@ def describe_shape(dtype: object, shape: Sequence[object]) -> str:
 
 def describe(value: object) -> str:
     """Return a short description of a received value."""
-    if isinstance(value, np.ma.MaskedArray):
-        return f"a masked array {describe_shape(str(value.dtype), value.shape)}"
     if isinstance(value, (np.ndarray, np.generic)):
-        return describe_shape(str(value.dtype), value.shape)
+        prefix = "a masked array " if is_masked(value) else ""
+        return prefix + describe_shape(str(value.dtype), value.shape)
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
 
@@ -113,7 +113,7 @@ class _Check:
 
     def explain(self, value: Any) -> None:
         """Raise an error that says what is wrong, or return if the value is valid: the slow pass."""
-        if isinstance(value, np.ma.MaskedArray):
+        if is_masked(value):
             self._reject(value, "its mask would be lost: fill it with .filled()")
         if self.text_fits is not None:
             value = self._as_text(value, self.text_fits)

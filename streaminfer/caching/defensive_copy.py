@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from streaminfer._internal.masked import is_masked
 from streaminfer._internal.validation import expected
 from streaminfer.errors import copy_error
 
@@ -59,7 +60,7 @@ def _freeze_array(value: Any) -> Any:
     array = np.array(np.asanyarray(value), order="K", subok=True)  # NumPy returns a view for a single record
     if array.dtype.hasobject:
         replace_objects(array.view(np.ndarray), _freeze)  # a masked array would make arrays of lists
-    if isinstance(array, np.ma.MaskedArray):  # views share its mask and its fill value, which is an array too
+    if is_masked(array):  # views share its mask and its fill value, which is an array too
         masked: Any = array
         for own in (masked._mask, masked._fill_value):
             if isinstance(own, np.ndarray):

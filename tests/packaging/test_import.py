@@ -44,6 +44,18 @@ lines = b"".join(sent).decode().splitlines()
 print({float(line.split()[-1]) <= made_s for line in lines if "_created{" in line})
 """
 
+PLAIN_ARRAYS = """
+import sys
+import numpy as np
+import streaminfer as si
+from streaminfer.backends.signature import describe
+from streaminfer.backends.triton.dtypes import is_text
+
+x = np.array(["text"])
+si.EdgeCache(maxsize=1).wrap(lambda x: x)(x), describe(x), is_text(x)
+print("numpy.ma" in sys.modules)
+"""
+
 HELP_WITHOUT_EXTRAS = """
 import pydoc, sys, types
 for name in ("aiortc", "av", "blake3", "cryptography", "fastapi", "grpc", "highspy", "matplotlib", "onnx", "onnxruntime",
@@ -87,6 +99,11 @@ def test_saved_files_load_no_modules_for_random_names(run_python):
     """Names of temporary files need neither ``secrets`` nor ``hmac``, which would delay server start by some 4 ms."""
     code = "import sys, streaminfer._internal.files.whole_file; print({'secrets', 'hmac'} & set(sys.modules))"
     assert run_python(sys.executable, "-c", code, PYTHONPATH=str(ROOT)) == "set()\n"
+
+
+def test_plain_arrays_do_not_load_numpy_ma(run_python):
+    """The first response in a cache, and the first invalid request, do not wait for the 8 ms of that import."""
+    assert run_python(sys.executable, "-c", PLAIN_ARRAYS, PYTHONPATH=str(ROOT)) == "False\n"
 
 
 def test_public_names_are_sorted_and_known_to_checkers():

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer._internal.loading.extras import require
+from streaminfer._internal.masked import is_masked
 from streaminfer.backends.signature import TEXT
 from streaminfer.errors import InvalidInput
 
@@ -67,7 +68,7 @@ def dtype_of(datatype: str) -> np.dtype[Any] | None:
 
 def is_text(value: object) -> bool:
     """Return whether the type of a value allows it as the content of a ``BYTES`` tensor."""
-    return isinstance(value, np.ndarray) and value.dtype.kind in "SUO" and not isinstance(value, np.ma.MaskedArray)
+    return isinstance(value, np.ndarray) and value.dtype.kind in "SUO" and not is_masked(value)
 
 
 def raw(array: npt.NDArray[Any]) -> bytes | memoryview:

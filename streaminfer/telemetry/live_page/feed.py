@@ -5,7 +5,8 @@ update, and the others find it. A ring holds the last updates, and each client t
 So nothing runs without clients, a slow client costs nothing, and a client that was away for a few seconds misses
 nothing.
 
-A ``schema`` event names services, panels and labels; the updates after it are arrays of numbers in the same order. A
+A ``schema`` event names services, panels and labels; the updates after it are arrays of numbers in the same order, with
+the instant of the update, and for each service the one at which its counters were read: not each update reads them. A
 new label makes a new schema. The id of an event consists of the feed's id, by which a browser notices a restart, and a
 number.
 """
@@ -94,7 +95,9 @@ class Feed:
         is_new = self._number == 1 or _labels(self._encoded) != _labels(before)
         schema = self._schema_event() if is_new else b""
         services = "],[".join([",".join([it.text for it in panels.values() if it.text]) for panels in self._encoded])
-        update = self._event(f"[{time.time_ns() // 1_000_000},[[{services}]]]")
+        time_ms = time.time_ns() // 1_000_000
+        read_ms = ",".join(str(time_ms - (now_ns - it.charts_read_ns) // 1_000_000) for it in self._readers)
+        update = self._event(f"[{time_ms},[[{services}]],[{read_ms}]]")
         self._ring.append((self._number, schema, update))
 
     def _schema_event(self) -> bytes:

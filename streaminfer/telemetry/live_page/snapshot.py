@@ -21,9 +21,10 @@ _LABELS_OF_TABLE = 200
 _SHARES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 _WINDOW_S = 10.0
 _FULL_READ_NS = 2_000_000_000
-"""Interval at which the reader searches for layers, and reads figures that change slowly or are in no chart."""
+"""Period in which the reader searches once for layers, and reads figures that change slowly or are in no chart."""
 _CHART_READ_NS = 500_000_000
-"""Interval at which charts other than `LIVE` are read: statistics of layers take most of the CPU of an update."""
+"""Period, a part of `_FULL_READ_NS`, in which charts other than `LIVE` are read once: statistics of layers take most of
+the CPU of an update."""
 _PANEL_ORDER = tuple(panel.id for panel in PANELS)
 
 
@@ -34,14 +35,16 @@ class ServiceReader:
 
     Args:
         parts: stacks, other services, or other objects with statistics.
+
+    Attributes:
+        charts_read_ns: monotonic nanoseconds of the last read of charts other than `LIVE`; -1 before the first.
     """
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self._parts = parts
         self._entries: list[Found] = []
         self._live_entries: list[Found] = []
-        self._last_full_read_ns: int | None = None
-        self._last_chart_read_ns = 0
+        self.charts_read_ns = -1
         self._last_panels: dict[str, dict[str, Any]] = {}
         self._tails: WeakKeyDictionary[Telemetry, list[RecentTail]] = WeakKeyDictionary()
         self._failures = ErrorLog("streaminfer.live_page")
@@ -52,21 +55,22 @@ class ServiceReader:
         Args:
             now_ns: monotonic nanoseconds, never less than in the last call.
         """
-        is_full = self._last_full_read_ns is None or now_ns - self._last_full_read_ns >= _FULL_READ_NS
+        # the first update in a period reads, so that updates at intervals of a period all do, late ones included
+        is_full, with_charts = (
+            now_ns // period_ns != self.charts_read_ns // period_ns for period_ns in (_FULL_READ_NS, _CHART_READ_NS)
+        )
         if is_full:
-            self._last_full_read_ns = now_ns
             visited: set[int] = set()
             entries = itertools.chain.from_iterable(walk(part, visited) for part in self._parts)
             self._entries = [it for it in entries if not it.node.stack_state]  # a stack's statistics are its layers'
             self._last_panels.clear()
-        with_charts = is_full or now_ns - self._last_chart_read_ns >= _CHART_READ_NS
         panels: dict[str, dict[str, Any]] = {}
         reading = self._entries if with_charts else self._live_entries
         panel_names = [
             self._read_part(entry, panels, now_ns, is_full=is_full, with_charts=with_charts) for entry in reading
         ]
         if with_charts:
-            self._last_chart_read_ns = now_ns
+            self.charts_read_ns = now_ns
             # parts without a chart are read again only after the next search for layers
             self._entries = [entry for entry, names in zip(reading, panel_names, strict=True) if names - {"other"}]
             self._live_entries = [entry for entry, names in zip(reading, panel_names, strict=True) if names & LIVE]

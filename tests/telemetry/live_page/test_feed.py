@@ -66,7 +66,7 @@ def test_nan_and_infinity_become_null(clock):
     feed = Feed([si.Stack(Scorer(), ScriptedBackend())], 0.5, clock)
     feed.refresh()
 
-    (_, _, schema), (_, _, (_, (numbers,))) = events(feed.after("")[0])
+    (_, _, schema), (_, _, (_, (numbers,), _)) = events(feed.after("")[0])
 
     labels = [label for panel in schema["services"][0]["panels"] for label in panel["labels"]]
     shown = {label: number for label, number in zip(labels, numbers, strict=True) if label.startswith("Scorer")}
@@ -83,6 +83,19 @@ def test_updates_come_once_per_interval(feed, clock):
     sent, newer = feed.after(last)
     assert [kind for kind, _, _ in events(sent)] == ["message"]
     assert newer.endswith("-2")
+
+
+def test_updates_say_when_counters_were_read(clock):
+    """Counters are read twice a second, however late updates come; each update has the instant of their read."""
+    feed = Feed([stack()], 0.25, clock)
+    ages_ms = []
+    for late_s in (0.02, 0.0, 0.03, 0.01, 0.0, 0.02):
+        clock.advance(late_s)
+        due_s = feed.refresh()
+        *_, (_, _, (time_ms, _, (read_ms,))) = events(feed.after("")[0])
+        ages_ms.append(time_ms - read_ms)
+        clock.advance(due_s)
+    assert ages_ms == [0, 230, 0, 230, 0, 270]
 
 
 def test_an_interval_below_a_nanosecond_is_one(clock):

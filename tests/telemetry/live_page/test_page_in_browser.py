@@ -105,7 +105,7 @@ def test_overspent_budget_is_described_in_words(page):
 def test_charts_are_drawn(page):
     """Each chart has pixels in the color of a line, except that of batch sizes, because no batch has run."""
     browser, _ = page(make_app("faces"))
-    browser.until(UPDATES, 40)
+    browser.until(UPDATES, 80)
     drawn = browser.run("""
         const lines = ["0,90,158", "180,95,6", "0,112,74", "160,58,120", "91,75,196", "180,35,24"];
         return Object.fromEntries([...document.querySelectorAll(".panel:has(canvas)")].map((panel) => {
@@ -220,7 +220,7 @@ def test_history_is_bounded(page):
             const history = new History(service);
             let most = 0;
             for (let at = 0; at < 10000; at += 1) {
-                history.add(at * 100, [at * 3, at % 7]);
+                history.add(at * 100, [at * 3, at % 7], at * 100);
                 most = Math.max(most, history.times.length);
             }
             const {times, columns, rates} = history;
@@ -233,6 +233,19 @@ def test_history_is_bounded(page):
     assert (counts, gauges) == ([at * 3 for at in newest], [at % 7 for at in newest])
     assert rates == pytest.approx([30.0] * len(times))
     assert no_rates == [None] * len(times)
+
+
+def test_rates_count_from_read_to_read(page):
+    """A steady counter has a steady rate after a second, also where an update repeats the figures of an earlier one."""
+    browser, _ = page(make_app("faces"))
+    rates = browser.run("""
+        return import("./charts.js").then(({History}) => {
+            const history = new History({name: "x", panels: [{id: "a", kind: "counter", labels: ["b"]}]});
+            for (const [time, read] of [[0, 0], [310, 0], [620, 620], [900, 620], [1210, 1210], [1500, 1210], [1800, 1800]])
+                history.add(time, [read / 10], read);
+            return history.rates[0][0];
+        })""")
+    assert rates == [*[None] * 4, *[pytest.approx(100.0)] * 3]
 
 
 def test_page_works_below_a_prefix(page):

@@ -58,6 +58,18 @@ async def test_every_part_of_a_stack_has_its_panel(loop):
     assert json.loads(json.dumps(read))
 
 
+def test_each_update_of_half_a_second_reads_charts():
+    """Updates every half a second all read the counters, also where one comes sooner after a late one."""
+    telemetry = si.Telemetry("faces")
+    count = telemetry.wrap(lambda: None)
+    reader = ServiceReader([si.Stack(telemetry, model())])
+    read = []
+    for late_s in (0.02, 0.001, 0.01, 0.0):
+        count()
+        read.append(reader.read(round((len(read) / 2 + late_s) * SECOND))["requests"]["ok"])
+    assert read == [1, 2, 3, 4]
+
+
 async def test_drops_are_by_reason(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=1, slo_s=0.05, max_queue_size=2)
     async with si.Stack(batcher, model(0.03), clock=loop.clock) as stack:

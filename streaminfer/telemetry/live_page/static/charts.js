@@ -1,7 +1,7 @@
 // History of one service, bounded, and the charts and tables of its panels.
 
 const POINTS = 600;
-const RATE_MS = 1000;
+const RATE_S = 0.999; // a rate is over at least a second, but for the rounding of milliseconds
 const COLORS = 6;
 
 export class History {
@@ -9,6 +9,7 @@ export class History {
   constructor(service, old) {
     this.service = service;
     this.times = old?.times ?? [];
+    this.reads = old?.reads ?? []; // not each update reads the counters
     const column = (kept) => (panel) => panel.labels.map((label) => {
       const p = old?.service.panels.findIndex((it) => it.id === panel.id) ?? -1;
       const l = p < 0 ? -1 : old.service.panels[p].labels.indexOf(label);
@@ -18,11 +19,12 @@ export class History {
     this.rates = service.panels.map(column("rates"));
   }
 
-  add(timeMs, numbers) {
+  add(timeMs, numbers, readMs) {
     this.times.push(timeMs / 1000);
+    this.reads.push(readMs / 1000);
     const last = this.times.length - 1;
     let since = last;
-    while (since > 0 && this.times[last] - this.times[since] < RATE_MS / 1000 - 0.001) since -= 1;
+    while (since > 0 && this.reads[last] - this.reads[since] < RATE_S) since -= 1;
     let at = 0;
     this.service.panels.forEach((panel, p) => {
       panel.labels.forEach((_, l) => {
@@ -37,19 +39,20 @@ export class History {
 
   rate(kind, column, since, last) {
     const [now, before] = [column[last], column[since]];
+    const seconds = this.reads[last] - this.reads[since];
     if (kind === "gauge" || kind === "table") return null;
-    if (since === last || now == null || before == null) return null;
+    if (seconds < RATE_S || now == null || before == null) return null;
     if (kind === "ratio") {
       const [rows, batches] = [now[0] - before[0], now[1] - before[1]];
       return batches > 0 && rows >= 0 ? rows / batches : null;
     }
-    const rate = (now - before) / (this.times[last] - this.times[since]);
+    const rate = (now - before) / seconds;
     return rate >= 0 ? rate : null; // a counter that fell was made again
   }
 
   trim() {
     const extra = this.times.length - POINTS;
-    [this.times, ...this.columns.flat(), ...this.rates.flat()].forEach((column) => column.splice(0, extra));
+    [this.times, this.reads, ...this.columns.flat(), ...this.rates.flat()].forEach((column) => column.splice(0, extra));
   }
 
   series(p) {

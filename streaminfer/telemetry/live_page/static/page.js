@@ -54,8 +54,8 @@ function schema({ services }) {
   if (found !== chosen) choose(found);
 }
 
-function update([timeMs, services]) {
-  services.forEach((numbers, at) => histories[at].add(timeMs, numbers));
+function update([timeMs, services, readMs]) {
+  services.forEach((numbers, at) => histories[at].add(timeMs, numbers, readMs[at]));
   counts.updates += 1;
   if (paused || document.hidden || drawing) return;
   drawing = true;
