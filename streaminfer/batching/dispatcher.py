@@ -167,21 +167,21 @@ class Dispatcher(DispatchState):
     def next_batch(self, now_ns: int) -> NextBatch:
         """Return when a worker is expected to be free, and how many more requests its next batch has room for.
 
-        A free worker has room for at least one. A worker counts as free while it waits for its turn on the device.
+        A worker that waits for the device counts as free, but not one whose full batch is about to begin. If the policy
+        holds the queued requests back, a free worker has room for at least one more.
         """
         self.returning.record_split(now_ns)
-        queued = self._queue.queued
+        queued, rows = self._queue.queued, self.expectations.rows_of_next_batch(self.full_at)
         if self.can_start:
             workers = self.free if self._device is None else min(self.free, self._device.concurrency)
-            return NextBatch(now_ns, max(1, self.full_at * self.free - queued), workers)
+            room = rows * self.free - queued
+            if room > 0 or not self.is_scheduled:
+                return NextBatch(now_ns, max(1, room), workers)
+            return NextBatch(now_ns + max(1, self.expectations.expected_of_size_ns(rows)), max(0, rows + room))
         at_ns = now_ns
         if not self.free:
-            early = self.pipeline.batch
-            ends_ns = (it.effective_start_ns + self.expected_ns(it) for it in self.runner.batches if it is not early)
-            at_ns = max(now_ns, min(ends_ns, default=now_ns))
-            if early is not None:
-                at_ns += self.expected_ns(early)
-        return NextBatch(at_ns, max(0, self.full_at - queued))
+            at_ns = self.pipeline.next_end_ns(now_ns, self.runner.batches, self.expected_ns)
+        return NextBatch(at_ns, max(0, rows - queued))
 
     def dispatch(self, now_ns: int | None = None) -> None:
         """Release batches until no worker is free or the policy wants none."""

@@ -90,6 +90,15 @@ class Expectations:
         """Return the policy's knowledge of queue and model; ``None``: it has none."""
         return None if self.offered.outlook is None else self.offered.outlook(self._queue, now_ns, batch)
 
+    def rows_of_next_batch(self, full_at: int) -> int:
+        """Return the most rows that the next batch can have, at most ``full_at``.
+
+        The policy plans no more rows than have the best throughput, or twice as many if it is time to compare.
+        """
+        models = self.offered.bucket_models or ()
+        rows = [full_at if it.timetable is None else it.timetable.cap << it.compares for it in models]
+        return min(full_at, max(rows, default=full_at))
+
     def expected_of_size_ns(self, size: int, bucket: int = 0) -> int:
         """Return the expected nanoseconds of a batch of so many requests of a bucket; 0: unknown."""
         return 0 if self.offered.expected_ns is None else self.offered.expected_ns(size, bucket)

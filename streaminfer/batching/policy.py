@@ -95,7 +95,8 @@ class PolicyCapabilities(NamedTuple):
             replaced, such batches are cut to that many rows.
         mixed: learns that the rows of a chosen batch could not be stacked.
         expected_ns: returns the expected duration of a batch, by ``(size, bucket)``; 0: unknown.
-        bucket_models: for each bucket, an object whose ``timetable`` has these durations for the decision log.
+        bucket_models: for each bucket, an object whose ``timetable`` has these durations up to the size of best
+            throughput, and whose ``compares`` tells whether a batch may have twice that size.
         outlook: returns the policy's knowledge of queue and model, for a decision between the models of a device, by
             ``(queue, now_ns, batch)``; ``batch`` is the one that it has just decided to send. ``None``: it has none.
     """
