@@ -32,19 +32,16 @@ from typing import Any, TypeVar
 from streaminfer._internal.forking import at_fork, unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import PREFIX_BYTES, Counters, Records
-from streaminfer.caching.tiers._sqlite import make_file, set_hold, transaction
+from streaminfer.caching.tiers._sqlite import code_of, is_damage, make_file, set_hold, transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
-from streaminfer.caching.tiers.disk.schema import FORMAT, FREE, INSERT, TABLES, add_missing
+from streaminfer.caching.tiers.disk.schema import DELETE, FORMAT, FREE, INSERT, TABLES, add_missing
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 from streaminfer.compliance.every_file import every_file
 
-__all__ = ["CHUNK", "DiskStore"]
+__all__ = ["DiskStore"]
 
 T = TypeVar("T")
-
-CHUNK = 256
-"""Most entries that one step of an erasure or a purge removes, so that other operations can run in between."""
 
 _PAGE = 16384  # the best size from 4 to 32 KiB for arrays of 600 KB that wastes little on arrays of 4 KB
 _LOG_PAGES = 4 * 2**20 // _PAGE
@@ -117,14 +114,14 @@ class DiskStore:
         return True
 
     def erase(self, kind: bytes, text: str) -> int:
-        """Remove up to `CHUNK` entries of a subject or with a tag; return how many. Raises on failure."""
+        """Remove some entries of a subject or with a tag, see `DELETE`; return how many. Raises on failure."""
         where = "subject = ?" if kind == b"s" else "id IN (SELECT entry FROM tags WHERE tag = ?)"
         erased = self._delete(where, self._records.name(kind, text))
         self._counters.erased += erased
         return erased
 
     def purge(self, now_ns: int | None) -> int:
-        """Remove up to `CHUNK` entries that are expired at ``now_ns``; return how many. Raises on failure."""
+        """Remove some entries that are expired at ``now_ns``, see `DELETE`; return how many. Raises on failure."""
         now_ns = self._now() if now_ns is None else now_ns
         purged = self._delete("expires_ns <= ?" + FREE, now_ns) or self._delete(
             "stored_ns > ?" + FREE, now_ns + SKEW_NS
@@ -210,7 +207,7 @@ class DiskStore:
                 self._connect()
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 self._disconnect()
-                if not _is_damage(error):
+                if not is_damage(error):
                     raise
                 self._counters.failed(error)
                 self._rebuild()
@@ -282,15 +279,21 @@ class DiskStore:
     def attempt(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
         """Return the result of an operation; if it fails, count that and return ``otherwise``."""
         try:
-            return operation(*args)
+            return self.run(operation, *args)
         except Exception as error:  # noqa: BLE001 - of the medium or of the keys: a miss, counted
             self._counters.failed(error)
-            if _is_damage(error):
-                try:
-                    self._rebuild()
-                except (sqlite3.Error, OSError) as again:
-                    self._counters.failed(again)
             return otherwise
+
+    def run(self, operation: Callable[..., T], *args: Any) -> T:
+        """Return the result of an operation; if it fails, prepare the file for the next one, and raise."""
+        try:
+            return operation(*args)
+        except Exception as error:
+            if is_damage(error) and self._lock >= 0:
+                self._rebuild()
+            elif code_of(error) == sqlite3.SQLITE_FULL:  # the log may have taken the last room of the disk
+                self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            raise
 
     def get(self, key: str | bytes) -> Entry | None:
         """Return the entry of a key, or ``None``. Raises on failure."""
@@ -319,7 +322,7 @@ class DiskStore:
             with suppress(sqlite3.Error, OSError):
                 if row := self._opened().execute("SELECT id FROM entries WHERE key = ?", (name,)).fetchone():
                     self._outdated.add(row[0])
-                    if _code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
+                    if code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
                         self._delete_outdated()  # needs less room than a put
             raise
 
@@ -328,7 +331,7 @@ class DiskStore:
             try:
                 self._delete_replaced("id = ?", number)
             except sqlite3.Error as error:
-                if _code_of(error) != sqlite3.SQLITE_FULL:
+                if code_of(error) != sqlite3.SQLITE_FULL:
                     raise
             else:  # otherwise no room to rename it: it stays unused, and the next purge tries again
                 self._outdated.remove(number)
@@ -373,9 +376,8 @@ class DiskStore:
         return purged, evicted
 
     def _delete(self, where: str, value: bytes | int) -> int:
-        chosen = f"DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE {where} LIMIT {CHUNK})"  # noqa: S608 - only literals come here
         with transaction(self._opened()) as db:
-            deleted = db.execute(chosen, (value,)).rowcount
+            deleted = db.execute(DELETE.format(where), (value,)).rowcount
         self._count_deleted(deleted)
         return deleted
 
@@ -437,14 +439,3 @@ def _after_fork() -> None:
 
 
 at_fork(after_in_child=_after_fork)
-
-
-def _is_damage(error: Exception) -> bool:
-    """Return whether the file is corrupt; SQLite's message may quote a corrupt table name that is not valid text."""
-    return isinstance(error, UnicodeDecodeError) or _code_of(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-
-
-def _code_of(error: Exception) -> int | None:
-    """Return the primary code of a SQLite error; ``None`` for other errors."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
