@@ -124,7 +124,7 @@ class DiskStore:
         """Remove some entries that are expired at ``now_ns``, see `DELETE`; return how many. Raises on failure."""
         now_ns = self._now() if now_ns is None else now_ns
         purged = self._delete("expires_ns <= ?" + FREE, now_ns) or self._delete(
-            "stored_ns > ?" + FREE, now_ns + SKEW_NS
+            f"stored_ns > ? AND aged_ns <= {now_ns}" + FREE, now_ns + SKEW_NS
         )
         self._counters.purged += purged
         self._delete_outdated()
@@ -308,8 +308,9 @@ class DiskStore:
             self._counters.last_error = f"{type(error).__name__}: {error}"
             self._delete("id = ?", row[0])
             return None
-        if entry.is_expired(self._now()):
-            self._counters.purged += self._delete("id = ?" + FREE, row[0])
+        now_ns = self._now()
+        if entry.is_expired(now_ns):
+            self._counters.purged += self._delete(f"id = ? AND aged_ns <= {now_ns}" + FREE, row[0])
             return None
         return entry
 
