@@ -895,6 +895,33 @@ def test_undeletable_older_value_is_not_served(tier, tmp_path, wall, later):
     assert asyncio.run(main()) == ("newer" if later == "put" else None)
 
 
+@pytest.mark.parametrize("later", ["put", "purge", "stop"])
+def test_older_value_on_an_unreadable_disk_is_not_served(tier, tmp_path, wall, monkeypatch, later):
+    """If a put fails while the disk cannot be read either, the older value is neither served nor left on the disk."""
+
+    def fail(store):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def main():
+        async with tier, DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as other:
+            await tier.put("k", entry("old"))
+            with monkeypatch.context() as patch:
+                patch.setattr(DiskStore, "_opened", fail)
+                assert not await tier.put("k", entry("new"))
+            assert await tier.get("k") is None
+            if later == "put":
+                assert await tier.put("k", entry("newer"))
+                assert (await tier.get("k")).value == "newer"
+            elif later == "purge":
+                await tier.purge()
+            else:
+                await tier.stop()
+            found = await other.get("k")
+            return found and found.value
+
+    assert asyncio.run(main()) == ("newer" if later == "put" else None)
+
+
 def test_a_file_that_is_replaced_has_no_older_values(tier):
     """After the file is replaced the newer value is served, although the numbers of the entries begin again."""
 

@@ -46,6 +46,7 @@ T = TypeVar("T")
 _PAGE = 16384  # the best size from 4 to 32 KiB for arrays of 600 KB that wastes little on arrays of 4 KB
 _LOG_PAGES = 4 * 2**20 // _PAGE
 _SPARE_PAGES = 16  # for splits of the indices
+_MAX_UNREAD = 10_000
 _BUSY_MS = 2000
 _POLL_INTERVAL_S = 0.001
 
@@ -74,7 +75,8 @@ class DiskStore:
         self._lock = -1
         self._identity = (0, 0)  # of the file that is open
         self._may_have_leftovers = True  # assumed until a search finds none
-        self._outdated: set[int] = set()  # entries that a failed put would have replaced
+        self._outdated: dict[bytes | int, None] = {}  # entries that a failed put would have replaced
+        self._unread: dict[bytes | int, None] = {}  # their names, where the disk failed to read their numbers
         self._searched_version = -1  # the version of the file when leftovers were last looked for
         _stores.add(self)
 
@@ -123,9 +125,8 @@ class DiskStore:
     def purge(self, now_ns: int | None) -> int:
         """Remove some entries that are expired at ``now_ns``, see `DELETE`; return how many. Raises on failure."""
         now_ns = self._now() if now_ns is None else now_ns
-        purged = self._delete("expires_ns <= ?" + FREE, now_ns) or self._delete(
-            f"stored_ns > ? AND aged_ns <= {now_ns}" + FREE, now_ns + SKEW_NS
-        )
+        future = f"stored_ns > ? AND aged_ns <= {now_ns}" + FREE
+        purged = self._delete("expires_ns <= ?" + FREE, now_ns) or self._delete(future, now_ns + SKEW_NS)
         self._counters.purged += purged
         self._delete_outdated()
         return purged
@@ -181,8 +182,8 @@ class DiskStore:
 
     def _has_leftovers(self, erased: bool) -> bool:
         """Return whether the file has copies of deleted records that must not be there."""
-        size = SEALED_HEAD
-        live = {row[0] for row in self._opened().execute(f"SELECT substr(record, 1, {size}) FROM entries")}  # noqa: S608 - a number
+        heads = f"SELECT substr(record, 1, {SEALED_HEAD}) FROM entries"  # noqa: S608 - a number
+        live = {row[0] for row in self._opened().execute(heads)}
         self._may_have_leftovers = False
         now_ns = self._now()
         for _, raw in read_raw([self._file], PREFIX_BYTES):
@@ -245,8 +246,8 @@ class DiskStore:
         db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * _PAGE}")
         version = self._pragma("user_version")
-        is_incompatible = version not in {0, FORMAT} or self._pragma("page_size") != _PAGE
-        if is_incompatible or self._pragma("page_count") > self._max_pages:
+        has_size = self._pragma("page_size") == _PAGE and self._pragma("page_count") <= self._max_pages
+        if version not in {0, FORMAT} or not has_size:
             self._rebuild()
             return
         db.execute(f"PRAGMA max_page_count = {self._max_pages}")
@@ -265,10 +266,10 @@ class DiskStore:
             raise sqlite3.OperationalError("the file must be replaced, but another process has it open") from error
         try:
             for suffix in ("", "-wal", "-shm"):
-                with suppress(FileNotFoundError):
-                    self._file.with_name(self._file.name + suffix).unlink()
+                self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
             self._counters.rebuilds += 1
             self._outdated.clear()  # entry numbers start again
+            self._unread.clear()
             self._connect()
         except BaseException:
             self._disconnect()
@@ -299,7 +300,7 @@ class DiskStore:
         """Return the entry of a key, or ``None``. Raises on failure."""
         name = self._records.name(b"k", key)
         row = self._opened().execute("SELECT id, record FROM entries WHERE key = ?", (name,)).fetchone()
-        if row is None or row[0] in self._outdated:
+        if row is None or row[0] in self._outdated or name in self._unread:
             return None
         try:
             entry = self._records.unpack(name, row[1])
@@ -320,22 +321,28 @@ class DiskStore:
         try:
             return self._put(name, entry)
         except Exception as error:
+            self._unread[name] = None
+            if len(self._unread) > _MAX_UNREAD:
+                del self._unread[next(iter(self._unread))]
             with suppress(sqlite3.Error, OSError):
-                if row := self._opened().execute("SELECT id FROM entries WHERE key = ?", (name,)).fetchone():
-                    self._outdated.add(row[0])
+                row = self._opened().execute("SELECT id FROM entries WHERE key = ?", (name,)).fetchone()
+                del self._unread[name]
+                if row:
+                    self._outdated[row[0]] = None
                     if code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
                         self._delete_outdated()  # needs less room than a put
             raise
 
     def _delete_outdated(self) -> None:
-        for number in list(self._outdated):
-            try:
-                self._delete_replaced("id = ?", number)
-            except sqlite3.Error as error:
-                if code_of(error) != sqlite3.SQLITE_FULL:
-                    raise
-            else:  # otherwise no room to rename it: it stays unused, and the next purge tries again
-                self._outdated.remove(number)
+        for where, outdated in (("key = ?", self._unread), ("id = ?", self._outdated)):
+            for value in list(outdated):
+                try:
+                    self._delete_replaced(where, value)
+                except sqlite3.Error as error:
+                    if code_of(error) != sqlite3.SQLITE_FULL:
+                        raise
+                else:  # otherwise no room to rename it: it stays unused, and the next purge tries again
+                    del outdated[value]
 
     def _put(self, name: bytes, entry: Entry) -> bool:
         records = self._records
@@ -354,6 +361,7 @@ class DiskStore:
             row = (name, subject, data_class, entry.stored_ns, expires_ns, entry.aged_ns, len(record), record)
             number = db.execute(INSERT, row).lastrowid
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
+        self._unread.pop(name, None)
         self._counters.stored += 1
         self._count_deleted(deleted, purged, evicted)  # only now: a failed put rolls back its deletions
         self._count(1)
