@@ -896,7 +896,7 @@ def test_undeletable_older_value_is_not_served(tier, tmp_path, wall, later):
 
 
 @pytest.mark.parametrize("later", ["put", "purge", "stop"])
-def test_older_value_on_an_unreadable_disk_is_not_served(tier, tmp_path, wall, monkeypatch, later):
+def test_unreadable_older_value_is_not_served(tier, tmp_path, wall, monkeypatch, later):
     """If a put fails while the disk cannot be read either, the older value is neither served nor left on the disk."""
 
     def fail(store):
