@@ -186,7 +186,9 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
     yield from _check_age(cache, policy, where)
     yield _check_subjects(_count_subjects(cache, policy), where)
     if policy is not None or tiers is not None:
-        yield _check_log(None if policy is None else policy.log, where)
+        retention = _attribute(cache, "_memory").retention
+        failure = None if retention is None else retention.counts.failure
+        yield _check_log(None if policy is None else policy.log, failure, where)
     if policy is not None:
         yield from _check_residual(policy, where)
         yield from _check_min_age(policy, () if tiers is None else tiers.workers, where)
@@ -272,11 +274,14 @@ def _check_subjects(counted: tuple[int, int] | None, where: str) -> Finding:
     return _attention("subjects", where, what, remedy)
 
 
-def _check_log(log: Any, where: str) -> Finding:
+def _check_log(log: Any, failure: Exception | None, where: str) -> Finding:
     remedy = "Retention(…, log=RetentionLog(path, secret=…))"
     if log is None:
         what = "nothing records what goes: it cannot be shown afterwards, and what a tier owes is lost with the process"
         return _attention("log", where, what, remedy)
+    if failure is not None:
+        what = f"records wait, and are lost with the process, erasures that tiers owe among them: {failure}"
+        return _fail("log", where, what, "make its file writable; the waiting records are then written")
     pending = [event for event in log.pending if event.action != "erase_held" or not log.holds]
     if pending:
         places = ", ".join(sorted({event.where for event in pending}))

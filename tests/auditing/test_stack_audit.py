@@ -397,6 +397,25 @@ def test_an_owed_erasure_fails_the_audit(tmp_path):
     assert "anna" not in str(audit(policed(log)))
 
 
+def test_a_log_that_cannot_be_written_fails_the_audit(tmp_path):
+    """While the log's file fails, the audit fails too, because what is erased or owed is not recorded."""
+    path = tmp_path / "log"
+    stack = policed(RetentionLog(path, secret=MASTER))
+    cache = stack.layers[0]
+    path.rename(tmp_path / "away")
+    cache.put("k", 1, subject="anna")
+    cache.erase(subject="anna")
+    with pytest.raises(si.BackendError):
+        cache._memory.retention.counts.catch_up()
+    failing = only(stack, "log")
+    (tmp_path / "away").rename(path)
+    cache._memory.retention.counts.catch_up()
+
+    assert (failing.severity, only(stack, "log").severity) == ("fail", "ok")
+    assert str(path) in failing.what
+    assert "anna" not in failing.what
+
+
 class OtherLog(RetentionLog):
     recorded = ()
 

@@ -120,6 +120,11 @@ class RetentionCounts:
         except Exception:
             _LOGGER.exception(_NOT_RECORDED, label)
 
+    @property
+    def failure(self) -> BackendError | None:
+        """Latest failure of the log file for which records wait; ``None`` if none waits for that."""
+        return None if self._writer is None else self._writer.failure
+
     def drain(self) -> None:
         """Wait until all records are written, or lost because the disk fails; blocks, for use at the end."""
         if self._writer is not None:
@@ -177,6 +182,10 @@ class _Writer:
     def is_behind(self) -> bool:
         """Return whether a thread is writing, or records wait because no thread could start."""
         return (self._thread is not None or bool(self._waiting)) and self._pid == os.getpid()
+
+    @property
+    def failure(self) -> BackendError | None:
+        return next(iter(self._failures), None) if self.is_behind else None
 
     def put(self, write: Callable[[], None], label: str) -> None:
         if self._pid != os.getpid():  # forked: the parent writes the waiting records

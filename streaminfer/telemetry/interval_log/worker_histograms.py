@@ -285,9 +285,13 @@ class WorkerHistograms:
         return True
 
     def _is_in_window(self, path: Path, now_s: float) -> bool:
-        """Return whether rolling histograms of a dead worker are still within their window."""
+        """Return whether rolling histograms of a dead worker are still within their window.
+
+        If the clock was set back by more than the window since the worker's end, the window counts as over.
+        """
         return any(
-            isinstance(self._histograms.get(interval.tag), RollingHistogram) and not self._is_over(interval, now_s)
+            isinstance(histogram := self._histograms.get(interval.tag), RollingHistogram)
+            and abs(now_s - interval.end_s) < histogram.window_s
             for interval in _intervals(path)
         )
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 
+import pytest
 from aiohttp import web
 from servers.process import free_ports
 from triton_settings import make_settings
@@ -51,6 +52,27 @@ def test_slow_first_responses_do_not_last():
 
     assert asyncio.run(call()) == {"name": "server"}
     assert set(probes) == {"mine"}
+
+
+def test_error_of_a_closed_connection_names_the_server():
+    """The error of a connection that the server closes names the server; one that was not made names it once."""
+
+    async def respond(request):
+        request.transport.close()
+        return web.Response()
+
+    async def errors():
+        async with transport_to(respond) as transport:
+            with pytest.raises(ServerError) as disconnected:
+                await transport.server(30.0)
+        address = find_endpoint(f"127.0.0.1:{free_ports(1)[0]}", "http", None, False)
+        transport = make_settings("http", address=address, headers=Headers(None)).connect()
+        with pytest.raises(ServerError) as unreachable:
+            await transport.server(30.0)
+        await transport.close()
+        return disconnected.value.text, unreachable.value.text
+
+    assert [text.count("127.0.0.1:") for text in asyncio.run(errors())] == [1, 1]
 
 
 def test_cancelled_calls_probe_once():

@@ -162,6 +162,33 @@ def test_encrypted_private_key_is_rejected_unprompted(server, authorities, tmp_p
     assert asyncio.run(main()) == (None, 1, [b""])
 
 
+@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN CERTIFICATE-----\nMIIB"], ids=["missing", "empty", "half"])
+@pytest.mark.parametrize("broken", ["ca.pem", "me.pem", "key.pem"])
+def test_error_names_the_file_that_is_broken(server, authorities, tmp_path, broken, content):
+    """The error of an operation and of a scan names the server and the file, which the text of OpenSSL does not."""
+    issued = authorities[0].issue_cert("me@site")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "me.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    if content is None:
+        (tmp_path / broken).unlink()
+    else:
+        (tmp_path / broken).write_bytes(content)
+    ca, mine, key = (tmp_path / name for name in ("ca.pem", "me.pem", "key.pem"))
+
+    async def main():
+        async with (
+            tls_in_front_of(server, authorities[0].issue_cert(HOST)) as port,
+            tier_at(port, tls_ca=ca, tls_certificate=mine, tls_key=key) as tier,
+        ):
+            assert await tier.get("k") is None
+            with pytest.raises(si.BackendError) as raised:
+                await asyncio.to_thread(list, tier.scan())
+            return [text.count(f"{HOST}:{port}") for text in (tier.statistics().last_error, str(raised.value))
+                    if str(tmp_path / broken) in text]  # fmt: skip
+
+    assert asyncio.run(main()) == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("files", "error", "named"),
     [

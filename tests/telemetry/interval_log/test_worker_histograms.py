@@ -226,7 +226,8 @@ def test_merge_includes_own_unpublished_counts(tmp_path):
     workers.close()
 
 
-def test_rolling_window_of_a_dead_worker_expires(tmp_path):
+@pytest.mark.parametrize("later_s", [60.0, -60.0], ids=["later", "clock set back"])
+def test_rolling_window_of_a_dead_worker_expires(tmp_path, later_s):
     now = [1_700_000_000.0]
     clock = FakeClock()
 
@@ -244,7 +245,7 @@ def test_rolling_window_of_a_dead_worker_expires(tmp_path):
     first[2].close()
     assert counts() == {"recent": 1, "all": 1}
     assert not (tmp_path / "dead.hlog").exists()
-    now[0] += 60.0
+    now[0] += later_s
     assert counts() == {"recent": 0, "all": 1}
     assert (tmp_path / "dead.hlog").exists()
     assert counts() == {"recent": 0, "all": 1}

@@ -51,6 +51,7 @@ class HttpTransport:
     def __init__(self, address: Endpoint, headers: Headers) -> None:
         http = self._http = require("aiohttp", extra="triton", purpose="TritonBackend(protocol='http')")
         self._headers = headers
+        self._address = address.target
         self.binary = True
         self._closed = False
         self._probe: asyncio.Task[None] | None = None
@@ -223,6 +224,8 @@ class HttpTransport:
             if self._closed:
                 raise Closed("the connection to the server was closed") from error
             text = str(error) or type(error).__name__
+            if self._address not in text:
+                text = f"{self._address}: {text}"
             failure = scrubbed_failure(headers, "UNAVAILABLE", text, error)
         else:
             if status == 200:

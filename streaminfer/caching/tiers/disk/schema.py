@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from streaminfer.caching.tiers._sqlite import HOLDS, transaction
 
-__all__ = ["FORMAT", "FREE", "INSERT", "TABLES", "add_missing"]
+__all__ = ["DELETE", "FORMAT", "FREE", "INSERT", "TABLES", "add_missing"]
 
 FORMAT = 2
 """Version of the file; a file of another version is replaced by an empty one."""
@@ -29,6 +29,17 @@ CREATE INDEX IF NOT EXISTS of_entry ON tags (entry);
 INSERT = """
 INSERT INTO entries (key, subject, data_class, stored_ns, expires_ns, aged_ns, size, record)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+DELETE = """
+DELETE FROM entries WHERE id IN (
+    SELECT id FROM (
+        SELECT id, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS size_before
+        FROM (SELECT id, size FROM entries WHERE {} LIMIT 256))
+    WHERE size_before < 1048576)
+"""
+"""One step of an erasure or a purge: removes at most 256 entries, up to the one that makes them 1 MiB or more.
+
+Other operations run between two steps, and the log takes as many bytes as a step overwrites.
 """
 FREE = """
     AND coalesce(subject, x'') NOT IN (SELECT name FROM holds)

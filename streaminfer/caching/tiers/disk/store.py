@@ -32,23 +32,21 @@ from typing import Any, TypeVar
 from streaminfer._internal.forking import at_fork, unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import PREFIX_BYTES, Counters, Records
-from streaminfer.caching.tiers._sqlite import make_file, set_hold, transaction
+from streaminfer.caching.tiers._sqlite import code_of, is_damage, make_file, set_hold, transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
-from streaminfer.caching.tiers.disk.schema import FORMAT, FREE, INSERT, TABLES, add_missing
+from streaminfer.caching.tiers.disk.schema import DELETE, FORMAT, FREE, INSERT, TABLES, add_missing
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 from streaminfer.compliance.every_file import every_file
 
-__all__ = ["CHUNK", "DiskStore"]
+__all__ = ["DiskStore"]
 
 T = TypeVar("T")
-
-CHUNK = 256
-"""Most entries that one step of an erasure or a purge removes, so that other operations can run in between."""
 
 _PAGE = 16384  # the best size from 4 to 32 KiB for arrays of 600 KB that wastes little on arrays of 4 KB
 _LOG_PAGES = 4 * 2**20 // _PAGE
 _SPARE_PAGES = 16  # for splits of the indices
+_MAX_UNREAD = 10_000
 _BUSY_MS = 2000
 _POLL_INTERVAL_S = 0.001
 
@@ -77,7 +75,8 @@ class DiskStore:
         self._lock = -1
         self._identity = (0, 0)  # of the file that is open
         self._may_have_leftovers = True  # assumed until a search finds none
-        self._outdated: set[int] = set()  # entries that a failed put would have replaced
+        self._outdated: dict[bytes | int, None] = {}  # entries that a failed put would have replaced
+        self._unread: dict[bytes | int, None] = {}  # their names, where the disk failed to read their numbers
         self._searched_version = -1  # the version of the file when leftovers were last looked for
         _stores.add(self)
 
@@ -117,18 +116,17 @@ class DiskStore:
         return True
 
     def erase(self, kind: bytes, text: str) -> int:
-        """Remove up to `CHUNK` entries of a subject or with a tag; return how many. Raises on failure."""
+        """Remove some entries of a subject or with a tag, see `DELETE`; return how many. Raises on failure."""
         where = "subject = ?" if kind == b"s" else "id IN (SELECT entry FROM tags WHERE tag = ?)"
         erased = self._delete(where, self._records.name(kind, text))
         self._counters.erased += erased
         return erased
 
     def purge(self, now_ns: int | None) -> int:
-        """Remove up to `CHUNK` entries that are expired at ``now_ns``; return how many. Raises on failure."""
+        """Remove some entries that are expired at ``now_ns``, see `DELETE`; return how many. Raises on failure."""
         now_ns = self._now() if now_ns is None else now_ns
-        purged = self._delete("expires_ns <= ?" + FREE, now_ns) or self._delete(
-            "stored_ns > ?" + FREE, now_ns + SKEW_NS
-        )
+        future = f"stored_ns > ? AND aged_ns <= {now_ns}" + FREE
+        purged = self._delete("expires_ns <= ?" + FREE, now_ns) or self._delete(future, now_ns + SKEW_NS)
         self._counters.purged += purged
         self._delete_outdated()
         return purged
@@ -184,8 +182,8 @@ class DiskStore:
 
     def _has_leftovers(self, erased: bool) -> bool:
         """Return whether the file has copies of deleted records that must not be there."""
-        size = SEALED_HEAD
-        live = {row[0] for row in self._opened().execute(f"SELECT substr(record, 1, {size}) FROM entries")}  # noqa: S608 - a number
+        heads = f"SELECT substr(record, 1, {SEALED_HEAD}) FROM entries"  # noqa: S608 - a number
+        live = {row[0] for row in self._opened().execute(heads)}
         self._may_have_leftovers = False
         now_ns = self._now()
         for _, raw in read_raw([self._file], PREFIX_BYTES):
@@ -210,7 +208,7 @@ class DiskStore:
                 self._connect()
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 self._disconnect()
-                if not _is_damage(error):
+                if not is_damage(error):
                     raise
                 self._counters.failed(error)
                 self._rebuild()
@@ -248,8 +246,8 @@ class DiskStore:
         db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * _PAGE}")
         version = self._pragma("user_version")
-        is_incompatible = version not in {0, FORMAT} or self._pragma("page_size") != _PAGE
-        if is_incompatible or self._pragma("page_count") > self._max_pages:
+        has_size = self._pragma("page_size") == _PAGE and self._pragma("page_count") <= self._max_pages
+        if version not in {0, FORMAT} or not has_size:
             self._rebuild()
             return
         db.execute(f"PRAGMA max_page_count = {self._max_pages}")
@@ -268,10 +266,10 @@ class DiskStore:
             raise sqlite3.OperationalError("the file must be replaced, but another process has it open") from error
         try:
             for suffix in ("", "-wal", "-shm"):
-                with suppress(FileNotFoundError):
-                    self._file.with_name(self._file.name + suffix).unlink()
+                self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
             self._counters.rebuilds += 1
             self._outdated.clear()  # entry numbers start again
+            self._unread.clear()
             self._connect()
         except BaseException:
             self._disconnect()
@@ -282,21 +280,27 @@ class DiskStore:
     def attempt(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
         """Return the result of an operation; if it fails, count that and return ``otherwise``."""
         try:
-            return operation(*args)
+            return self.run(operation, *args)
         except Exception as error:  # noqa: BLE001 - of the medium or of the keys: a miss, counted
             self._counters.failed(error)
-            if _is_damage(error):
-                try:
-                    self._rebuild()
-                except (sqlite3.Error, OSError) as again:
-                    self._counters.failed(again)
             return otherwise
+
+    def run(self, operation: Callable[..., T], *args: Any) -> T:
+        """Return the result of an operation; if it fails, prepare the file for the next one, and raise."""
+        try:
+            return operation(*args)
+        except Exception as error:
+            if is_damage(error) and self._lock >= 0:
+                self._rebuild()
+            elif code_of(error) == sqlite3.SQLITE_FULL:  # the log may have taken the last room of the disk
+                self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            raise
 
     def get(self, key: str | bytes) -> Entry | None:
         """Return the entry of a key, or ``None``. Raises on failure."""
         name = self._records.name(b"k", key)
         row = self._opened().execute("SELECT id, record FROM entries WHERE key = ?", (name,)).fetchone()
-        if row is None or row[0] in self._outdated:
+        if row is None or row[0] in self._outdated or name in self._unread:
             return None
         try:
             entry = self._records.unpack(name, row[1])
@@ -305,8 +309,9 @@ class DiskStore:
             self._counters.last_error = f"{type(error).__name__}: {error}"
             self._delete("id = ?", row[0])
             return None
-        if entry.is_expired(self._now()):
-            self._counters.purged += self._delete("id = ?" + FREE, row[0])
+        now_ns = self._now()
+        if entry.is_expired(now_ns):
+            self._counters.purged += self._delete(f"id = ? AND aged_ns <= {now_ns}" + FREE, row[0])
             return None
         return entry
 
@@ -316,22 +321,28 @@ class DiskStore:
         try:
             return self._put(name, entry)
         except Exception as error:
+            self._unread[name] = None
+            if len(self._unread) > _MAX_UNREAD:
+                del self._unread[next(iter(self._unread))]
             with suppress(sqlite3.Error, OSError):
-                if row := self._opened().execute("SELECT id FROM entries WHERE key = ?", (name,)).fetchone():
-                    self._outdated.add(row[0])
-                    if _code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
+                row = self._opened().execute("SELECT id FROM entries WHERE key = ?", (name,)).fetchone()
+                del self._unread[name]
+                if row:
+                    self._outdated[row[0]] = None
+                    if code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
                         self._delete_outdated()  # needs less room than a put
             raise
 
     def _delete_outdated(self) -> None:
-        for number in list(self._outdated):
-            try:
-                self._delete_replaced("id = ?", number)
-            except sqlite3.Error as error:
-                if _code_of(error) != sqlite3.SQLITE_FULL:
-                    raise
-            else:  # otherwise no room to rename it: it stays unused, and the next purge tries again
-                self._outdated.remove(number)
+        for where, outdated in (("key = ?", self._unread), ("id = ?", self._outdated)):
+            for value in list(outdated):
+                try:
+                    self._delete_replaced(where, value)
+                except sqlite3.Error as error:
+                    if code_of(error) != sqlite3.SQLITE_FULL:
+                        raise
+                else:  # otherwise no room to rename it: it stays unused, and the next purge tries again
+                    del outdated[value]
 
     def _put(self, name: bytes, entry: Entry) -> bool:
         records = self._records
@@ -350,6 +361,7 @@ class DiskStore:
             row = (name, subject, data_class, entry.stored_ns, expires_ns, entry.aged_ns, len(record), record)
             number = db.execute(INSERT, row).lastrowid
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
+        self._unread.pop(name, None)
         self._counters.stored += 1
         self._count_deleted(deleted, purged, evicted)  # only now: a failed put rolls back its deletions
         self._count(1)
@@ -373,9 +385,8 @@ class DiskStore:
         return purged, evicted
 
     def _delete(self, where: str, value: bytes | int) -> int:
-        chosen = f"DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE {where} LIMIT {CHUNK})"  # noqa: S608 - only literals come here
         with transaction(self._opened()) as db:
-            deleted = db.execute(chosen, (value,)).rowcount
+            deleted = db.execute(DELETE.format(where), (value,)).rowcount
         self._count_deleted(deleted)
         return deleted
 
@@ -437,14 +448,3 @@ def _after_fork() -> None:
 
 
 at_fork(after_in_child=_after_fork)
-
-
-def _is_damage(error: Exception) -> bool:
-    """Return whether the file is corrupt; SQLite's message may quote a corrupt table name that is not valid text."""
-    return isinstance(error, UnicodeDecodeError) or _code_of(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-
-
-def _code_of(error: Exception) -> int | None:
-    """Return the primary code of a SQLite error; ``None`` for other errors."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF

@@ -216,7 +216,7 @@ class DiskTier(MediumTier):
         if self._thread is None:
             raise Closed("the disk tier does not run")
         try:
-            return await asyncio.wrap_future(self._thread.submit(operation, *args))
+            return await asyncio.wrap_future(self._thread.submit(self._store.run, operation, *args))
         except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError: SQLite quotes corrupt names
             raise BackendError(f"the disk tier in {self.folder} failed: {error}") from error
 

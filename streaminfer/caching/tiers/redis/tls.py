@@ -44,11 +44,23 @@ class TlsFiles:
         """Return the context of a new connection; ``redis.asyncio`` calls this method.
 
         Raises:
-            OSError: a file cannot be read, or its content is invalid.
+            OSError: a file cannot be read, or its content is invalid. The message names it, which those of ``ssl``
+                do not; ``redis`` adds the server's address.
         """
-        context = ssl.create_default_context(cafile=self.ca)
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+        except OSError as error:
+            text = f"tls_ca: expected certificates in PEM, got {self.ca!r}: {error.strerror}"
+            raise OSError(error.errno, text) from error
         if self.certificate is not None:
-            context.load_cert_chain(self.certificate, self.key, password=b"")
+            try:
+                context.load_cert_chain(self.certificate, self.key, password=b"")
+            except OSError as error:
+                text = (
+                    "tls_certificate, tls_key: expected a certificate and its unencrypted key in PEM, "
+                    f"got {self.certificate!r}, {self.key!r}: {error.strerror}"
+                )
+                raise OSError(error.errno, text) from error
         return context
 
 
