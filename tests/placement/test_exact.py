@@ -1,6 +1,9 @@
 """The exact program against brute force."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import attrs
+import highspy
 import numpy as np
 import pytest
 from placement_problems import KINDS, BruteForce, small_problem
@@ -9,7 +12,7 @@ from streaminfer.placement.solver import program
 from streaminfer.placement.solver.candidates import find_candidates
 from streaminfer.placement.solver.instance import Instance, Settings
 from streaminfer.placement.solver.program import solve
-from streaminfer.placement.solver.replica_model import ReplicaModel
+from streaminfer.placement.solver.replica_model import ReplicaModel, _make_silent_solver
 
 ROUNDS = 20
 
@@ -67,6 +70,24 @@ def test_unlimited_sites_keep_their_price():
 
         fifty, endless = (None if it is None else (it.value, it.bound) for it in costs)
         assert endless == (None if fifty is None else pytest.approx(fifty, rel=1e-6)), seed
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_earlier_use_of_highs_changes_no_plan(threads):
+    """A program that solves a problem of its own with HiGHS, in any number of threads, still gets its plan."""
+    candidates = find_candidates(small_problem(1, "memory"))
+
+    def solve_after_another():
+        another = _make_silent_solver(highspy)
+        another.setOptionValue("threads", threads)
+        another.addVar(0.0, 1.0)
+        another.run()
+        return solve(Instance(candidates), gap=0.0)
+
+    with ThreadPoolExecutor(1) as fresh_thread:  # HiGHS keeps the number of threads for each thread
+        solution = fresh_thread.submit(solve_after_another).result()
+
+    assert solution.value == pytest.approx(BruteForce(candidates).least_cost(), rel=1e-6)
 
 
 def test_solver_prints_nothing(capfd):
