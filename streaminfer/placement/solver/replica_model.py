@@ -84,7 +84,7 @@ class ReplicaModel:
         self._is_integer = False
         self._highs = _make_silent_solver(self._highspy)
         # not `threads`: HiGHS solves nothing if its first use in this thread had another number of them
-        options = {"output_flag": False, "parallel": "off", "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9, **_NO_HEURISTICS}
+        options = {"parallel": "off", "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9, **_NO_HEURISTICS}
         for option, value in options.items():
             self._highs.setOptionValue(option, value)
         self._costs = self._add_columns()
