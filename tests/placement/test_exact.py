@@ -72,22 +72,27 @@ def test_unlimited_sites_keep_their_price():
         assert endless == (None if fifty is None else pytest.approx(fifty, rel=1e-6)), seed
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_earlier_use_of_highs_changes_no_plan(threads):
-    """A program that solves a problem of its own with HiGHS, in any number of threads, still gets its plan."""
+def test_other_uses_of_highs_change_no_plan():
+    """A program that solves problems of its own with HiGHS, before and after, in any number of threads, gets its plan.
+
+    HiGHS keeps its workers for each thread, and solves nothing with another number of them.
+    """
     candidates = find_candidates(small_problem(1, "memory"))
 
-    def solve_after_another():
+    def solve_another(threads):
         another = _make_silent_solver(highspy)
         another.setOptionValue("threads", threads)
         another.addVar(0.0, 1.0)
-        another.run()
-        return solve(Instance(candidates), gap=0.0)
+        return another.run()
 
-    with ThreadPoolExecutor(1) as fresh_thread:  # HiGHS keeps the number of threads for each thread
-        solution = fresh_thread.submit(solve_after_another).result()
+    def solve_all():
+        return [(solve_another(threads), solve(Instance(candidates), gap=0.0)) for threads in (2, 1, 3)]
 
-    assert solution.value == pytest.approx(BruteForce(candidates).least_cost(), rel=1e-6)
+    with ThreadPoolExecutor(1) as fresh_thread:
+        solved = fresh_thread.submit(solve_all).result()
+
+    least = pytest.approx(BruteForce(candidates).least_cost(), rel=1e-6)
+    assert [(status, solution.value) for status, solution in solved] == [(highspy.HighsStatus.kOk, least)] * 3
 
 
 def test_solver_prints_nothing(capfd):
