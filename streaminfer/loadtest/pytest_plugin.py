@@ -102,6 +102,7 @@ class LoadTester:
             RuntimeError: an event loop already runs in this thread, as in an async test.
             pytest.fail.Exception: with ``--loadtest-compare``, the tail regressed.
         """
+        __tracebackhide__ = True
         import asyncio  # noqa: PLC0415 - see above
 
         if asyncio._get_running_loop() is not None:
@@ -122,6 +123,7 @@ class LoadTester:
         Raises:
             TypeError: ``make_service`` is a service or an async function.
         """
+        __tracebackhide__ = True
         import inspect  # noqa: PLC0415 - see above
 
         from streaminfer._internal.validation import expected  # noqa: PLC0415 - see above
@@ -161,6 +163,7 @@ class LoadTester:
         return report
 
     def _finish(self, report: Report) -> Report:
+        __tracebackhide__ = True
         from streaminfer.loadtest.report.report import Report  # noqa: PLC0415 - see above
         from streaminfer.loadtest.report.sentences import say_headline  # noqa: PLC0415 - see above
         from streaminfer.loadtest.verdict.verdict import compare  # noqa: PLC0415 - see above
@@ -184,7 +187,7 @@ class LoadTester:
             report.save(folder / f"{name}.json")
             report.to_html(folder / f"{name}.html")
         if verdict is not None and verdict.regressed:
-            pytest.fail(str(verdict))
+            pytest.fail(str(verdict))  # the functions of this file are hidden: the traceback ends at the test's call
         return report
 
 

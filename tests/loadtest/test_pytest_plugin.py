@@ -84,6 +84,8 @@ def test_saved_run_is_compared(run_tests, pytester):
     same.stdout.fnmatch_lines(["*load tests*", "*Passed: 100.00% of 4,000 requests*", "*p99 unchanged*"])
     slower.assert_outcomes(failed=1)
     slower.stdout.fnmatch_lines(["*p99 regressed*"])
+    slower.stdout.fnmatch_lines(["> *loadtest.virtually(*", "E *Failed: p99 regressed*"])
+    slower.stdout.no_fnmatch_line("*pytest_plugin.py:*")
 
 
 def test_run_without_saved_baseline_passes(run_tests):

@@ -1,6 +1,9 @@
 """The exact program against brute force."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import attrs
+import highspy
 import numpy as np
 import pytest
 from placement_problems import KINDS, BruteForce, small_problem
@@ -9,7 +12,7 @@ from streaminfer.placement.solver import program
 from streaminfer.placement.solver.candidates import find_candidates
 from streaminfer.placement.solver.instance import Instance, Settings
 from streaminfer.placement.solver.program import solve
-from streaminfer.placement.solver.replica_model import ReplicaModel
+from streaminfer.placement.solver.replica_model import ReplicaModel, _make_silent_solver
 
 ROUNDS = 20
 
@@ -67,6 +70,29 @@ def test_unlimited_sites_keep_their_price():
 
         fifty, endless = (None if it is None else (it.value, it.bound) for it in costs)
         assert endless == (None if fifty is None else pytest.approx(fifty, rel=1e-6)), seed
+
+
+def test_other_uses_of_highs_change_no_plan():
+    """A program that solves problems of its own with HiGHS, before and after, in any number of threads, gets its plan.
+
+    HiGHS keeps its workers for each thread, and solves nothing with another number of them.
+    """
+    candidates = find_candidates(small_problem(1, "memory"))
+
+    def solve_another(threads):
+        another = _make_silent_solver(highspy)
+        another.setOptionValue("threads", threads)
+        another.addVar(0.0, 1.0)
+        return another.run()
+
+    def solve_all():
+        return [(solve_another(threads), solve(Instance(candidates), gap=0.0)) for threads in (2, 1, 3)]
+
+    with ThreadPoolExecutor(1) as fresh_thread:
+        solved = fresh_thread.submit(solve_all).result()
+
+    least = pytest.approx(BruteForce(candidates).least_cost(), rel=1e-6)
+    assert [(status, solution.value) for status, solution in solved] == [(highspy.HighsStatus.kOk, least)] * 3
 
 
 def test_solver_prints_nothing(capfd):

@@ -118,6 +118,17 @@ def test_best_row_is_by_on_time_workers_then_p99():
     assert nothing.best().on_time == 0
 
 
+def test_best_of_equal_policies_is_lookahead():
+    """If a trace is easy for both policies, the best is `lookahead` in any order: the next trace may be harder."""
+    calm = Trace(np.arange(20) * 0.1, limits_s=[0.05] * 20)
+
+    for policies in (["greedy", "lookahead"], ["lookahead", "greedy"]):
+        table = what_if(calm, service_time=DEVICE, max_batch_size=8, policy=policies)
+
+        assert len({(it.on_time, it.p99_s) for it in table}) == 1
+        assert table.best().policy == "lookahead"
+
+
 def test_a_row_can_be_replayed():
     table = asked(slo_s=[None, 0.05], workers=[1, 2], noise=0.2)
     for outcome in table:

@@ -59,7 +59,7 @@ class _TransferState:
     done: TransferEnd
     encoded_ns: int = 0
     arrives_ns: int = 0
-    edge_ns: int = 0
+    received_ns: int = 0
     decode_ns: int = 0
     due_ns: int = 0
     data: bytes = b""
@@ -180,7 +180,7 @@ class MediaPath(DevicePath):
                 passage.error = error
             # the decoder takes frames one by one; with equal instants the timers could change their order
             self._free_ns = max(passage.arrives_ns, self._free_ns + 1) + passage.decode_ns
-            passage.due_ns = self._free_ns - (passage.decode_ns if self._crosses_edge(passage) else 0)
+            passage.due_ns = self._free_ns - (passage.decode_ns if passage.data else 0)
             self._arriving.append(passage)
             if len(self._arriving) == 1:
                 self._set_timer(passage)
@@ -196,7 +196,7 @@ class MediaPath(DevicePath):
         arriving, now_ns = self._arriving, self.clock()
         while arriving and arriving[0].due_ns <= now_ns:
             passage = arriving.popleft()
-            if self._edge is not None and self._crosses_edge(passage):
+            if self._edge is not None and passage.data:
                 task = asyncio.get_running_loop().create_task(self._cross_edge(self._edge, passage))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -204,9 +204,6 @@ class MediaPath(DevicePath):
                 self._deliver(passage)
         if arriving:
             self._set_timer(arriving[0])
-
-    def _crosses_edge(self, passage: _TransferState) -> bool:
-        return self._edge is not None and passage.error is None and passage.transfer.lost is None
 
     def _code(self, passage: _TransferState) -> None:
         """Encode a frame, send its unit, and decode what arrives."""
@@ -240,7 +237,7 @@ class MediaPath(DevicePath):
         self._codecs.decode(transfer, unit.data, unit.pts, discontinuity=discontinuity)
         passage.decode_ns = self.clock() - started_ns
         if self._edge is not None:
-            passage.data = unit.data
+            passage.data = unit.data  # only what can be decoded crosses the edge
 
     def _mark_lost(self, passage: _TransferState, lost: Loss) -> None:
         passage.transfer.lost = lost
@@ -251,7 +248,6 @@ class MediaPath(DevicePath):
 
     async def _cross_edge(self, edge: Edge, passage: _TransferState) -> None:
         async with self._edge_lock:  # in order
-            arrived_ns = self.clock()
             try:
                 received = await edge.carry(self.name, passage.number, passage.data)
             except asyncio.CancelledError as error:
@@ -265,18 +261,18 @@ class MediaPath(DevicePath):
             if received != passage.data:
                 self._end(passage, BackendError(f"media path {self.name!r}: the edge changed unit {passage.number}"))
                 return
-            passage.edge_ns = self.clock() - arrived_ns
+            passage.received_ns = self.clock()
             await asyncio.sleep(passage.decode_ns / 1e9)
             self._deliver(passage)
 
     def _deliver(self, passage: _TransferState) -> None:
         transfer = passage.transfer
         if passage.error is None and transfer.lost is None and transfer.size:
-            uplink_ns = self.clock() - passage.encoded_ns - passage.edge_ns - passage.decode_ns
-            transfer.stages_s["uplink"] = max(0, uplink_ns) / 1e9
-            if self._edge is not None:
-                transfer.stages_s["edge"] = passage.edge_ns / 1e9
-            transfer.stages_s["decode"] = passage.decode_ns / 1e9
+            transfer.stages_s["uplink"] = (passage.arrives_ns - passage.encoded_ns) / 1e9
+            received_ns = passage.received_ns or passage.arrives_ns
+            if self._edge is not None:  # a frame waits there until the frame before it has crossed the edge
+                transfer.stages_s["edge"] = (received_ns - passage.arrives_ns) / 1e9
+            transfer.stages_s["decode"] = (self.clock() - received_ns) / 1e9
         self._end(passage, passage.error)
 
     def _end(self, passage: _TransferState, error: BaseException | None = None) -> None:

@@ -194,6 +194,8 @@ class Link:
         self._profile = profile
         self._rng = random.Random(check_whole("seed", seed, "a whole number"))  # noqa: S311 - repeatable, not secret
         self._losses = GilbertElliott(profile.loss, profile.loss_run, self._rng)
+        # packets that are sent a round trip after a run of losses do not shorten the run
+        self._later_losses = GilbertElliott(profile.loss, profile.loss_run, self._rng)
         self._fixed_ns = check_duration_ns("delay_s", profile.delay_s)
         self._queue_ns = check_duration_ns("queue_s", profile.queue_s)
         self._start_ns: int | None = None
@@ -244,7 +246,7 @@ class Link:
 
     def send_alone(self, now_ns: int) -> tuple[int, bool]:
         """Return the arrival time of a packet that does not wait in the queue, and whether it is lost."""
-        return now_ns + self._delay_ns(now_ns), self._losses.loses()
+        return now_ns + self._delay_ns(now_ns), self._later_losses.loses()
 
     def delay_ns(self, now_ns: int) -> int:
         """Return the delay, without jitter, of a packet that is sent at an instant."""

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from streaminfer.placement.solver.flows import Cut
 from streaminfer.placement.solver.greedy import serve_most, trimmed
 from streaminfer.placement.solver.instance import Instance
-from streaminfer.placement.solver.replica_model import ReplicaModel
+from streaminfer.placement.solver.replica_model import ReplicaModel, own_scheduler
 
 __all__ = ["Solution", "solve"]
 
@@ -92,7 +92,8 @@ def solve(instance: Instance, *, gap: float = 0.001, time_limit_s: float | None 
     """
     if not instance.pools:
         return None if instance.flows.rates.any() else Solution(np.zeros(0), 0.0, 0.0)
-    return _Search(instance, gap, time.monotonic() + (_NEVER_S if time_limit_s is None else time_limit_s)).run()
+    with own_scheduler():
+        return _Search(instance, gap, time.monotonic() + (_NEVER_S if time_limit_s is None else time_limit_s)).run()
 
 
 def local_prices(instance: Instance, counts: Floats) -> dict[int, float]:
@@ -102,8 +103,8 @@ def local_prices(instance: Instance, counts: Floats) -> dict[int, float]:
     """
     if not instance.pools:
         return dict.fromkeys(range(len(instance.limits)), 0.0)
-    search = _Search(instance, 0.0, time.monotonic() + _NEVER_S)
-    return search.local_prices(counts)
+    with own_scheduler():
+        return _Search(instance, 0.0, time.monotonic() + _NEVER_S).local_prices(counts)
 
 
 class _Search:

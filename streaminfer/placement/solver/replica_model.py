@@ -1,6 +1,8 @@
 """`ReplicaModel`: variables and rows of a plan in HiGHS."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.loading.extras import require
 from streaminfer.placement.solver.instance import Instance
 
-__all__ = ["ReplicaModel"]
+__all__ = ["ReplicaModel", "own_scheduler"]
 
 _SLACK = 0.02
 """Slack above which a cut is dropped, as a share of its largest number."""
@@ -83,7 +85,7 @@ class ReplicaModel:
         self._cutoff = self.infinity
         self._is_integer = False
         self._highs = _make_silent_solver(self._highspy)
-        options = {"output_flag": False, "threads": 1, "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9, **_NO_HEURISTICS}
+        options = {"threads": 1, "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9, **_NO_HEURISTICS}
         for option, value in options.items():
             self._highs.setOptionValue(option, value)
         self._costs = self._add_columns()
@@ -263,6 +265,23 @@ class ReplicaModel:
             running = self.instance.settings.running.get(home, 0)
             self.add_row([*pools, self.at_homes + at], values, -self.infinity, running)
         self.add_row(self.at_homes + np.arange(len(self.homes)), np.ones(len(self.homes)), -self.infinity, limit)
+
+
+@contextlib.contextmanager
+def own_scheduler() -> Iterator[None]:
+    """Run HiGHS without its worker threads of earlier uses in this thread, and leave none to later uses.
+
+    HiGHS keeps its workers for each thread, and solves nothing with another number of them.
+
+    Raises:
+        MissingExtra: highspy is not installed.
+    """
+    reset = require("highspy", extra="placement", purpose="plan").Highs.resetGlobalScheduler
+    reset(False)
+    try:
+        yield
+    finally:
+        reset(False)
 
 
 def _make_silent_solver(highspy: Any) -> Any:

@@ -290,6 +290,37 @@ def test_arrivals_during_close_do_not_reach_the_edge(camera_scene):
     assert carried == []
 
 
+def test_frame_waits_for_its_turn_at_the_edge(camera_scene):
+    """If the edge is slower than the frames, the wait for it counts as `edge`, and `uplink` stays the network's."""
+
+    class Edge:
+        async def carry(self, _path, _number, data):
+            await asyncio.sleep(0.1)
+            return data
+
+    transfers = play(camera_scene(), frames=4, edge=Edge())
+
+    period_s = camera_scene().profile.period_s
+    waits_s = [number * (0.1 - period_s) for number in range(4)]
+    assert [it.stages_s["uplink"] for it in transfers] == pytest.approx([0.05] * 4)
+    assert [it.stages_s["edge"] for it in transfers] == pytest.approx([0.1 + wait_s for wait_s in waits_s])
+
+
+def test_frame_without_a_unit_crosses_no_edge(microphone_scene):
+    """The first frame of AAC fills the encoder only, so there is nothing for the edge to carry."""
+    sizes = []
+
+    class Edge:
+        async def carry(self, _path, _number, data):
+            sizes.append(len(data))
+            return data
+
+    transfers = play(microphone_scene(codec="aac"), frames=10, wanted=AudioFormat(), edge=Edge())
+
+    assert transfers[0].size == 0
+    assert sizes == [it.size for it in transfers if it.size]
+
+
 def test_edge_that_was_cancelled_fails_the_frame(camera_scene):
     """A cancellation inside the edge fails the frame, which would otherwise never complete."""
 

@@ -68,6 +68,19 @@ def test_lost_packet_is_missed_behind_the_queue():
     assert min(behind) == pytest.approx(30)
 
 
+@pytest.mark.parametrize("retransmits", [0, 2])
+def test_retransmissions_do_not_shorten_losses(retransmits):
+    """Packets are lost in the share and the runs of the profile when first sent, whether they are sent again or not."""
+    profile = NetworkProfile(name="n", delay_s=0.01, loss=0.05, loss_run=5.0, retransmits=retransmits)
+    uplink = Uplink(profile, seed=1)
+
+    lost = np.array([uplink.send(1_000, number * 100 * MS).lost for number in range(100_000)])
+
+    runs = np.count_nonzero(np.diff(lost) == 1)
+    assert lost.mean() == pytest.approx(0.05, rel=0.1)
+    assert lost.sum() / runs == pytest.approx(5.0, rel=0.1)
+
+
 def test_packet_dropped_by_queue_loses_unit():
     """A packet that the full queue dropped is not sent again, and the next unit goes through the drained queue."""
     uplink = Uplink(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01, queue_s=0.02))
@@ -80,7 +93,7 @@ def test_packet_dropped_by_queue_loses_unit():
 
 def test_retransmission_takes_its_share_of_the_rate():
     """A unit waits until the retransmissions of the unit before it have left the queue."""
-    uplink = Uplink(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01, loss=0.2, queue_s=10.0), seed=1)
+    uplink = Uplink(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01, loss=0.2, queue_s=10.0), seed=14)
 
     before = uplink.send(1_160, 0)
     uplink.send(1_160, 0)
@@ -90,7 +103,7 @@ def test_retransmission_takes_its_share_of_the_rate():
 
 
 def test_unit_is_due_before_its_retransmissions():
-    uplink = Uplink(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01, loss=0.2, queue_s=10.0), seed=1)
+    uplink = Uplink(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01, loss=0.2, queue_s=10.0), seed=14)
 
     assert uplink.send(1_160, 0).resent == 1
     assert uplink.due_ns(0) == 10 * MS + 1_200 * 8_000
