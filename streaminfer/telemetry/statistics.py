@@ -7,6 +7,7 @@ import attrs
 
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.units import format_duration
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.objectives.alerts import Alert, Severity
 
@@ -81,12 +82,12 @@ class SloStatistics(Snapshot):
 
     def _repr_html_(self) -> str:
         rows = [
-            ("objective", f"{self.objective:.6g} within {self.threshold_s:g} s"),
+            ("objective", f"{self.objective:.6g} within {format_duration(self.threshold_s)}"),
             ("good", f"{self.good:,}"),
             ("bad", f"{self.bad:,} ({self.rejected:,} rejected)"),
             ("budget left", f"{self.budget_remaining:.1%}"),
             ("burning", "yes" if self.burning else "no"),
-            *((f"burn rate, {seconds:g} s", f"{rate:.3g}") for seconds, rate in self.burn_rates.items()),
+            *((f"burn rate, {format_duration(seconds)}", f"{rate:.3g}") for seconds, rate in self.burn_rates.items()),
             *((f"since {alert.since_ns} ns", str(alert)) for alert in self.alerts),
         ]
         return html_table(rows, caption=self.name)
