@@ -60,12 +60,10 @@ cdef class Sender:
     cdef Py_ssize_t _places_taken
     cdef Py_ssize_t _in_flight
     cdef Py_ssize_t _free_workers
-    cdef bint _is_early
-    cdef bint _has_weights
     cdef dict _paused
     cdef Py_ssize_t _freed_places
 
-    cpdef join(self, double weight)
+    cpdef join(self)
     cdef _count_places(self)
     cpdef leave(self, Stream stream)
     cpdef queue(self, Stream stream, bint continues)

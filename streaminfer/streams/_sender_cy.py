@@ -10,7 +10,6 @@ shortly before it expects a free worker, and newer frames replace them if the po
 time that the event loop takes from the end of a batch to the sending of the next frames. The sender wakes the consumers
 first, so that the streams that just received results can join the next batch; with fewer streams than rows, two halves
 of them would alternate otherwise. It sets no timer for less than five milliseconds: on a busy machine, timers are late.
-If weights differ, all frames are chosen for one batch at a time, because a batcher serves its queue without weights.
 
 A router sends a request that would be late at its best route to the next route. So streams with an age limit and a
 policy that holds the source get places for the other routes too; their frames do not wait for the best route.
@@ -52,11 +51,16 @@ __all__ = ["Sender"]
 
 _TRANSIENT_REASONS = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
 """Reasons of rejections that can pass when other requests complete."""
-_NEWEST = 0.1  # weight of the newest batch in the mean time that the loop takes to deliver the results of a batch
-_RESERVE = 2.0  # multiple of that mean time by which the next frames are sent before a worker is free
-_TIMER_NS = 1_000_000  # largest delay of a timer of a real event loop: epoll waits for whole milliseconds
-_LEAST_TIMERS = 5  # shortest wait for which a timer is set, as a multiple of the largest timer delay
-_SHORTEST_TIMER_NS = 1_000  # also in virtual time: after a delay, an instant model would cause a timer per nanosecond
+_NEWEST = 0.1
+"""Weight of the newest batch in the mean time that the event loop takes to deliver the results of a batch."""
+_RESERVE = 2.0
+"""Multiple of that mean time by which the next frames are sent before a worker is free."""
+_TIMER_NS = 1_000_000
+"""Largest delay of a timer of a real event loop: epoll waits for whole milliseconds."""
+_LEAST_TIMERS = 5
+"""Shortest wait for which a timer is set, as a multiple of the largest timer delay."""
+_SHORTEST_TIMER_NS = 1_000
+"""Shortest wait, also in virtual time: after one delay, an instant model would cause a timer per nanosecond."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE = 0.001, 10  # doublings (to a second) if no rejection says when to retry
 
 
@@ -126,37 +130,40 @@ class Sender:
         self._settings = settings
         self.states: StreamStates | None = None
         self._admission: Callable[[Request, int], Admission] | None = None
+        self._enforces_deadline = False
         self._begin_call: Callable[..., Any] | None = None
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()  # requests see no context variables of the source of another stream
         self.wake_ups = WakeUps(self._loop, self._context, self._after_waking)
         self._order = FairOrder()
-        self._is_scheduled = self._enforces_deadline = False
+        self._is_scheduled = False
         self._capacity = 1
         self._full_load: Callable[[], int] | None = None
         self._spare_load = 0
         self._next_batch: Callable[[int], NextBatch] | None = None
         self.late_frames = LateFrames(settings)
         self._places_taken = 0  # taken by frames that the service has, and by paused frames that do not give way
-        self._in_flight = self._freed_places = 0  # the places are those that the service freed in this turn
+        self._in_flight = 0
         self._paused: dict[Sending, None] = {}  # frames with a known time to retry, in order of rejection
+        self._freed_places = 0  # places that the service freed in this turn
         self._timer: asyncio.Handle | None = None  # until the next frames are sent
         self._timer_delay_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # largest delay of the timer
         self._starts_ns = 0  # expected start of the next batch
         self._workers = self._max_workers = self._free_workers = 1  # assumed free then; in all; free as reported
-        self._is_early = self._has_weights = False  # all workers are busy; the weights of the streams differ
         self._batch_end_ns = 0  # end of a batch; 0: its consumers were woken
         self._lead_ns = 0.0  # mean time from the end of a batch until its consumers were woken
 
-    def join(self, weight: float) -> None:
-        """Prepare for another stream of a weight: read the capabilities of the service, which may have changed."""
-        self._has_weights = self._has_weights or weight != self._settings.weight
-        capabilities = (service := adapt(self._service)).capabilities()
-        self._begin_call, self.states = service.begin_call, capabilities.stream_states
-        self._admission, self._enforces_deadline = capabilities.admission, capabilities.enforces_deadline
+    def join(self) -> None:
+        """Prepare for another stream: read the capabilities of the service, which may have changed."""
+        service = adapt(self._service)
+        capabilities = service.capabilities()
+        self._begin_call = service.begin_call
+        self.states = capabilities.stream_states
+        self._admission = capabilities.admission
+        self._enforces_deadline = capabilities.enforces_deadline
         self._full_load, self._spare_load = capabilities.full_load, 0
-        self._next_batch = capabilities.next_batch if self._settings.may_drop or self._has_weights else None
+        self._next_batch = capabilities.next_batch if self._settings.may_drop else None
         if self._settings.waits and self._settings.max_age_ns and capabilities.spare_load is not None:
             spare = capabilities.spare_load()
             self._full_load, self._spare_load = (None, 0) if spare is None else (self._full_load, spare)
@@ -221,8 +228,6 @@ class Sender:
         self._freed_places += 1
         stream = sending.stream
         stream.remove(sending)
-        if not stream.sending:
-            del self._order.served[stream]
         if stream.state.can_send():
             self._order.push(stream.turn, True)
         else:
@@ -242,7 +247,6 @@ class Sender:
     def _available_places(self, now_ns: int) -> int:
         """Return how many frames may be sent now; if none because no worker is free, set the timer."""
         places = self._capacity - self._places_taken
-        self._is_early = False
         if self._next_batch is None or places <= 0:
             return places
         batch = self._next_batch(now_ns)
@@ -251,9 +255,8 @@ class Sender:
         self._workers = batch.workers if self._in_flight else self._max_workers
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
             return places  # the workers have requests of other callers: the frames queue behind these
-        self._is_early = batch.at_ns > now_ns
         wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._timer_delay_ns
-        if not self._settings.may_drop or wait_ns <= max(_LEAST_TIMERS * self._timer_delay_ns, _SHORTEST_TIMER_NS):
+        if wait_ns <= max(_LEAST_TIMERS * self._timer_delay_ns, _SHORTEST_TIMER_NS):
             return min(batch.room, places)
         self._timer = self._loop.call_later(wait_ns / 1e9, self._on_timer, context=self._context)
         return 0
@@ -291,8 +294,6 @@ class Sender:
         limit = self._places_taken + share
         late: list[Turn] = []
         while self._places_taken < limit:
-            if self._is_early and self._order.leaves_no_place(limit - self._places_taken):
-                break  # their streams have the next turns, and return when the batch ends
             turn = self._order.pop()
             if turn is None:
                 if not late:
@@ -322,7 +323,6 @@ class Sender:
         )
         sending = Sending(self, stream, result, request)
         stream.sending[sending] = None
-        self._order.served[stream] = stream.turn
         self._places_taken += 1
         self._try(sending, result._discontinuity)
         if stream.state.can_send():  # another one, at the same time

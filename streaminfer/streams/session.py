@@ -281,7 +281,7 @@ class StreamSession(AsyncClosing):
         if stream_id in self._totals.open:
             raise ValueError(expected("stream_id", "an id of which no stream is open", stream_id))
         settings = attrs.evolve(self._settings, weight=float(weight))
-        sender.join(settings.weight)  # before the stream starts its task: this may fail
+        sender.join()  # before the stream starts its task: this may fail
         stream = Stream(stream_id, source, settings, sender, outlet, self._totals)
         self._totals.open[stream_id] = stream
         return stream

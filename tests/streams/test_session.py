@@ -1,7 +1,6 @@
 """`StreamSession` in its steady state: order, ages, backpressure, drops, several sources."""
 
 import asyncio
-import itertools
 import math
 from random import Random
 
@@ -457,7 +456,7 @@ async def test_streams_take_turns_by_weight(loop):
                 break
     # with one frame in flight each, the heavier one can be sent every other time at best
     assert 1.0 <= counts[3.0] / counts[1.0] <= 3.5
-    assert 9 <= counts["seldom"] <= 10
+    assert counts["seldom"] == 9
 
 
 async def test_results_are_shared_by_weight_under_overload(loop):
@@ -472,41 +471,6 @@ async def test_results_are_shared_by_weight_under_overload(loop):
             delivered[result.stream_id] += 1
     share = sum(delivered) / sum(weights)
     assert delivered == pytest.approx([share * weight for weight in weights], rel=0.05)
-
-
-@pytest.mark.parametrize("policy", [LatestOnly(), Block()], ids=["LatestOnly", "Block"])
-async def test_heavy_streams_are_in_each_batch(loop, policy):
-    """The heaviest streams have a frame in each batch, also if batches end before or after the expected instant."""
-    durations_s = itertools.cycle([0.01, 0.03])
-    delivered = dict.fromkeys(range(1, 7), 0)
-    async with stack_of(loop, ScriptedBackend(duration_s=lambda rows: next(durations_s)), max_batch_size=4) as service:
-        session = StreamSession(service, policy=policy)
-        for weight in delivered:
-            session.add(Camera(loop, period_s=0.007), stream_id=weight, weight=float(weight))
-        async for result in session:
-            delivered[result.stream_id] += 1
-            if loop.time() > 8:
-                break
-    batches = sum(delivered.values()) / 4
-    shares = [delivered[weight] / batches for weight in delivered]
-    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0], rel=0.05)
-
-
-async def test_batches_below_the_maximum_keep_shares(loop):
-    """Results are shared by weight if the batcher sends one row at a time, because larger batches bring nothing."""
-    weights = [1.0, 2.0, 3.0]
-    delivered = [0] * len(weights)
-    model = ScriptedBackend(duration_s=lambda rows: 0.005 * rows)
-    async with stack_of(loop, model, max_batch_size=8) as service:
-        session = StreamSession(service, policy=LatestOnly())
-        for number, weight in enumerate(weights):
-            session.add(Camera(loop, period_s=0.003), stream_id=number, weight=weight)
-        async for result in session:
-            delivered[result.stream_id] += loop.time() > 2
-            if loop.time() > 8:
-                break
-    share = sum(delivered) / sum(weights)
-    assert delivered == pytest.approx([share * weight for weight in weights], rel=0.1)
 
 
 @pytest.mark.parametrize(("rate", "least"), [(1.0, 1.0), (5.0, 1.5)])

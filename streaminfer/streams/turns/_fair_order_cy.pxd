@@ -17,7 +17,6 @@ cdef class Turn:
 
 cdef class FairOrder:
     cdef readonly list queued
-    cdef readonly dict served
     cdef double _virtual_time
     cdef long long _number
     cdef readonly Py_ssize_t count
@@ -25,8 +24,6 @@ cdef class FairOrder:
     cpdef push(self, Turn turn, bint continues=*)
     @cython.locals(turn=Turn)
     cpdef Turn pop(self)
-    @cython.locals(waiting=Turn, turn=Turn)
-    cpdef bint leaves_no_place(self, Py_ssize_t places) except -1
     cpdef charge(self, Turn turn)
     cpdef remove(self, Turn turn)
 

@@ -11,10 +11,6 @@ the other streams move the virtual time past the finish tag of a stream with a l
 its share each time. So if a served stream already has its next frame, its finish tag is the next start tag, but at most
 eight turns before the virtual time. A stream that cannot use its share saves up no more than these eight turns.
 
-The next batch may be filled before the running one ends. Then the streams of the running one do not wait yet, and light
-streams would take their places each time. So a place stays free for each of them that comes before the next stream that
-waits.
-
 A frame can be too old at its turn, or too old to meet its deadline. For each such frame in succession, the next start
 tag of the stream is one turn earlier, but not earlier than the last finish tag. Otherwise, among cameras with the same
 rate, which send in the same order each time, the same cameras would always be too late.
@@ -23,8 +19,7 @@ rate, which send in the same order each time, the same cameras would always be t
 most ``1 / weight`` of the one plus ``1 / weight`` of the other. More urgent priorities are served first; tags compare
 streams of the same priority, and streams with equal tags are served in the order of arrival.
 
-*Complexity.* O(log streams that wait) to push and to pop, O(streams that wait) to remove, O(streams in flight) for
-``leaves_no_place``; one entry per stream, not per
+*Complexity.* O(log streams that wait) to push and to pop, O(streams that wait) to remove; one entry per stream, not per
 request.
 
 *Reference.* P. Goyal, H. M. Vin and H. Cheng, Start-time Fair Queueing, SIGCOMM 1996. Deficit round robin (Shreedhar
@@ -79,12 +74,10 @@ class FairOrder:
     Attributes:
         count: how many wait.
         queued: their turns, as a heap.
-        served: turns of the streams with frames in flight, by owner; the user of the order maintains it.
     """
 
     def __init__(self) -> None:
         self.queued: list[Turn] = []
-        self.served: dict[Any, Turn] = {}
         self._virtual_time = 0.0
         self._number = 0
         self.count = 0
@@ -122,19 +115,6 @@ class FairOrder:
         if turn._start > self._virtual_time:
             self._virtual_time = turn._start
         return turn
-
-    def leaves_no_place(self, places: int) -> bool:
-        """Return whether streams with frames in flight, once they wait again, take so many places before the next one.
-
-        A stream that waits can then have no place before they return, whatever its weight is.
-        """
-        if self.count == 0:
-            return False
-        waiting = self.queued[0]
-        for turn in self.served.values():
-            if turn._finish < waiting._start and not turn._is_queued:
-                places -= 1
-        return places <= 0
 
     def charge(self, turn: Turn) -> None:
         """Charge a stream for its turn; called before the stream is queued for its next turn."""

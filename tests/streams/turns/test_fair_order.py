@@ -58,26 +58,6 @@ def test_a_stream_in_flight_keeps_its_share(weights, rows):
     assert served == pytest.approx([share * weight for weight in weights], rel=0.03)
 
 
-def test_place_of_a_heavy_stream_in_flight_stays_free():
-    """A stream that waits leaves a place to a heavier one in flight, unless this one has had more than its share."""
-    order, heavy, light = FairOrder(), Turn("heavy", 4.0, 0), Turn("light", 1.0, 0)
-    for turn in (light, heavy):
-        order.push(turn)
-    assert [serve(order) for _ in range(2)] == [light, heavy]
-    order.served["heavy"] = heavy
-    order.push(light, True)
-
-    assert order.leaves_no_place(1)
-    assert not order.leaves_no_place(2)
-    order.push(heavy, True)
-    assert not order.leaves_no_place(1)  # it waits itself
-    for _ in range(3):
-        assert serve(order) is heavy
-        order.push(heavy, True)
-    order.remove(heavy)
-    assert not order.leaves_no_place(1)
-
-
 def test_a_stream_that_joins_delays_no_light_one():
     """A light stream that had each turn that a heavy one left free shares the turns with a stream that joins."""
     order = FairOrder()
