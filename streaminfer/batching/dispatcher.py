@@ -167,20 +167,20 @@ class Dispatcher(DispatchState):
     def next_batch(self, now_ns: int) -> NextBatch:
         """Return when a worker is expected to be free, and how many more requests its next batch has room for.
 
-        A worker that waits for the device counts as free, but not one whose full batch is about to begin. If the policy
-        holds the queued requests back, a free worker has room for at least one more.
+        A free worker has room for at least one. A worker counts as free while it waits for its turn on the device.
         """
         self.returning.record_split(now_ns)
         queued, rows = self._queue.queued, self.expectations.rows_of_next_batch(self.full_at)
         if self.can_start:
             workers = self.free if self._device is None else min(self.free, self._device.concurrency)
-            room = rows * self.free - queued
-            if room > 0 or not self.is_scheduled:
-                return NextBatch(now_ns, max(1, room), workers)
-            return NextBatch(now_ns + max(1, self.expectations.expected_of_size_ns(rows)), max(0, rows + room))
+            return NextBatch(now_ns, max(1, rows * self.free - queued), workers)
         at_ns = now_ns
         if not self.free:
-            at_ns = self.pipeline.next_end_ns(now_ns, self.runner.batches, self.expected_ns)
+            early = self.pipeline.batch
+            ends_ns = (it.effective_start_ns + self.expected_ns(it) for it in self.runner.batches if it is not early)
+            at_ns = max(now_ns, min(ends_ns, default=now_ns))
+            if early is not None:
+                at_ns += self.expected_ns(early)
         return NextBatch(at_ns, max(0, rows - queued))
 
     def dispatch(self, now_ns: int | None = None) -> None:

@@ -54,18 +54,6 @@ class Pipeline:
         self.batch = batch
         self.sent += 1
 
-    def next_end_ns(self, now_ns: int, batches: Iterable[Execution], expected_ns: Callable[[Execution], int]) -> int:
-        """Return the instant, after the present, at which a worker is expected to be free.
-
-        Args:
-            now_ns: the present instant.
-            batches: batches that the model has.
-            expected_ns: returns the expected duration of a batch.
-        """
-        ends_ns = (it.effective_start_ns + expected_ns(it) for it in batches if it is not self.batch)
-        at_ns = max(now_ns + 1, min(ends_ns, default=now_ns))
-        return at_ns if self.batch is None else at_ns + expected_ns(self.batch)
-
     def started(self, batches: Iterable[Execution]) -> list[tuple[int, int]]:
         """Return effective start and number of rows of each batch that has started."""
         return [(batch.effective_start_ns, len(batch.tickets)) for batch in batches if batch is not self.batch]

@@ -437,6 +437,23 @@ async def test_many_sources_have_one_consumer(loop):
     assert add_up(statistics)
 
 
+async def test_batches_below_the_maximum_keep_shares(loop):
+    """Results are shared by weight if the batcher sends one row at a time, because larger batches bring nothing."""
+    weights = [1.0, 2.0, 3.0]
+    delivered = [0] * len(weights)
+    model = ScriptedBackend(duration_s=lambda rows: 0.005 * rows)
+    async with stack_of(loop, model, max_batch_size=8) as service:
+        session = StreamSession(service, policy=LatestOnly())
+        for number, weight in enumerate(weights):
+            session.add(Camera(loop, period_s=0.003), stream_id=number, weight=weight)
+        async for result in session:
+            delivered[result.stream_id] += loop.time() > 2
+            if loop.time() > 8:
+                break
+    share = sum(delivered) / sum(weights)
+    assert delivered == pytest.approx([share * weight for weight in weights], rel=0.1)
+
+
 async def test_streams_take_turns_by_weight(loop):
     async def answer(request):
         await asyncio.sleep(0.01)

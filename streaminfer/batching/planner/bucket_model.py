@@ -130,12 +130,12 @@ class BucketModel:
             return
         self._cut.pop(size, None)
         was_compared = self._end_comparison(size)
-        if self.sampler.skip(size, duration_ns):
+        if self.sampler.skip(size, duration_ns, cancelled):
             return
         rows = size if self._padded is None or size > self.cap else int(self._padded[size])
         model = self.service_time
         is_clear = model.observations > _UNAVERAGED_BATCHES and not model.in_doubt and self._is_settled(rows)
-        if is_clear and self.sampler.skip(size, duration_ns, opens=True):
+        if is_clear and self.sampler.skip(size, duration_ns, cancelled, opens=True):
             return
         if cancelled and model.known:
             largest = max(rows, self.cap)

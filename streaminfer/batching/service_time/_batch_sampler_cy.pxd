@@ -2,8 +2,8 @@ cimport cython
 from streaminfer.batching.queue._ticket_cy cimport Execution as CRun
 
 cdef Py_ssize_t _STEPS
-cdef long long _CHANGED
-cdef Py_ssize_t _SLOWER_IN_A_ROW, _FASTER_IN_A_ROW
+cdef long long _SLOW
+cdef Py_ssize_t _SLOW_IN_A_ROW
 
 @cython.final
 cdef class BatchSampler:
@@ -14,7 +14,7 @@ cdef class BatchSampler:
     cdef double _last_ratio
 
     @cython.locals(step=Py_ssize_t, expected_ns=cython.longlong, in_a_row=Py_ssize_t)
-    cpdef bint skip(self, Py_ssize_t size, long long duration_ns, bint opens=*) except -1
+    cpdef bint skip(self, Py_ssize_t size, long long duration_ns, bint cancelled, bint opens=*) except -1
 
     cpdef bint skip_execution(self, CRun execution, long long ended_ns) except -1
 

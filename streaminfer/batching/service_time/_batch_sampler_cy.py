@@ -3,7 +3,9 @@
 *Design.* A batch is learned whenever the batches since the last one were expected to take the sampling interval
 together. Intervals vary by half (a golden-ratio sequence), so that batches whose sizes or durations alternate are all
 sampled. Whether a batch is learned does not depend on its own duration. A sample that preferred long batches would show
-rare long ones as frequent. The exception is a change: several batches in a row that take twice or half as long.
+rare long ones as frequent. The exception is a model that has become much slower, since samples would be rare then: of
+four batches in a row that take over twice as long, the last is learned. Cancelled batches count towards the interval,
+and otherwise teach nothing.
 
 A busy event loop notices the ends of two short batches almost at once, so the first seems to take long and the second
 no time. What is learned is therefore the mean of a batch and the one before it, relative to what they were expected to
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["BatchSampler"]
 
 _STEPS = 96  # three an octave up to 2**31 rows: a power of two, one row more, and the sizes between
-_CHANGED = 2  # times the expected duration, or part of it
-_SLOWER_IN_A_ROW, _FASTER_IN_A_ROW = 3, 2
+_SLOW = 2  # times the expected duration
+_SLOW_IN_A_ROW = 4
 
 
 class BatchSampler:
@@ -49,7 +51,7 @@ class BatchSampler:
         self._interval_ns = interval_ns
         self._always_ns = always_ns
         self._phase = 0  # thousandths
-        self._in_a_row = 0  # batches that were much slower (positive) or faster (negative) than expected
+        self._in_a_row = 0  # batches that were much slower than expected
         self._last_ratio = 0.0  # of the last batch that was skipped: duration over expected duration; 0: none
         self._expected: Sequence[int] = array("q", [0])
         self._steps: Sequence[int] = array("q", [0])
@@ -67,12 +69,13 @@ class BatchSampler:
         self._expected = durations.data
         self._steps = steps.data
 
-    def skip(self, size: int, duration_ns: int, opens: bool = False) -> bool:
+    def skip(self, size: int, duration_ns: int, cancelled: bool, opens: bool = False) -> bool:
         """Return whether a batch need not be learned; if so, it is counted.
 
         Args:
             size: number of its rows.
             duration_ns: how long it took.
+            cancelled: whether it was cancelled then.
             opens: whether it may open its step.
 
         Returns:
@@ -84,24 +87,21 @@ class BatchSampler:
         step = self._steps[size]
         if not 0 < expected_ns < self._always_ns or not (opens or self._is_open[step]):
             return False
-        in_a_row = 0
-        if duration_ns > _CHANGED * expected_ns:
-            in_a_row = self._in_a_row + 1 if self._in_a_row > 0 else 1
-        elif _CHANGED * duration_ns < expected_ns:
-            in_a_row = self._in_a_row - 1 if self._in_a_row < 0 else -1
-        if expected_ns >= self._left_ns or in_a_row >= _SLOWER_IN_A_ROW or in_a_row <= -_FASTER_IN_A_ROW:
+        in_a_row = self._in_a_row + 1 if duration_ns > _SLOW * expected_ns else 0
+        if expected_ns >= self._left_ns or in_a_row >= _SLOW_IN_A_ROW:
             return False
         self._is_open[step] = 1
-        self._in_a_row = in_a_row
         self._left_ns -= expected_ns
-        self._last_ratio = duration_ns / expected_ns
+        if not cancelled:
+            self._in_a_row = in_a_row
+            self._last_ratio = duration_ns / expected_ns
         return True
 
     def skip_execution(self, execution: Execution, ended_ns: int) -> bool:
-        """Count a batch as :meth:`skip`, unless it was pipelined or cancelled: then it is learned."""
+        """Count a batch as :meth:`skip`, unless it was pipelined: then it is learned."""
         if execution.predecessor_end_ns != 0:
             return False
-        return self.skip(len(execution.tickets), ended_ns - execution.effective_start_ns)
+        return self.skip(len(execution.tickets), ended_ns - execution.effective_start_ns, execution.abandoned)
 
     def smoothed_ns(self, size: int, duration_ns: int) -> int:
         """Return what to learn from a batch that was not skipped: its mean with the batch before, if that was."""

@@ -212,7 +212,7 @@ def test_unknown_model_gets_an_exploration_batch():
 def test_a_model_of_microseconds_is_sampled():
     """Of a model whose batches take microseconds, one batch in about sixteen milliseconds is learned.
 
-    If it becomes much slower, that is known after five batches.
+    If it becomes much slower, that is known after six batches.
     """
     policy = Lookahead(4, LearnedServiceTime())
     model = policy.service_time
@@ -221,7 +221,7 @@ def test_a_model_of_microseconds_is_sampled():
         now += 100_000
         policy.observe(4, 1000, now)
     assert model.observations == 17 + 2
-    for later in (5, 10, 15, 20, 25):
+    for later in (5, 10, 15, 20, 25, 30):
         policy.observe(4, 5 * MS, now + later * MS)
     assert model.observations == 19 + 3
     assert model.expected_ns(4)[4] == pytest.approx(5 * MS, rel=0.3)

@@ -265,7 +265,9 @@ def test_statistics_repr_and_html(slo, clock):
     assert repr(slo) == "<SLO 'faces': 0.99 within 0.05 s, -100.0% of the budget left>"
     assert repr(s) == "<SloStatistics 'faces': 98 good, 2 bad, -100.0% of the budget left>"
     page = slo._repr_html_()
-    assert all(text in page for text in ("<td>-100.0%</td>", "0.99 within 50 ms", "burn rate, 5 min", "burn rate, 3 days"))
+    assert all(
+        text in page for text in ("<td>-100.0%</td>", "0.99 within 50 ms", "burn rate, 5 min", "burn rate, 3 days")
+    )
     fresh = SLO("<b>", threshold_s=1.0, clock=clock)
     assert math.isnan(fresh.statistics().share_good)
     assert fresh.statistics().budget_remaining == 1.0

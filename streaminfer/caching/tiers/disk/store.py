@@ -326,7 +326,7 @@ class DiskStore:
                 del self._unread[next(iter(self._unread))]
             with suppress(sqlite3.Error, OSError):
                 row = self._opened().execute("SELECT id FROM entries WHERE key = ?", (name,)).fetchone()
-                del self._unread[name]
+                self._unread.pop(name, None)
                 if row:
                     self._outdated[row[0]] = None
                     if code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
