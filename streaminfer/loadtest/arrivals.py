@@ -155,7 +155,8 @@ class OnOff:
         levels = {"on_s": self.on_s, "off_s": self.off_s, "on_times": self.on_times, "off_times": self.off_times}
         if _starts_high(self.on_s, self.off_s, seed):  # `on_off` always begins at its low level: swap the levels
             levels = {"on_s": self.off_s, "off_s": self.on_s, "on_times": self.off_times, "off_times": self.on_times}
-        return _draw_until(duration_s, self.rate, lambda n: processes.on_off(self.rate, n, seed, **levels))
+        mean_times = (self.on_s * self.on_times + self.off_s * self.off_times) / (self.on_s + self.off_s)
+        return _draw_until(duration_s, self.rate * mean_times, lambda n: processes.on_off(self.rate, n, seed, **levels))
 
 
 @attrs.frozen
@@ -405,8 +406,9 @@ def _starts_high(on_s: float, off_s: float, seed: int) -> bool:
 
 def _draw_until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Floats:
     """Return the arrivals before ``duration_s``; ``draw(n)`` must begin with the same arrivals for every ``n``."""
-    processes.check_size("rate * duration_s", duration_s * rate * 1.1)
-    count = int(duration_s * rate * 1.1) + 100
+    expected_count = duration_s * rate
+    processes.check_size("rate * duration_s", expected_count)
+    count = int(expected_count * 1.1) + 100
     while (drawn := draw(count))[-1] < duration_s:
         count *= 2
     return drawn[: np.searchsorted(drawn, duration_s)]
