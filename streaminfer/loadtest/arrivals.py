@@ -44,6 +44,10 @@ def _instants(values: ArrayLike) -> Floats:
     return processes.numbers("arrivals", values)
 
 
+def _trace(values: ArrayLike) -> Floats:
+    return processes.from_zero("arrivals_s", values)
+
+
 def _say_instants(instants: Floats) -> str:
     return f"<{instants.size:,} instants>"
 
@@ -79,6 +83,7 @@ class Constant:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
+        processes.check_size("rate * duration_s", duration_s * self.rate)
         instants: Floats = np.arange(int(np.ceil(duration_s * self.rate))) / self.rate
         return instants[instants < duration_s]
 
@@ -150,7 +155,8 @@ class OnOff:
         levels = {"on_s": self.on_s, "off_s": self.off_s, "on_times": self.on_times, "off_times": self.off_times}
         if _starts_high(self.on_s, self.off_s, seed):  # `on_off` always begins at its low level: swap the levels
             levels = {"on_s": self.off_s, "off_s": self.on_s, "on_times": self.off_times, "off_times": self.on_times}
-        return _draw_until(duration_s, self.rate, lambda n: processes.on_off(self.rate, n, seed, **levels))
+        mean_times = (self.on_s * self.on_times + self.off_s * self.off_times) / (self.on_s + self.off_s)
+        return _draw_until(duration_s, self.rate * mean_times, lambda n: processes.on_off(self.rate, n, seed, **levels))
 
 
 @attrs.frozen
@@ -220,10 +226,16 @@ class Diurnal:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
-        angular_rate = 2 * np.pi / (self.period_s or duration_s)
-        count = 2 + int(1000 * duration_s / (self.period_s or duration_s))
-        at_s = np.linspace(0.0, duration_s, count)
-        return _changing(at_s, self.rate * (1 - (self.peak - 1) * np.cos(angular_rate * at_s)), seed)
+        period_s = self.period_s or duration_s
+        at = np.linspace(0.0, 1.0, 1001)  # all periods are the same, so the curve of one is enough
+        expected_counts = at - (self.peak - 1) * np.sin(2 * np.pi * at) / (2 * np.pi)
+
+        def draw(count: int) -> Floats:
+            periods, within = np.divmod(processes.poisson(self.rate * period_s, count, seed), 1.0)
+            drawn: Floats = (periods + np.interp(within, expected_counts, at)) * period_s
+            return drawn
+
+        return _draw_until(duration_s, self.rate, draw)
 
 
 @attrs.frozen
@@ -301,7 +313,7 @@ class Replay:
     """
 
     kind: ClassVar[str] = "replay"
-    arrivals_s: Floats = attrs.field(converter=processes.replay, repr=_say_instants)
+    arrivals_s: Floats = attrs.field(converter=_trace, repr=_say_instants)
     rate: float | None = attrs.field(
         default=None, validator=field_check(check_number, "a finite number > 0", _is_positive, optional=True)
     )
@@ -377,7 +389,7 @@ class Instants:
 
     @arrivals_s.validator
     def _check(self, _attribute: Any, value: Floats) -> None:
-        processes.arrivals_in_ns(value)
+        processes.arrivals_in_ns(value, "arrivals")
 
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
         """Return the instants before ``duration_s``."""
@@ -394,7 +406,9 @@ def _starts_high(on_s: float, off_s: float, seed: int) -> bool:
 
 def _draw_until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Floats:
     """Return the arrivals before ``duration_s``; ``draw(n)`` must begin with the same arrivals for every ``n``."""
-    count = int(duration_s * rate * 1.1) + 100
+    expected_count = duration_s * rate
+    processes.check_size("rate * duration_s", expected_count)
+    count = int(expected_count * 1.1) + 100
     while (drawn := draw(count))[-1] < duration_s:
         count *= 2
     return drawn[: np.searchsorted(drawn, duration_s)]

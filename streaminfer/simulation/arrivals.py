@@ -20,6 +20,8 @@ __all__ = [
     "bursts",
     "cameras",
     "check_cv",
+    "check_size",
+    "from_zero",
     "gamma",
     "numbers",
     "on_off",
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 _LATEST_S = 1e9
+_MOST_ARRIVALS = 10**8
+_MOST_SWITCHES = 10**7
 _LEAST_CV = 1e-6
 _MOST_CV = 1e6
 _PRIORITIES = np.iinfo(np.int32)
@@ -46,7 +50,7 @@ def poisson(rate: float, n: int, seed: int) -> NDArray[np.float64]:
         Shape (n,), seconds, ascending.
     """
     rng = _stream(seed)
-    return np.cumsum(rng.exponential(1 / _positive("rate", rate), check_count("n", n, at_least=0)))
+    return np.cumsum(rng.exponential(1 / _positive("rate", rate), _count(n)))
 
 
 def gamma(rate: float, n: int, seed: int, *, cv: float = 4.0) -> NDArray[np.float64]:
@@ -63,7 +67,7 @@ def gamma(rate: float, n: int, seed: int, *, cv: float = 4.0) -> NDArray[np.floa
     """
     rng = _stream(seed)
     variance = check_cv("cv", cv) ** 2
-    return np.cumsum(rng.gamma(1 / variance, variance / _positive("rate", rate), check_count("n", n, at_least=0)))
+    return np.cumsum(rng.gamma(1 / variance, variance / _positive("rate", rate), _count(n)))
 
 
 def on_off(
@@ -134,7 +138,8 @@ def cameras(fps: float, cameras: int, duration_s: float, seed: int, *, jitter_s:
     rng = _stream(seed)
     period_s = 1 / _positive("fps", fps)
     duration_s = check_duration("duration_s", duration_s)
-    phases = rng.uniform(0.0, period_s, check_count("cameras", cameras))
+    phases = rng.uniform(0.0, period_s, check_count("cameras", cameras, at_most=_MOST_ARRIVALS))
+    check_size("cameras * fps * duration_s", cameras * duration_s / period_s)
     frames = np.arange(np.ceil(duration_s / period_s)) * period_s
     recorded = (phases[:, np.newaxis] + frames).ravel()
     recorded = recorded[recorded < duration_s]
@@ -150,15 +155,35 @@ def replay(trace_s: ArrayLike) -> NDArray[np.float64]:
     Returns:
         Shape (n,), seconds, ascending from 0.
     """
-    trace = np.sort(_instants("trace_s", trace_s))
-    return trace - trace[:1]
+    return from_zero("trace_s", trace_s)
 
 
-def arrivals_in_ns(arrivals_s: ArrayLike) -> NDArray[np.int64]:
+def from_zero(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Return the instants of an argument in ascending order, shifted to begin at 0.
+
+    Raises:
+        TypeError, ValueError: they are not finite numbers in one dimension.
+    """
+    instants = np.sort(_instants(name, values))
+    return instants - instants[:1]
+
+
+def check_size(name: str, arrivals: float) -> None:
+    """Check how many arrivals an argument makes, before there is an array of them.
+
+    Raises:
+        ValueError: they are more than 100,000,000.
+    """
+    if arrivals > _MOST_ARRIVALS:
+        raise ValueError(expected(name, f"at most {_MOST_ARRIVALS:,} arrivals", arrivals))
+
+
+def arrivals_in_ns(arrivals_s: ArrayLike, name: str = "arrivals_s") -> NDArray[np.int64]:
     """Return arrivals as integer instants, the form in which decisions compare them.
 
     Args:
         arrivals_s: shape (n,), seconds ≥ 0, ascending (several may be equal), up to 1e9.
+        name: name of the argument, for messages.
 
     Returns:
         Shape (n,), int64 nanoseconds, rounded to the nearest.
@@ -167,26 +192,26 @@ def arrivals_in_ns(arrivals_s: ArrayLike) -> NDArray[np.int64]:
         TypeError: ``arrivals_s`` does not hold numbers.
         ValueError: it has another shape, or an arrival is not ascending, not finite, negative or too late.
     """
-    instants = ascending(arrivals_s)
+    instants = ascending(arrivals_s, name)
     if instants.size and (instants[0] < 0 or instants[-1] > _LATEST_S):
         outside = instants[0] if instants[0] < 0 else instants[-1]
-        raise ValueError(expected("arrivals_s", f"seconds from 0 to {_LATEST_S:g}", float(outside)))
+        raise ValueError(expected(name, f"seconds from 0 to {_LATEST_S:g}", float(outside)))
     return np.rint(instants * 1e9).astype(np.int64)
 
 
-def ascending(arrivals_s: ArrayLike) -> NDArray[np.float64]:
+def ascending(arrivals_s: ArrayLike, name: str = "arrivals_s") -> NDArray[np.float64]:
     """Return arrivals as float64, on any clock.
 
     Raises:
         TypeError: ``arrivals_s`` does not hold numbers.
         ValueError: it has another shape, or an arrival is not ascending or not finite.
     """
-    instants = _instants("arrivals_s", arrivals_s)
+    instants = _instants(name, arrivals_s)
     back = instants[1:] < instants[:-1]
     if back.any():
         at = int(back.argmax()) + 1
         expectation = f"ascending seconds; element {at} lies before the one it follows"
-        raise ValueError(expected("arrivals_s", expectation, float(instants[at])))
+        raise ValueError(expected(name, expectation, float(instants[at])))
     return instants
 
 
@@ -223,7 +248,10 @@ def _switching(
     n: int, seed: int, low_rate: float, low_s: float, high_rate: float, high_s: float
 ) -> NDArray[np.float64]:
     rng = _stream(seed)
-    n = check_count("n", n, at_least=0)
+    n = _count(n)
+    if 2 * n > _MOST_SWITCHES * (low_rate * low_s + high_rate * high_s):
+        expectation = f"periods so long that {n:,} arrivals have at most {_MOST_SWITCHES:,} switches"
+        raise ValueError(expected("on_s + off_s", expectation, low_s + high_s))
     arrivals: list[float] = []
     now_s, high = 0.0, False
     while len(arrivals) < n:
@@ -258,6 +286,10 @@ def check_cv(name: str, value: object) -> float:
 
 def _stream(seed: int) -> np.random.Generator:
     return np.random.default_rng(check_count("seed", seed, at_least=0))
+
+
+def _count(n: object) -> int:
+    return check_count("n", n, at_least=0, at_most=_MOST_ARRIVALS)
 
 
 def _positive(name: str, value: object) -> float:

@@ -9,8 +9,10 @@ Events of one instant come in this order: batches end (a response at the deadlin
 requests whose deadline has come are dropped, the policy decides for free workers. So one schedule has one outcome, and
 a run is exactly reproducible.
 
-Differences from the live batcher: a batch always runs to its end, while a live one is cancelled when no caller is left;
-late responses are counted as late, while a live batcher does not deliver them; the queue has no limit.
+Differences from the live batcher: ``"lookahead"`` knows the durations, while a live batcher learns them and keeps a
+margin for their scatter; no batch waits for returning callers; a batch always runs to its end, while a live one is
+cancelled when no caller is left; late responses are counted as late, while a live batcher does not deliver them, nor
+one at the instant of its deadline; the queue has no limit.
 
 Complexity: O(log n) per event, with 2 events per request and 1 per batch, plus the cost of the policy. About 2 µs per
 request with the greedy policy.

@@ -100,6 +100,21 @@ def test_diurnal_peaks_in_the_middle():
     assert peak / night > 4
 
 
+def test_diurnal_days_may_be_short():
+    """Days much shorter than the gaps between requests are a constant rate, and need no more memory."""
+    instants = Diurnal(100.0, period_s=1e-6).schedule(60.0, 6)
+
+    assert np.histogram(instants, 4, (0.0, 60.0))[0] == pytest.approx(np.full(4, 1500), rel=0.1)
+
+
+def test_diurnal_days_are_the_same():
+    """Each day has its peak in the middle."""
+    instants = Diurnal(200.0, peak=2.0, period_s=20.0).schedule(70.0, 6)
+
+    quarters = np.histogram(instants, 14, (0.0, 70.0))[0][:12].reshape(3, 4)
+    assert (quarters[:, 1:3] > 3 * quarters[:, ::3]).all()
+
+
 def test_rates_follow_the_table():
     """Each window has the rate of the table; a window with rate 0 and the time after the table are empty."""
     counts = np.histogram(Rates([100.0, 0.0, 50.0], 10.0).schedule(60.0, 7), [0, 10, 20, 30, 60])[0]
@@ -205,13 +220,32 @@ class TestRefused:
             (lambda: Diurnal(10, peak=2.5), "peak: expected a number from 1 to 2"),
             (lambda: Rates([-1.0], 1.0), "rates: expected rates ≥ 0"),
             (lambda: Cameras(25, 0), "cameras: expected a whole number ≥ 1"),
-            (lambda: as_arrivals([1.0, 0.5]), "ascending seconds"),
+            (lambda: as_arrivals([1.0, 0.5]), "^arrivals: expected ascending seconds"),
+            (lambda: Replay([np.nan]), "^arrivals_s: expected finite seconds"),
         ],
     )
     def test_invalid_field_is_named(self, make, message):
         """The message names the field."""
         with pytest.raises(ValueError, match=message):
             make()
+
+    @pytest.mark.parametrize(
+        ("process", "message"),
+        [
+            (Constant(1e300), r"rate \* duration_s: expected at most 100,000,000 arrivals"),
+            (Poisson(1e9), r"rate \* duration_s: expected at most 100,000,000 arrivals"),
+            (Ramp(1e300, 1e300), r"rate \* duration_s: expected at most 100,000,000 arrivals"),
+            (OnOff(1.0, on_times=1e300), r"rate \* duration_s: expected at most 100,000,000 arrivals"),
+            (Cameras(25.0, 1_000_000), r"cameras \* fps \* duration_s: expected at most 100,000,000 arrivals"),
+            (OnOff(100.0, on_s=1e-6, off_s=1e-6), r"on_s \+ off_s: expected periods so long that"),
+            (Bursts(100.0, on_s=1e-320, off_s=1e-320), r"on_s \+ off_s: expected periods so long"),
+        ],
+        ids=["constant", "poisson", "ramp", "high", "cameras", "on_off", "bursts"],
+    )
+    def test_a_schedule_has_a_largest_size(self, process, message):
+        """A schedule that would not fit into memory, or never end, is rejected before it is made."""
+        with pytest.raises(ValueError, match=message):
+            process.schedule(60.0, 0)
 
     @pytest.mark.parametrize("given", ["often", Poisson, 100, np.float64(100)], ids=repr)
     def test_other_types_are_not_arrivals(self, given):

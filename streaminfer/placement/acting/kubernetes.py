@@ -6,6 +6,7 @@ from typing import Any
 from streaminfer._internal.validation import check_choice, check_count, expected
 from streaminfer.placement.acting.workloads import (
     Workload,
+    check_namespace,
     documents,
     occupied,
     of_model,
@@ -51,9 +52,10 @@ def kubernetes_manifests(
 
     Raises:
         TypeError, ValueError: an image or a device is missing, the problem has no such site, Kubernetes allows no such
-            zone, or it cannot assign a part of a device.
+            zone, it cannot assign a part of a device, or ``namespace`` is not a text.
     """
     port = check_count("port", port, at_most=65_535)
+    check_namespace(namespace)
     workloads = plan_workloads(plan)
     if site is not None:
         check_choice("site", site, tuple(it.name for it in plan.problem.sites))

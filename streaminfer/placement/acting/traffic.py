@@ -4,7 +4,14 @@ import itertools
 from collections.abc import Mapping
 
 from streaminfer._internal.validation import check_count, check_instance
-from streaminfer.placement.acting.workloads import Workload, documents, plan_workloads, platform_name, zone_of
+from streaminfer.placement.acting.workloads import (
+    Workload,
+    check_namespace,
+    documents,
+    plan_workloads,
+    platform_name,
+    zone_of,
+)
 from streaminfer.placement.plan_record import Plan
 from streaminfer.telemetry.exporters.rules.scaled_object import scaled_object
 
@@ -55,8 +62,9 @@ def envoy_policies(
         namespace: namespace of all objects.
 
     Raises:
-        TypeError, ValueError: the plan has no such hour, or Kubernetes allows no such zone.
+        TypeError, ValueError: the plan has no such hour, Kubernetes allows no such zone, or ``namespace`` is no text.
     """
+    check_namespace(namespace)
     shares = site_shares(plan, hour=hour)
     names = {it.name: platform_name(f"{it.model}-{it.name}") for it in plan.problem.clusters}
     return documents(
@@ -104,6 +112,7 @@ def keda_scaled_objects(
     check_instance("plans", plans, bool, "at least one Plan")
     for argument, text in (("prometheus", prometheus), ("query", query)):
         check_instance(argument, text, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
+    check_namespace(namespace)
     spare = check_count("spare", spare, at_least=0)
     by_name: dict[str, list[Workload]] = {}
     for workload in itertools.chain.from_iterable(map(plan_workloads, plans)):

@@ -14,7 +14,16 @@ from streaminfer.placement.plan_record import Plan
 from streaminfer.placement.problem import check_unique
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 
-__all__ = ["Workload", "documents", "occupied", "of_model", "plan_workloads", "platform_name", "zone_of"]
+__all__ = [
+    "Workload",
+    "check_namespace",
+    "documents",
+    "occupied",
+    "of_model",
+    "plan_workloads",
+    "platform_name",
+    "zone_of",
+]
 
 _LONGEST_NAME = 46
 """Kubernetes cuts a pod's name to 58 characters before its last five; two hyphens and a hash of up to ten fit in."""
@@ -104,6 +113,15 @@ def zone_of(site: str, zones: Mapping[str, str] | None) -> str:
     if not _LABEL_VALUE.fullmatch(zone):
         raise ValueError(expected(f"zones[{site!r}]", expectation, zone))
     return zone
+
+
+def check_namespace(namespace: object) -> None:
+    """Check the namespace of Kubernetes objects.
+
+    Raises:
+        TypeError: it is not a text, or empty.
+    """
+    check_instance("namespace", namespace, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
 
 
 def of_model(name: str, mapping: Mapping[str, Any], key: str) -> Any:

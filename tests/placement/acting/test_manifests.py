@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from streaminfer.placement import Workload, keda_scaled_objects, kubernetes_manifests
+from streaminfer.placement import Workload, envoy_policies, keda_scaled_objects, kubernetes_manifests
 from streaminfer.placement import ray_options as options_of
 from streaminfer.placement.acting import kubernetes, ray_options, traffic
 from streaminfer.placement.acting.workloads import platform_name
@@ -120,6 +120,22 @@ def test_part_of_a_gpu_is_rejected():
         ValueError, match=r"whole numbers of nvidia.com/gpu, which Kubernetes does not divide, got 0\.5"
     ):
         manifests(attrs.evolve(PARIS, slots=0.5))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda **given: kubernetes_manifests([LYON], images={}, resources={}, **given),
+        lambda **given: keda_scaled_objects([LYON], prometheus="http://prometheus:9090", **given),
+        lambda **given: envoy_policies([LYON], **given),
+    ],
+    ids=["kubernetes", "keda", "envoy"],
+)
+@pytest.mark.parametrize("namespace", [5, None, ""])
+def test_namespace_that_is_no_text_is_named(write, namespace):
+    """Kubernetes would reject such a namespace."""
+    with pytest.raises(TypeError, match=r"^namespace: expected a text that is not empty, got"):
+        write(namespace=namespace)
 
 
 @pytest.mark.parametrize("missing", ["images", "resources"])

@@ -301,3 +301,8 @@ def test_a_log_that_cannot_be_written_is_closed(path):
 
     log.close()
     assert path.read_bytes() == b""
+
+
+def test_path_of_wrong_type_is_named():
+    with pytest.raises(TypeError, match=r"^path: expected a path, got None"):
+        IntervalLog(None)
