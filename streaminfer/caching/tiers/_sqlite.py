@@ -2,11 +2,15 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["HOLDS", "code_of", "is_damage", "make_file", "set_hold", "transaction"]
+__all__ = ["BUSY_MS", "HOLDS", "code_of", "empty_log", "is_damage", "make_file", "set_hold", "transaction"]
+
+BUSY_MS = 2000
+_POLL_INTERVAL_S = 0.001
 
 HOLDS = "CREATE TABLE IF NOT EXISTS holds (name BLOB PRIMARY KEY) WITHOUT ROWID"
 
@@ -30,6 +34,19 @@ def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         yield db
 
 
+def empty_log(db: sqlite3.Connection) -> None:
+    """Empty the log; SQLite waits for readers and writers, but not for another process that empties the log.
+
+    Raises:
+        sqlite3.Error: other processes keep it busy.
+    """
+    ends_s = time.monotonic() + BUSY_MS / 1e3
+    while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        if time.monotonic() >= ends_s:
+            raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes release it")
+        time.sleep(_POLL_INTERVAL_S)
+
+
 def set_hold(db: sqlite3.Connection, name: bytes, on: bool) -> None:
     """Begin or end a hold in a file that has the table `HOLDS`."""
     change = "INSERT OR IGNORE INTO holds VALUES (?)" if on else "DELETE FROM holds WHERE name = ?"
@@ -40,9 +57,9 @@ def is_damage(error: Exception) -> bool:
     """Return whether an error of a `DiskStore` shows that its file is corrupt.
 
     SQLite's message may quote a corrupt table name that is not valid text. A constraint fails only if an index
-    contradicts its table.
+    contradicts its table. A statement is wrong (``SQLITE_ERROR``) only if a table or column has lost its name.
     """
-    damage = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
+    damage = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR}
     return isinstance(error, UnicodeDecodeError) or code_of(error) in damage
 
 

@@ -35,6 +35,10 @@ def in_ns(seconds: float) -> int:
     return round(min(seconds, 2 * LONGEST_S) * 1e9)
 
 
+def _stored_ns(value: Any) -> int:
+    return check_count("stored_ns", value, at_least=0, at_most=2**63 - 1)
+
+
 def _tags(tags: Any) -> Any:
     return frozenset(tags) if isinstance(tags, Iterable) and not isinstance(tags, (str, bytes)) else tags
 
@@ -67,7 +71,7 @@ class Entry:
     """
 
     value: Any = attrs.field(repr=False)
-    stored_ns: int = attrs.field(validator=field_check(check_count, at_least=0, at_most=2**63 - 1))
+    stored_ns: int = attrs.field(converter=_stored_ns)
     ttl_s: float | None = attrs.field(default=None, validator=field_check(check_duration, optional=True))
     stale_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
     tags: frozenset[str] = attrs.field(
@@ -118,7 +122,7 @@ class TierStatistics(Snapshot):
         evicted: entries that were removed to make room.
         erased: entries that were erased by subject or tag, or deleted by key.
         purged: entries that the tier removed because they had expired; removals by a server itself are not counted.
-        rebuilds: how often a corrupt medium was replaced by an empty one.
+        rebuilds: how often a corrupt or deleted medium was replaced by an empty one.
         entries: entries on the medium at the last write or purge; ``None``: not known.
         size_bytes: bytes of these entries on the medium; ``None``: not known.
         last_error: text of the latest failure; ``""`` if there was none.

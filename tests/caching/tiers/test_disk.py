@@ -1,6 +1,7 @@
 """The disk tier: a read gives the stored value or nothing, and erased data is gone from the medium."""
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import random
@@ -21,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from waiting import until
 
 import streaminfer as si
-from streaminfer.caching.tiers import DiskTier, Entry, Tier
+from streaminfer.caching.tiers import DiskTier, Entry, Tier, _sqlite
 from streaminfer.caching.tiers._records import Counters, Records
 from streaminfer.caching.tiers.disk import store as disk_store
 from streaminfer.caching.tiers.disk.store import DiskStore
@@ -153,6 +154,21 @@ def test_purge_removes_expired_entries_from_the_medium(tmp_path, tier):
 
     seen = asyncio.run(main())
     assert (seen.purged, seen.entries) == (2, 1)
+
+
+@pytest.mark.parametrize("whole", [np.int64, np.uint64])
+def test_numpy_instants_are_whole_numbers(tier, whole):
+    """NumPy integers mean the same instants as Python's; SQLite would compare their bytes."""
+
+    async def main():
+        async with tier:
+            assert await tier.put("early", entry(1, stored_ns=whole(NOW), ttl_s=1.0))
+            assert await tier.put("late", entry(2, stored_ns=whole(NOW), ttl_s=9.0))
+            purged = await tier.purge(whole(NOW + 5 * S))
+            got = await tier.get("late")
+            return purged, got.value, type(got.stored_ns), (await tier.inventory())[0].oldest_ns
+
+    assert asyncio.run(main()) == (1, 2, int, NOW)
 
 
 def test_expired_entries_are_purged_periodically(tmp_path, wall):
@@ -638,7 +654,7 @@ def test_erasure_waits_while_another_empties_the_log(tmp_path, monkeypatch):
                     print(file=other.stdin, flush=True)
                     assert other.stdout.readline() == "released\n"
 
-                monkeypatch.setattr(disk_store.time, "sleep", let_go)
+                monkeypatch.setattr(_sqlite.time, "sleep", let_go)
                 return await tier.erase(subject="anna"), tier.statistics().errors
 
     assert asyncio.run(main()) == (1, 0)
@@ -738,6 +754,30 @@ def test_failed_erasure_replaces_a_corrupt_file(tmp_path, wall, damaged):
         file.seek((page - 1) * 16384)
         file.write(b"?" * 64)
     assert asyncio.run(erase_twice()) == (0, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "flipped"),
+    [(b"(name BLOB", b"(nale BLOB"), (b" record BLOB", b" recort BLOB"), (b"ES entries (id", b"ES entrias (id")],
+    ids=["holds", "entries", "tags"],
+)
+def test_file_with_a_flipped_name_is_replaced(tmp_path, wall, text, flipped):
+    """One flipped bit in the name of a table or column, which SQLite accepts, costs the entries but not the tier."""
+    file = filled(tmp_path, wall)
+    content = file.read_bytes()
+    assert content.count(text) == 1
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=4 * MIB, wall_clock=wall) as tier:
+            with contextlib.suppress(si.BackendError):
+                await tier.purge()
+            await tier.put("k", entry(1, tags=["a"]))
+            put = await tier.put("k", entry(2, tags=["a"]))
+            await tier.purge()
+            return put, (await tier.get("k")).value, await tier.erase(tag="a"), tier.statistics().rebuilds
+
+    file.write_bytes(content.replace(text, flipped))
+    assert asyncio.run(main()) == (True, 2, 1, 1)
 
 
 def test_concurrent_starts_replace_a_corrupt_file(tmp_path, wall, monkeypatch):
@@ -1042,6 +1082,8 @@ def test_calls_are_checked(tier):
             tier.erase,
             lambda: tier.erase(subject="a", tag="b"),
             lambda: tier.erase(subject=1),
+            lambda: tier.purge(True),
+            lambda: tier.purge(1.5),
         ):
             with pytest.raises(TypeError):
                 await call()

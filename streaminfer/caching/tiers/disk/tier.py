@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_whole
 from streaminfer._runtime.lifecycle import keep_running
 from streaminfer.caching.tiers._records import MediumTier, selection
 from streaminfer.caching.tiers.disk.store import DiskStore
@@ -143,9 +143,12 @@ class DiskTier(MediumTier):
             The number of removed entries.
 
         Raises:
+            TypeError: ``now_ns`` is not a whole number.
             BackendError: the disk failed; some entries may still be there.
             Closed: the tier does not run.
         """
+        if now_ns is not None:
+            now_ns = check_whole("now_ns", now_ns, "a whole number of nanoseconds or None")
         return await self._in_chunks(False, self._store.purge, now_ns)
 
     async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> bool:
