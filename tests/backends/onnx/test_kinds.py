@@ -245,7 +245,10 @@ def test_outputs_without_a_type_are_rejected(build_model):
             helper.make_node("ZipMap", ["y"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[7, 8]),
         ],
         [("x", Tensor.BFLOAT16, ["batch", 2])],
-        [("y", Tensor.FLOAT, ["batch", 2]), helper.make_value_info("z", helper.make_sequence_type_proto(probabilities))],
+        [
+            ("y", Tensor.FLOAT, ["batch", 2]),
+            helper.make_value_info("z", helper.make_sequence_type_proto(probabilities)),
+        ],
         domains=[("ai.onnx.ml", 3)],
     )
     with pytest.raises(ValueError, match=r"tensors beside 'x', which is bfloat16, got seq\(map.* for output 'z'"):
