@@ -54,8 +54,8 @@ def test_attempt_whose_batch_is_in_time_is_extended(end_ns, default, next_ns):
     assert cancelled == ([] if next_ns != NEVER_NS else ["a"])
 
 
-def test_attempt_is_interrupted_if_its_route_fails_to_tell():
-    """An error of a service that is asked for the end of a batch changes nothing for other attempts."""
+def test_error_in_batch_end_interrupts_the_attempt():
+    """If a service raises instead of telling the end of a batch, the attempt is interrupted, and others too."""
     attempts, cancelled = Attempts(False), []
 
     def fail(request, now_ns):
