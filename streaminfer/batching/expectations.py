@@ -8,6 +8,7 @@ from streaminfer.batching.policy import Policy, adapt_policy
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import UNKNOWN, Execution, Ticket
+from streaminfer.request import Request
 
 if TYPE_CHECKING:
     from streaminfer.batching.planner.outlook import Outlook
@@ -106,6 +107,21 @@ class Expectations:
     def expected_ns(self, execution: Execution) -> int:
         """Return the expected nanoseconds of a batch; 0: unknown."""
         return self.expected_of_size_ns(len(execution.tickets), self.bucket_of(execution.tickets))
+
+    def batch_end_ns(self, running: Iterable[Execution], request: Request, now_ns: int) -> int | None:
+        """Return when the running batch with a request ends if it is slow; ``None``: there is none, or it is overdue.
+
+        Args:
+            running: the running batches.
+            request: the request.
+            now_ns: the present instant.
+        """
+        for execution in running:
+            expected_end_ns = execution.effective_start_ns + self.expected_ns(execution)
+            if now_ns < expected_end_ns and any(ticket.request is request for ticket in execution.tickets):
+                slow_ns = self.upper_estimate_ns(len(execution.tickets)) or 0
+                return max(expected_end_ns, execution.effective_start_ns + slow_ns)
+        return None
 
     def retry_after_s(self, now_ns: int, batches: float, running: Collection[Execution]) -> float | None:
         """Return the seconds that so many batches take, by recent ones; ``None``: no batch has begun."""

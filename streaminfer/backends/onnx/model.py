@@ -37,6 +37,8 @@ CPU: list[Provider] = [("CPUExecutionProvider", {})]
 _GPU = ": it comes with another package of onnxruntime: pip uninstall onnxruntime; pip install onnxruntime-gpu"
 _INSTALL = {"CUDAExecutionProvider": _GPU, "TensorrtExecutionProvider": f"{_GPU}, and TensorRT itself"}
 
+_BFLOAT16 = "tensor(bfloat16)"
+
 DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float16)": np.dtype(np.float16),
     "tensor(float)": np.dtype(np.float32),
@@ -51,7 +53,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(uint64)": np.dtype(np.uint64),
     "tensor(bool)": np.dtype(np.bool_),
     "tensor(string)": TEXT,
-    "tensor(bfloat16)": np.dtype(np.float32),  # for callers
+    _BFLOAT16: np.dtype(np.float32),  # for callers
 }
 
 
@@ -266,7 +268,7 @@ def read_specs(
     inputs = [_input_spec(node, axes, shared) for node in input_nodes]
     symbols = {spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None}
     inputs += [spec for node in defaults if (spec := _optional_spec(node, axes, shared, symbols)) is not None]
-    _check_together(inputs, shared_outputs)
+    _check_together(inputs, output_nodes, shared_outputs)
     sizes = [spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None]
     return inputs, [
         _spec(node, None) if node.name in shared_outputs else _output_spec(node, axes, sizes) for node in output_nodes
@@ -292,12 +294,19 @@ def _choose_outputs(available: Sequence[Any], chosen: Sequence[str] | None) -> S
     return [nodes[name] for name in chosen]
 
 
-def _check_together(inputs: Sequence[TensorSpec], shared_outputs: Sequence[str]) -> None:
-    """Check that the inputs of a model can be combined.
+def _check_together(inputs: Sequence[TensorSpec], output_nodes: Sequence[Any], shared_outputs: Sequence[str]) -> None:
+    """Check the types of the outputs, and that the inputs and outputs of a model can be combined.
 
     Raises:
-        ValueError: they cannot be combined.
+        ValueError: an output has no type of Python, or they cannot be combined.
     """
+    bfloat16 = [spec.name for spec in inputs if spec.is_bfloat16]
+    bfloat16 += [node.name for node in output_nodes if node.type == _BFLOAT16]
+    for node in output_nodes:
+        if node.type.startswith("tensor(") and node.type not in DTYPES:
+            raise ValueError(_unreadable(node, "numbers, booleans or strings"))
+        if bfloat16 and ("seq(" in node.type or "map(" in node.type):
+            raise ValueError(_unreadable(node, f"tensors beside {bfloat16[0]!r}, which is bfloat16"))
     fixed = _check_batch_axes(inputs)
     if fixed > 1 and shared_outputs:
         expectation = f"none with a batch axis fixed at {fixed}, since copies of a row fill up a batch"
@@ -308,6 +317,13 @@ def _check_together(inputs: Sequence[TensorSpec], shared_outputs: Sequence[str])
             f"path_or_bytes: expected strings or bfloat16 in the inputs, got both: onnxruntime takes {texts[0]!r} from "
             "NumPy only, and bfloat16 not from there"
         )
+
+
+def _unreadable(node: Any, expectation: str) -> str:
+    return (
+        f"path_or_bytes: expected outputs that are {expectation}, got {node.type} for output {node.name!r}; "
+        "outputs= can leave it out"
+    )
 
 
 def _check_batch_axes(inputs: Sequence[TensorSpec]) -> int:
@@ -348,7 +364,7 @@ def _spec(node: Any, axis: int | None, *, is_optional: bool = False) -> TensorSp
         tuple(node.shape),
         axis,
         is_optional=is_optional,
-        is_bfloat16=node.type == "tensor(bfloat16)",
+        is_bfloat16=node.type == _BFLOAT16,
     )
 
 

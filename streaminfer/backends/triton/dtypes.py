@@ -16,7 +16,18 @@ from streaminfer._internal.masked import is_masked
 from streaminfer.backends.signature import TEXT
 from streaminfer.errors import InvalidInput
 
-__all__ = ["CONTENTS", "DATATYPES", "dtype_of", "encode_text", "is_text", "raw", "split_text", "strings", "texts"]
+__all__ = [
+    "CONTENTS",
+    "DATATYPES",
+    "as_array",
+    "dtype_of",
+    "encode_text",
+    "is_text",
+    "raw",
+    "split_text",
+    "strings",
+    "texts",
+]
 
 
 _DTYPES = {
@@ -64,6 +75,11 @@ def dtype_of(datatype: str) -> np.dtype[Any] | None:
         bfloat16: np.dtype[Any] = np.dtype(require("ml_dtypes", extra="triton", purpose="a BF16 tensor").bfloat16)
         return bfloat16
     return _DTYPES.get(datatype)
+
+
+def as_array(value: Any) -> npt.NDArray[Any]:
+    """Return one input of a request as an array; a string keeps the zeros at its end."""
+    return np.asarray(value, TEXT if isinstance(value, (str, bytes)) else None)
 
 
 def is_text(value: object) -> bool:

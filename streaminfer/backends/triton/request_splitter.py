@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from streaminfer.backends.signature import zeros
+from streaminfer.backends.triton.dtypes import as_array
 from streaminfer.backends.triton.errors import ServerError, from_status, is_not_loaded, outgrown, too_large
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost, Sequences
 from streaminfer.backends.triton.session import Parameters, Session
@@ -420,7 +421,7 @@ class RequestSplitter:
         inputs = request.inputs
         if not isinstance(inputs, Mapping):
             inputs = {self.session.validator.signature.only_input: inputs}
-        return {name: np.asarray(value)[np.newaxis] for name, value in inputs.items()}
+        return {name: as_array(value)[np.newaxis] for name, value in inputs.items()}
 
     def parameters(self, rows: Sequence[Request]) -> dict[str, int | bool | str]:
         """Return the most urgent row's priority, relative to the model's default; empty if the model has no levels."""

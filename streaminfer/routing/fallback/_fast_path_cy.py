@@ -19,22 +19,15 @@ from typing import Any
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import Response
-from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts, switch_at
+from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts, default_reserve_ns, switch_at
 from streaminfer.routing.fallback._degradation_cy import DegradationController
 from streaminfer.routing.fallback._route_share_cy import RouteShare
 
-__all__ = ["FastPath", "default_reserve_ns"]
+__all__ = ["FastPath"]
 
 _GOOD = 0
 _MAX_REUSES = 7  # requests
 _REUSE_NS = 1_000_000
-_MIN_DEFAULT_RESERVE_NS = 1_000_000
-
-
-def default_reserve_ns(left_ns: int) -> int:
-    """Return the part of the time left that is reserved for a default response."""
-    reserve_ns = max(_MIN_DEFAULT_RESERVE_NS, left_ns >> 6)
-    return min(reserve_ns, left_ns >> 1)
 
 
 class FastPath:
@@ -45,6 +38,7 @@ class FastPath:
         share: share of the best route.
         name: name of the best route.
         admission: ``admission`` of the best route; ``None``: it accepts everything.
+        batch_end_ns: that of the best route, see `RouteState`.
         enforces: the best route ends its requests at their deadline.
         has_default: the router has a default response.
 
@@ -61,6 +55,7 @@ class FastPath:
         share: RouteShare,
         name: str,
         admission: Callable[[Any, int], Any] | None,
+        batch_end_ns: Callable[[Any, int], int | None] | None,
         enforces: bool,
         has_default: bool,
     ) -> None:
@@ -68,13 +63,15 @@ class FastPath:
         self._share = share
         self._name = name
         self._admission = admission
+        self._batch_end_ns = batch_end_ns
+        self._keeps_reserve = batch_end_ns is not None
         self._enforces = enforces
         self._has_default = has_default
         self._reuses_left = 0
         self._reused_finish_ns = 0
         self._reuse_until_ns = 0
         self.is_open = True
-        self.attempts = Attempts()
+        self.attempts = Attempts(has_default)
         self.requests = 0
         self.verdict: Any = None
 
@@ -117,7 +114,9 @@ class FastPath:
                     self._reused_finish_ns = finish_ns
                 else:
                     self._reuses_left = 0
-        switch_ns = self.switch_ns(now_ns, deadline_ns, finish_ns, share.reserve_ns, self._enforces)
+        switch_ns = self.switch_ns(
+            now_ns, deadline_ns, finish_ns, share.reserve_ns, self._keeps_reserve, self._enforces
+        )
         if switch_ns < self.attempts.timer_ns:
             return None
         self.requests += 1
@@ -125,9 +124,11 @@ class FastPath:
         share._offered += 1
         share._sent += 1
         share.in_flight += 1
-        return self.attempts.enter(task, task.cancelling(), now_ns, switch_ns, deadline_ns)
+        return self.attempts.enter(task, task.cancelling(), now_ns, switch_ns, deadline_ns, request, self._batch_end_ns)
 
-    def switch_ns(self, now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, enforces: bool) -> int:
+    def switch_ns(
+        self, now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, keeps_reserve: bool, enforces: bool
+    ) -> int:
         """Return when an attempt is interrupted; ``NEVER_NS`` if the route itself ends it in time.
 
         Args:
@@ -135,6 +136,7 @@ class FastPath:
             deadline_ns: deadline of the request.
             finish_ns: when the route is predicted to respond; 0: unknown.
             reserve_ns: the time that a later route needs; 0: no later route; -1: unknown.
+            keeps_reserve: the route does not get the time of the later one.
             enforces: the route ends its requests at their deadline.
         """
         if deadline_ns == NEVER_NS:
@@ -149,7 +151,7 @@ class FastPath:
             default_ns = default_reserve_ns(left_ns)
         if reserve_ns == 0 and default_ns == 0 and enforces:
             return NEVER_NS
-        switch_ns = switch_at(now_ns, deadline_ns, finish_ns, reserve_ns, default_ns)
+        switch_ns = switch_at(now_ns, deadline_ns, finish_ns, reserve_ns, default_ns, keeps_reserve)
         if enforces and switch_ns >= deadline_ns:
             return NEVER_NS
         return switch_ns

@@ -30,12 +30,16 @@ class RouteState:
         share: its share of the traffic.
         call: serves one request; the service's own ``call`` if nothing must be adapted.
         admission: ``admission`` of the service; ``None``: the service accepts everything.
+        batch_end_ns: ``batch_end_ns`` of the service. Its requests leave a later route its time, since a prediction
+            does not know which later requests will be preferred or fill the batch, and those whose batch runs by then
+            may stay. ``None``: the service has none, or gets other requests than the router, or a later route shares
+            its device, where a request that is taken back gains little.
         enforces: the service ends its requests at their deadline, and ``prepare`` and ``finish`` await nothing.
         is_idempotent: the service may get a request twice.
         degraded: its responses are marked as degraded.
     """
 
-    def __init__(self, route: Route, position: int, share: RouteShare, *, degraded: bool) -> None:
+    def __init__(self, route: Route, position: int, share: RouteShare, *, degraded: bool, own_device: bool) -> None:
         service = route.service
         self.route = route
         self.position = position
@@ -43,6 +47,7 @@ class RouteState:
         self.degraded = degraded
         offered = adapt(service).capabilities()
         self.admission = offered.admission
+        self.batch_end_ns = offered.batch_end_ns if own_device and route.prepare is None else None
         self.is_idempotent = offered.idempotent is not False
         self.enforces = offered.enforces_deadline and not (_awaits(route.prepare) or _awaits(route.finish))
         # the router offers the first route's check to the surrounding stack
@@ -106,7 +111,8 @@ def make_route_states(routes: Sequence[Route], *, has_default: bool) -> list[Rou
     states = []
     for position, route in enumerate(routes):
         device = devices.setdefault(route.device, len(devices))
-        cheaper = [other for other in routes[position + 1 :] if route.costs_more_than(other)]
+        later = routes[position + 1 :]
+        cheaper = [other for other in later if route.costs_more_than(other)]
         share = RouteShare(
             device,
             any(other.device == route.device for other in cheaper),
@@ -114,7 +120,9 @@ def make_route_states(routes: Sequence[Route], *, has_default: bool) -> list[Rou
             position == len(routes) - 1,
             position == len(routes) - 1 and not has_default,
         )
-        states.append(RouteState(route, position, share, degraded=route.quality < routes[0].quality))
+        own_device = all(other.device != route.device for other in later)
+        degraded = route.quality < routes[0].quality
+        states.append(RouteState(route, position, share, degraded=degraded, own_device=own_device))
     return states
 
 

@@ -224,6 +224,39 @@ def test_bfloat16_with_binding_or_strings_is_rejected(build_model, identity, tmp
     assert (folder / "config.pbtxt").read_text().count("TYPE_BF16") == 2
 
 
+def test_outputs_without_a_type_are_rejected(build_model):
+    """Outputs that Python cannot read fail when the backend is made: half bytes, and sequences beside bfloat16."""
+    halves = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Cast", ["x"], ["y"], to=Tensor.INT4)],
+            "half bytes",
+            [helper.make_tensor_value_info("x", Tensor.FLOAT, ["batch", 2])],
+            [helper.make_tensor_value_info("y", Tensor.INT4, ["batch", 2])],
+        ),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+    with pytest.raises(ValueError, match=r"numbers, booleans or strings, got tensor\(int4\) for output 'y'"):
+        OnnxBackend(halves.SerializeToString())
+    probabilities = helper.make_map_type_proto(Tensor.INT64, helper.make_tensor_type_proto(Tensor.FLOAT, []))
+    classifier = build_model(
+        [
+            helper.make_node("Cast", ["x"], ["y"], to=Tensor.FLOAT),
+            helper.make_node("ZipMap", ["y"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[7, 8]),
+        ],
+        [("x", Tensor.BFLOAT16, ["batch", 2])],
+        [
+            ("y", Tensor.FLOAT, ["batch", 2]),
+            helper.make_value_info("z", helper.make_sequence_type_proto(probabilities)),
+        ],
+        domains=[("ai.onnx.ml", 3)],
+    )
+    with pytest.raises(ValueError, match=r"tensors beside 'x', which is bfloat16, got seq\(map.* for output 'z'"):
+        OnnxBackend(classifier)
+    (row,) = served(OnnxBackend(classifier, outputs=["y"]), [np.ones(2, F32)])
+    assert np.array_equal(row, [1, 1])
+
+
 # ---------------------------------------------------------------------------------------------- optional inputs
 
 

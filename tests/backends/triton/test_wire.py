@@ -248,6 +248,18 @@ def test_a_plain_number_is_the_required_input():
     assert splitter.batch_of_one(request) == {"x": np.array([2.0], np.float32)}
 
 
+def test_text_keeps_the_zeros_at_its_end():
+    """A string of a single request keeps zeros at its end, as in a batch; NumPy's text types would drop them."""
+    model = read_model("m", "1", described({"t": ("BYTES", [-1])}), config())
+    session = SimpleNamespace(validator=RequestValidator(model, "allow"), sequences=None)
+    splitter = RequestSplitter(session, make_settings(), lambda: None)
+    request = Request("a\0")
+
+    splitter.validate(request)
+
+    assert encode_text(splitter.batch_of_one(request)["t"]) == b"\2\0\0\0a\0"
+
+
 TWO = described(outputs={"y": ("FP32", [-1, 2]), "t": ("BYTES", [-1])})
 GOOD = {
     "y": Tensor("y", "FP32", (2, 2), np.arange(4, dtype=np.float32).tobytes()),

@@ -112,6 +112,17 @@ def test_overload_degrades_and_does_not_lose_requests(one_device, factor):
     play(main, one_device=one_device)
 
 
+def test_requests_stay_in_batches_that_are_in_time():
+    """Near capacity, where batches end just before deadlines, requests are taken back from the queue only."""
+
+    async def main(bench, service):
+        await bench.load(service, 1.05 * CAPACITY, 12.0)
+        assert bench.share(0.0, 12.0) > 0.995
+        assert bench.share(0.0, 12.0, source="full") > 0.98
+
+    play(main, one_device=False)
+
+
 def test_short_timeouts_do_not_cost_best_route():
     """Callers with too short a timeout do not cost the other callers the best route."""
 
