@@ -57,10 +57,14 @@ def is_damage(error: Exception) -> bool:
     """Return whether an error of a `DiskStore` shows that its file is corrupt.
 
     SQLite's message may quote a corrupt table name that is not valid text. A constraint fails only if an index
-    contradicts its table. A statement is wrong (``SQLITE_ERROR``) only if a table or column has lost its name.
+    contradicts its table. A statement is wrong (``SQLITE_ERROR``) if a table or column has lost its name; the other
+    messages with that code tell what cannot be done now, such as in a transaction.
     """
-    damage = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR}
-    return isinstance(error, UnicodeDecodeError) or code_of(error) in damage
+    code = code_of(error)
+    if code == sqlite3.SQLITE_ERROR:
+        return "cannot" not in str(error)
+    damage = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
+    return isinstance(error, UnicodeDecodeError) or code in damage
 
 
 def code_of(error: Exception) -> int | None:
