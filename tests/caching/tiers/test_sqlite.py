@@ -17,7 +17,7 @@ from streaminfer.caching.tiers._sqlite import is_damage
         ("VACUUM", False),
     ],
 )
-def test_wrong_statement_is_damage_but_wrong_moment_is_not(statement, damage):
+def test_only_wrong_statements_are_damage(statement, damage):
     """A file is only replaced for what it lacks, not for a statement that comes inside a transaction."""
     db = sqlite3.connect(":memory:", isolation_level=None)
     try:
