@@ -70,11 +70,13 @@ class NextBatch(NamedTuple):
         at_ns: when a worker is expected to be free; at or before the present: a worker is free, or this is unknown.
         room: how many more requests would be in that batch, besides those queued; in those of all free workers.
         workers: how many workers are free then.
+        full_load: how many requests keep every worker busy with such batches; 0: unknown.
     """
 
     at_ns: int
     room: int
     workers: int = 1
+    full_load: int = 0
 
 
 def sooner(one: float | None, other: float | None) -> float | None:

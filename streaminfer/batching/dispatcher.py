@@ -171,9 +171,9 @@ class Dispatcher(DispatchState):
         """
         self.returning.record_split(now_ns)
         queued, rows = self._queue.queued, self.expectations.rows_of_next_batch(self.full_at)
+        at_once = self.max_in_flight if self._device is None else min(self.max_in_flight, self._device.concurrency)
         if self.can_start:
-            workers = self.free if self._device is None else min(self.free, self._device.concurrency)
-            return NextBatch(now_ns, max(1, rows * self.free - queued), workers)
+            return NextBatch(now_ns, max(1, rows * self.free - queued), min(self.free, at_once), rows * at_once)
         at_ns = now_ns
         if not self.free:
             early = self.pipeline.batch
@@ -181,7 +181,7 @@ class Dispatcher(DispatchState):
             at_ns = max(now_ns, min(ends_ns, default=now_ns))
             if early is not None:
                 at_ns += self.expected_ns(early)
-        return NextBatch(at_ns, max(0, rows - queued))
+        return NextBatch(at_ns, max(0, rows - queued), 1, rows * at_once)
 
     def dispatch(self, now_ns: int | None = None) -> None:
         """Release batches until no worker is free or the policy wants none."""

@@ -257,7 +257,8 @@ class Sender:
             return places  # the workers have requests of other callers: the frames queue behind these
         wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._timer_delay_ns
         if wait_ns <= max(_LEAST_TIMERS * self._timer_delay_ns, _SHORTEST_TIMER_NS):
-            return min(batch.room, places)
+            # with fewer frames in flight than run at once, others fill the next batch, and frames queue behind them too
+            return places if not batch.room and self._in_flight < batch.full_load else min(batch.room, places)
         self._timer = self._loop.call_later(wait_ns / 1e9, self._on_timer, context=self._context)
         return 0
 
@@ -287,8 +288,7 @@ class Sender:
         if self._paused and self._admission is not None:
             self._retry(self._admission, now_ns)
         self._freed_places = 0
-        room = self._available_places(now_ns)
-        queued, lead_ns = self._order.queued, int(_RESERVE * self._lead_ns)
+        room, queued, lead_ns = self._available_places(now_ns), self._order.queued, int(_RESERVE * self._lead_ns)
         room = self.late_frames.estimate(queued, room, now_ns, self._starts_ns, lead_ns, self._workers)
         share = self.late_frames.share_of_worker(queued, room, self._free_workers)
         limit = self._places_taken + share

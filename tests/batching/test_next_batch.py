@@ -31,11 +31,14 @@ async def send(service, count):
 
 
 async def test_next_batch_starts_now_with_a_free_worker(loop):
-    """With free workers the next batch starts now, and its room is a full batch per free worker."""
+    """With free workers the next batch starts now, and its room is a full batch per free worker.
+
+    A batch per worker is the full load, however many are free.
+    """
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=4, max_in_flight=3), model(), clock=loop.clock) as service:
-        assert ask(service, loop) == NextBatch(loop.clock(), 12, workers=3)
+        assert ask(service, loop) == NextBatch(loop.clock(), 12, workers=3, full_load=12)
         tasks = await send(service, 1)
-        assert ask(service, loop) == NextBatch(loop.clock(), 8, workers=2)
+        assert ask(service, loop) == NextBatch(loop.clock(), 8, workers=2, full_load=12)
         await asyncio.gather(*tasks)
 
 
@@ -43,14 +46,14 @@ async def test_next_batch_starts_now_with_a_free_worker(loop):
 async def test_free_workers_are_no_more_than_the_device_runs(loop, concurrency):
     batcher = si.AdaptiveBatcher(max_batch_size=4, max_in_flight=3, device=si.Device("gpu", concurrency=concurrency))
     async with si.Stack(batcher, model(), clock=loop.clock) as service:
-        assert ask(service, loop) == NextBatch(loop.clock(), 12, workers=concurrency)
+        assert ask(service, loop) == NextBatch(loop.clock(), 12, concurrency, full_load=4 * concurrency)
 
 
 async def test_next_batch_is_limited_by_max_queue_size(loop):
     """The room is at most `max_queue_size`, because the queue rejects the requests of a larger batch."""
     batcher = si.AdaptiveBatcher(max_batch_size=8, max_queue_size=3)
     async with si.Stack(batcher, model(), clock=loop.clock) as service:
-        assert ask(service, loop) == NextBatch(loop.clock(), 3)
+        assert ask(service, loop) == NextBatch(loop.clock(), 3, full_load=3)
         assert adapt(service).capabilities().full_load() == 6
 
 
@@ -65,7 +68,7 @@ async def test_busy_worker_is_free_at_expected_batch_end(loop):
         assert told.room == 4
         for expected in (1, 0, 0):
             tasks += await send(service, 3)
-            assert ask(service, loop) == NextBatch(told.at_ns, expected)
+            assert ask(service, loop) == NextBatch(told.at_ns, expected, full_load=4)
         await asyncio.gather(*tasks)
 
 
@@ -88,7 +91,7 @@ async def test_batch_slower_than_expected_can_end_any_time(loop):
         await asyncio.sleep(2.0)
         tasks = await send(service, 1)
         await asyncio.sleep(0.3)
-        assert ask(service, loop) == NextBatch(loop.clock(), 1)
+        assert ask(service, loop) == NextBatch(loop.clock(), 1, full_load=1)
         await asyncio.gather(*tasks)
 
 
@@ -97,7 +100,7 @@ async def test_next_batch_is_immediate_before_measurements(loop):
     backend = ScriptedBackend(duration_s=0.1)
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=2, policy="greedy"), backend, clock=loop.clock) as service:
         tasks = await send(service, 2)
-        assert ask(service, loop) == NextBatch(loop.clock(), 2)
+        assert ask(service, loop) == NextBatch(loop.clock(), 2, full_load=2)
         await asyncio.gather(*tasks)
 
 
@@ -129,7 +132,7 @@ async def test_worker_has_room_while_requests_are_held_back(loop, queued):
         tasks = await send(service, queued)
         now_ns, told = loop.clock(), ask(service, loop)
         await asyncio.gather(*tasks)
-    assert told == NextBatch(now_ns, 1)
+    assert told == NextBatch(now_ns, 1, full_load=2)
 
 
 async def test_worker_waiting_for_its_device_counts_as_free(loop):
@@ -143,9 +146,9 @@ async def test_worker_waiting_for_its_device_counts_as_free(loop):
         si.Stack(si.AdaptiveBatcher(max_batch_size=2, device=device), model(0.3), clock=loop.clock) as other,
     ):
         tasks = await send(other, 1)
-        assert ask(one, loop) == NextBatch(loop.clock(), 2)
+        assert ask(one, loop) == NextBatch(loop.clock(), 2, full_load=2)
         tasks += await send(one, 1)
-        assert ask(one, loop) == NextBatch(loop.clock(), 1)
+        assert ask(one, loop) == NextBatch(loop.clock(), 1, full_load=2)
         await asyncio.gather(*tasks)
 
 
@@ -178,4 +181,4 @@ async def test_router_reports_next_batch_of_its_best_route(loop):
     spare = si.Stack(si.AdaptiveBatcher(max_batch_size=8), model(), clock=loop.clock)
     router = si.FallbackRouter(si.Route("best", best), si.Route("spare", spare))
     async with si.Stack(router, clock=loop.clock) as service:
-        assert ask(service, loop) == NextBatch(loop.clock(), 4)
+        assert ask(service, loop) == NextBatch(loop.clock(), 4, full_load=4)

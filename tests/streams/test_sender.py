@@ -347,6 +347,36 @@ async def test_other_callers_worker_holds_no_frames_back(loop):
         await other
 
 
+@pytest.mark.parametrize("period_s", [0.01, 0.35])
+async def test_backlog_of_others_starves_no_stream(loop, period_s):
+    """Frames queue behind other callers that always fill the next batch, even while another worker has a slow frame."""
+
+    class Model:
+        async def infer(self, batch):
+            await asyncio.sleep(5.0 if -1.0 in batch.inputs else 0.02)
+            return batch.inputs
+
+    async def slow_frame():
+        yield -1.0
+
+    async def send_forever():
+        while True:
+            await service(0.0)
+
+    async with stack_of(loop, Model(), max_batch_size=1, max_in_flight=2) as service:
+        others = [asyncio.ensure_future(send_forever()) for _ in range(2)]
+        session = StreamSession(service, policy=LatestOnly())
+        session.add(slow_frame())
+        await asyncio.sleep(0.1)
+        camera = session.add(Camera(loop, int(4.0 / period_s), period_s))
+        results = await collect(session)
+        for other in others:
+            other.cancel()
+
+    delivered = [result.delivered_ns / 1e9 for result in results if result.stream_id == camera]
+    assert max(later - one for one, later in pairwise(delivered)) < period_s + 0.08
+
+
 @pytest.mark.parametrize("max_age_s", [None, 0.2])
 @pytest.mark.parametrize(
     ("cameras", "workers", "setup_s", "row_s", "rows"),
