@@ -196,7 +196,7 @@ class BatchedService(Node):
                 return verdict
         assembler = self._calls.assembler
         bucket = 0 if assembler.plain else assembler.bucket_of(request.inputs)
-        finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket, request.stream_id)
+        finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket, request, self.slo_ns)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, AdmissionReason.INFEASIBLE, self._dispatcher.retry_after_s(now_ns), finish_ns)
         return _admit(Admission, (True, "", 0.0, finish_ns))  # takes half the time, and a router calls this often

@@ -7,7 +7,7 @@ more of them. One loop timer covers the earliest deadline and the instant of the
 """
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._runtime.lifecycle import seconds_left
@@ -29,6 +29,7 @@ from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.capabilities import NextBatch
 from streaminfer.errors import BackendError
 from streaminfer.protocols import adapt
+from streaminfer.request import Request
 
 if TYPE_CHECKING:
     from streaminfer.batching.device.device import Device
@@ -99,8 +100,7 @@ class Dispatcher(DispatchState):
         self._loop: asyncio.AbstractEventLoop  # set by the first request
         self.is_scheduled = False
         self._loop_timer = Alarm(self._on_timer)
-        self.timer_ns = NEVER
-        self._recheck_ns = NEVER
+        self.timer_ns = self._recheck_ns = NEVER
         self._idle = IdleWaiters()
         self.batch_sizes: dict[int, int] = {}
         self.observers: BatchObservers | None = None
@@ -157,12 +157,12 @@ class Dispatcher(DispatchState):
         """Return the tickets that are queued, held back, or in running batches."""
         return [*self._queue, *self._queue.held(), *(it for batch in self.runner.batches for it in batch.tickets)]
 
-    def predicted_finish_ns(self, now_ns: int, bucket: int, stream_id: Hashable) -> int | None:
+    def predicted_finish_ns(self, now_ns: int, bucket: int, request: Request, slo_ns: int | None) -> int | None:
         """Return when the policy expects a request that arrives now to complete; ``None``: unknown."""
         if self._device is not None:
             now_ns = self._device.free_at_ns(now_ns, self)
         running = () if self.free else self.runner.batches
-        return self.expectations.predicted_finish_ns(now_ns, bucket, stream_id, running)
+        return self.expectations.predicted_finish_ns(now_ns, bucket, request, slo_ns, running)
 
     def next_batch(self, now_ns: int) -> NextBatch:
         """Return when a worker is expected to be free, and how many more requests its next batch has room for.

@@ -1,6 +1,6 @@
 """Predictions of the policy for a queue and its model, and its learning from batches."""
 
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from streaminfer.batching.pipeline import Pipeline
@@ -60,26 +60,32 @@ class Expectations:
         return 0 if self.plain else max(ticket.bucket for ticket in tickets)
 
     def predicted_finish_ns(
-        self, now_ns: int, bucket: int, stream_id: Hashable, running: Iterable[Execution]
+        self, now_ns: int, bucket: int, request: Request, slo_ns: int | None, running: Iterable[Execution]
     ) -> int | None:
         """Return when a request that arrives now is expected to complete; ``None``: the policy does not predict it.
 
         Args:
             now_ns: the present, or the instant at which the model is free for the request.
             bucket: bucket of the request.
-            stream_id: stream of the request.
+            request: the request.
+            slo_ns: nanoseconds from now to the deadline of a request without one; ``None``: it has none.
             running: the batches that the request must wait for.
         """
         if self.offered.predicted_finish_ns is None:
             return None
-        queue: RequestQueue | _QueueLength = self._queue
+        queue = self._queue
+        ahead = queue.queued
+        deadline_ns = now_ns + slo_ns if request.deadline_ns is None and slo_ns is not None else request.deadline_ns
         if isinstance(queue, FairQueue):
-            queue = _QueueLength(queue.ahead_of(stream_id))
+            ahead = queue.ahead_of(request.stream_id, request.priority)
+        elif ahead and self.offered.patience_ns is not None and deadline_ns is not None:
+            ahead = queue.ahead_of_deadline(deadline_ns, request.priority, now_ns - self.offered.patience_ns)
+        served_first = queue if ahead == queue.queued else _QueueLength(ahead)
         started = self._pipeline.started(running)
         early = self._pipeline.batch
         if early is None:
-            return self.offered.predicted_finish_ns(queue, now_ns, started, bucket)
-        return self.offered.predicted_finish_ns(queue, now_ns, started, bucket, len(early.tickets))
+            return self.offered.predicted_finish_ns(served_first, now_ns, started, bucket)
+        return self.offered.predicted_finish_ns(served_first, now_ns, started, bucket, len(early.tickets))
 
     def upper_estimate_ns(self, size: int) -> int | None:
         """Return the nanoseconds that a slow batch of so many of the longest requests takes; ``None``: unknown."""

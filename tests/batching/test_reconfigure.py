@@ -202,7 +202,9 @@ def test_admission_predicts_when_a_request_finishes():
         late = service.admission(si.Request(0, deadline_ns=now + 20_000_000), now)
         assert (late.ok, late.reason) == (False, "infeasible")
         assert late.retry_after_s > 0
-        assert late.predicted_finish_ns == behind.predicted_finish_ns
+        # the others have no deadline, so it would be served before the queued ones
+        assert late.predicted_finish_ns == now - 1_000_000 + takes[4] + takes[1]
+        assert service.admission(si.Request(0, deadline_ns=late.predicted_finish_ns), now).ok
         await asyncio.gather(*asked)
 
     run(main)

@@ -97,6 +97,8 @@ class Lookahead:
         skip: whether a batch need not be learned, as `BatchSampler.skip_execution`; ``None`` with several buckets.
     """
 
+    patience_ns = PATIENCE_NS
+
     def __init__(
         self,
         max_batch_size: int,
@@ -275,14 +277,13 @@ class Lookahead:
         bucket: int = 0,
         pipelined: int = 0,
     ) -> int | None:
-        """Return the instant by which a request that arrives now would complete, after all queued requests.
+        """Return the instant by which a request that arrives now would complete.
 
         Args:
-            queue: the queued requests.
+            queue: has the number of queued requests that are served first, as ``queued``.
             now_ns: the present instant.
             running: if no worker is free, effective start and rows of each running batch.
-            bucket: bucket of the request; -1: unknown, the longest is assumed. All queued requests are assumed to be of
-                the same bucket.
+            bucket: bucket of the request, and of those before it; -1: unknown, the longest is assumed.
             pipelined: the rows of the batch that was sent early; 0: there is none.
 
         Returns:

@@ -25,7 +25,7 @@ cdef class FairQueue(RequestQueue):
     cpdef bint end(self, Ticket ticket)
 
     @cython.locals(level=_Level, ticket=Ticket, tag=double, ahead=Py_ssize_t)
-    cpdef Py_ssize_t ahead_of(self, object stream_id) except -1
+    cpdef Py_ssize_t ahead_of(self, object stream_id, int priority) except -1
 
     cpdef bint precedes(self, object stream_id, Ticket ticket) except -1
 

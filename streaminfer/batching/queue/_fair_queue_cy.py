@@ -98,13 +98,13 @@ class FairQueue(RequestQueue):
                 self._finish_tags[stream_id] = finish - 1.0 / self._weights.get(stream_id, 1.0)
         return RequestQueue.end(self, ticket)
 
-    def ahead_of(self, stream_id: Hashable) -> int:
-        """Return how many queued tickets, of any priority, would be served before another one of a stream."""
+    def ahead_of(self, stream_id: Hashable, priority: int) -> int:
+        """Return how many queued tickets would be served before another one of a stream and priority."""
         tag = self._tag_of(stream_id)
         ahead = 0
         for level in self._levels:
-            ticket = level.head
-            while ticket is not None and ticket.tag <= tag:
+            ticket = level.head if level.priority <= priority else None
+            while ticket is not None and (ticket.tag <= tag or level.priority < priority):
                 ahead += 1
                 ticket = ticket._next
         return ahead

@@ -16,6 +16,7 @@ cdef class _Level:
     cdef Ticket head
     cdef Ticket tail
     cdef Py_ssize_t count
+    cdef long long latest_ns
 
 cdef class RequestQueue:
     cdef readonly Py_ssize_t max_size
@@ -41,6 +42,9 @@ cdef class RequestQueue:
         latest_ns=cython.longlong, level=_Level, ticket=Ticket)
     cpdef list batch_if_all_on_time(self, DurationTable table, long long now_ns)
 
+    @cython.locals(level=_Level, ticket=Ticket, ahead=Py_ssize_t, overdue=Py_ssize_t)
+    cpdef Py_ssize_t ahead_of_deadline(self, long long deadline_ns, int priority, long long before_ns) except -1
+
     @cython.locals(level=_Level, last=Ticket, ticket=Ticket, held=list)
     cpdef Ticket least_urgent(self)
 
@@ -64,7 +68,7 @@ cdef class RequestQueue:
     @cython.locals(level=_Level, ticket=Ticket, oldest=cython.longlong)
     cdef long long _oldest(self) except -1
 
-    @cython.locals(level=_Level, new_level=_Level, position=Py_ssize_t)
+    @cython.locals(level=_Level, position=Py_ssize_t)
     cdef _Level _level_of(self, int priority)
 
     cpdef list held(self)

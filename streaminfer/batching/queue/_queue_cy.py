@@ -48,6 +48,7 @@ class _Level:
         self.head: Ticket | None = None
         self.tail: Ticket | None = None
         self.count = 0
+        self.latest_ns = 0  # no deadline since the level was empty is later
 
 
 class RequestQueue:
@@ -206,6 +207,25 @@ class RequestQueue:
                 ticket = ticket._next
         return batch
 
+    def ahead_of_deadline(self, deadline_ns: int, priority: int, before_ns: int) -> int:
+        """Return how many tickets are served before a new request with a deadline: by priority, then by deadline.
+
+        Tickets without one that were queued before ``before_ns`` have as large a part of each batch as of the queue.
+        """
+        ahead = overdue = 0
+        for level in self._levels:
+            if level.priority <= priority and level.latest_ns <= deadline_ns:
+                ahead += level.count
+                continue
+            ticket = level.head if level.priority <= priority or level.latest_ns == _NEVER else None
+            while ticket is not None:
+                if ticket.deadline_ns == _NEVER:
+                    overdue += ticket.timings.enqueued_ns < before_ns
+                elif ticket.deadline_ns <= deadline_ns and level.priority <= priority:
+                    ahead += 1
+                ticket = ticket._next
+        return min((ahead + 1) * (self.queued + 1) // (self.queued + 1 - overdue) - 1, self.queued)
+
     def least_urgent(self) -> Ticket | None:
         """Return the newest ticket of the least urgent priority, to be shed for a more urgent request.
 
@@ -238,15 +258,12 @@ class RequestQueue:
             The batch of the tickets that now run, perhaps empty.
         """
         execution = Execution()
-        execution.started_ns = now_ns
-        execution.effective_start_ns = now_ns
+        execution.started_ns = execution.effective_start_ns = now_ns
         batch = execution.tickets
         inputs = execution.inputs
         latest_ns = 0
         for ticket in tickets:
-            if not ticket._queued:
-                continue
-            if ticket.future is not None and ticket.future.done():
+            if not ticket._queued or (ticket.future is not None and ticket.future.done()):
                 continue  # cancelled a moment ago: its caller is about to end the ticket
             self._unlink(ticket)
             ticket._queued = False
@@ -352,8 +369,7 @@ class RequestQueue:
     def _several_priorities(self) -> bool:
         count = 0
         for level in self._levels:
-            if level.count:
-                count += 1
+            count += level.count > 0
         return count > 1
 
     def _oldest(self) -> int:
@@ -365,24 +381,24 @@ class RequestQueue:
         return oldest
 
     def _level_of(self, priority: int) -> _Level:
+        level = self._recent
+        if level is not None and level.priority == priority:
+            return level
         if len(self._levels) > _MAX_EMPTY_LEVELS:
             self._levels = [level for level in self._levels if level.count]
         position = 0
         for level in self._levels:
-            if level.priority == priority:
-                return level
-            if level.priority > priority:
+            if level.priority >= priority:
                 break
             position += 1
-        new_level = _Level(priority)
-        self._levels.insert(position, new_level)
-        return new_level
+        if level is None or level.priority != priority:
+            level = _Level(priority)
+            self._levels.insert(position, level)
+        self._recent = level
+        return level
 
     def _link(self, ticket: Ticket) -> None:
-        level = self._recent
-        if level is None or level.priority != ticket.priority:
-            level = self._level_of(ticket.priority)
-            self._recent = level
+        level = self._level_of(ticket.priority)
         tail = level.tail
         if tail is None:
             level.head = ticket
@@ -391,14 +407,13 @@ class RequestQueue:
             ticket._previous = tail
         level.tail = ticket
         level.count += 1
+        if ticket.deadline_ns > level.latest_ns or level.count == 1:
+            level.latest_ns = ticket.deadline_ns
         self.queued += 1
         ticket._queued = True
 
     def _unlink(self, ticket: Ticket) -> None:
-        level = self._recent
-        if level is None or level.priority != ticket.priority:
-            level = self._level_of(ticket.priority)
-            self._recent = level
+        level = self._level_of(ticket.priority)
         before = ticket._previous
         after = ticket._next
         if before is None:

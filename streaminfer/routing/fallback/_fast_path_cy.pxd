@@ -13,7 +13,8 @@ cdef class FastPath:
     cdef object _name, _admission, _batch_end_ns
     cdef bint _keeps_reserve, _enforces, _has_default
     cdef int _reuses_left
-    cdef long long _reuse_until_ns, _reused_finish_ns
+    cdef long long _reuse_until_ns, _reused_finish_ns, _reused_deadline_ns
+    cdef int _reused_priority
     cdef public bint is_open
     cdef public Attempts attempts
     cdef readonly long long requests

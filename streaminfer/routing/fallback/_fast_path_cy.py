@@ -70,6 +70,8 @@ class FastPath:
         self._reuses_left = 0
         self._reused_finish_ns = 0
         self._reuse_until_ns = 0
+        self._reused_deadline_ns = 0
+        self._reused_priority = 0
         self.is_open = True
         self.attempts = Attempts(has_default)
         self.requests = 0
@@ -94,6 +96,8 @@ class FastPath:
                 self._reuses_left > 0
                 and now_ns < self._reuse_until_ns
                 and self._reused_finish_ns - now_ns <= (deadline_ns - now_ns) >> 2  # this request may have less time
+                and deadline_ns <= self._reused_deadline_ns  # or may be served after others
+                and request.priority <= self._reused_priority
             ):
                 self._reuses_left -= 1
                 finish_ns = self._reused_finish_ns
@@ -112,6 +116,8 @@ class FastPath:
                     self._reuses_left = _MAX_REUSES
                     self._reuse_until_ns = now_ns + _REUSE_NS
                     self._reused_finish_ns = finish_ns
+                    self._reused_deadline_ns = min(deadline_ns, NEVER_NS - _REUSE_NS) + _REUSE_NS
+                    self._reused_priority = request.priority
                 else:
                     self._reuses_left = 0
         switch_ns = self.switch_ns(

@@ -83,10 +83,18 @@ def test_newcomer_waits_for_one_request_per_backlog():
     admit(queue, "new")
 
     assert order_of(queue)[:3].index("new") <= 2
-    assert queue.ahead_of("newer") <= 3
-    assert queue.ahead_of("greedy") == len(queue)
+    assert queue.ahead_of("newer", 0) <= 3
+    assert queue.ahead_of("greedy", 0) == len(queue)
     assert queue.precedes("newer", list(queue)[-1])
     assert not queue.precedes("greedy", list(queue)[-1])
+
+
+def test_ahead_of_stream_are_more_urgent_priorities():
+    """All requests of a more urgent priority come first, and none of a less urgent one."""
+    queue = FairQueue(100, {})
+    for priority, stream_id in [(0, "a"), (1, "b"), (2, "c")]:
+        queue.admit(si.Request(1.0, stream_id=stream_id), 1.0, None, 0, NEVER, priority)
+    assert [queue.ahead_of("new", priority) for priority in (-1, 0, 1, 2)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("leave", ["end", "expire"])

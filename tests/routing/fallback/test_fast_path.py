@@ -41,8 +41,8 @@ def make(checks):
     return FastPath(degradation, share, "best", checks, None, True, False)
 
 
-def take(fast_path, limit_ms, now_ns=0):
-    return fast_path.take(si.Request(1.0, deadline_ns=now_ns + limit_ms * MS), now_ns, Task())
+def take(fast_path, limit_ms, now_ns=0, priority=0):
+    return fast_path.take(si.Request(1.0, deadline_ns=now_ns + limit_ms * MS, priority=priority), now_ns, Task())
 
 
 @pytest.mark.parametrize("predicts", [True, False], ids=["predicts", "predicts nothing"])
@@ -68,6 +68,20 @@ def test_a_request_with_less_time_is_checked(limit_ms, taken):
     attempt = take(fast_path, limit_ms)
 
     assert (attempt is not None, checks.count) == (taken, 2)
+
+
+@pytest.mark.parametrize(
+    ("limit_ms", "priority", "checks_made"), [(1001, 0, 1), (1000, -1, 1), (1002, 0, 2), (1000, 1, 2)]
+)
+def test_a_request_that_is_served_later_is_checked(limit_ms, priority, checks_made):
+    """A check is not used for a request of a lower priority or with a later deadline, which others may precede."""
+    checks = Checks()
+    fast_path = make(checks)
+    take(fast_path, 1000)
+
+    take(fast_path, limit_ms, priority=priority)
+
+    assert checks.count == checks_made
 
 
 def test_a_rejected_request_leaves_the_check_valid():

@@ -123,6 +123,37 @@ def test_requests_stay_in_batches_that_are_in_time():
     play(main, one_device=False)
 
 
+@pytest.mark.parametrize(("priority", "timeout_s"), [(0, None), (1, None), (0, 5.0), (1, 5.0)])
+def test_background_requests_cost_no_quality(priority, timeout_s):
+    """A backlog of requests that are served after the others keeps none of those from the best route."""
+
+    def route(name, each_s, quality):
+        batcher = si.AdaptiveBatcher(max_batch_size=8)
+        return Route(name, [batcher, Model(Device(), each_s, each_s)], quality=quality, cost=each_s, device=name)
+
+    async def main(loop):
+        sources = []
+        async with si.Stack(
+            FallbackRouter(route("full", 0.006, 1.0), route("front", 0.001, 0.8)), clock=loop.clock
+        ) as stack:
+
+            async def send_forever():
+                while True:
+                    await stack.call(si.Request(1.0, priority=priority), timeout_s=timeout_s)
+
+            background = [asyncio.ensure_future(send_forever()) for _ in range(150)]
+            await asyncio.sleep(3.0)
+            for _ in range(100):
+                await asyncio.sleep(0.02)
+                sources.append((await stack.call(si.Request(1.0), timeout_s=0.3)).source)
+            for one in background:
+                one.cancel()
+        return sources
+
+    sources = run(main)
+    assert sum(source.startswith("full") for source in sources) >= 98
+
+
 def test_short_timeouts_do_not_cost_best_route():
     """Callers with too short a timeout do not cost the other callers the best route."""
 
