@@ -15,7 +15,7 @@ from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.validation import check_clock, check_instance
 from streaminfer.caching.codec import HEAD_AT, RECORD_MARK, CorruptRecord, decode, encode, first_value
 from streaminfer.caching.erasure.erasure import check_selection
-from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
+from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider, StoredKeys
 from streaminfer.caching.tiers.protocol import Entry, RecordCopy, Tier, TierStatistics
 from streaminfer.errors import text_of_error
 from streaminfer.protocols import Clock
@@ -53,6 +53,15 @@ class Records:
         """Return the name on the medium of a key (``b"k"``), subject (``b"s"``), tag (``b"t"``) or class (``b"c"``)."""
         plain = kind + (b"b" + text if isinstance(text, bytes) else b"s" + text.encode("utf-8", "surrogatepass"))
         return plain if self._cipher is None else self._cipher.blind(plain)
+
+    def hold_keys(self, name: bytes, on: bool) -> None:
+        """Keep keys that may be of held entries, or end that; ``name`` is that of the hold, with its medium.
+
+        Raises:
+            BackendError: the keys failed, not the medium.
+        """
+        if self._cipher is not None and isinstance(self.keys, StoredKeys):
+            self._cipher.call_provider(self.keys.hold, name, on)
 
     def pack(self, name: bytes, entry: Entry) -> bytes:
         """Return the record of an entry; empty if a tier cannot store it, with the reason in the counters.

@@ -2,15 +2,11 @@
 
 import os
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["BUSY_MS", "HOLDS", "code_of", "empty_log", "is_damage", "make_file", "set_hold", "transaction"]
-
-BUSY_MS = 2000
-_POLL_INTERVAL_S = 0.001
+__all__ = ["HOLDS", "code_of", "is_damage", "make_file", "set_hold", "transaction"]
 
 HOLDS = "CREATE TABLE IF NOT EXISTS holds (name BLOB PRIMARY KEY) WITHOUT ROWID"
 
@@ -32,19 +28,6 @@ def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     with db:
         db.execute("BEGIN IMMEDIATE")
         yield db
-
-
-def empty_log(db: sqlite3.Connection) -> None:
-    """Empty the log; SQLite waits for readers and writers, but not for another process that empties the log.
-
-    Raises:
-        sqlite3.Error: other processes keep it busy.
-    """
-    ends_s = time.monotonic() + BUSY_MS / 1e3
-    while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-        if time.monotonic() >= ends_s:
-            raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes release it")
-        time.sleep(_POLL_INTERVAL_S)
 
 
 def set_hold(db: sqlite3.Connection, name: bytes, on: bool) -> None:

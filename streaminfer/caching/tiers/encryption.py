@@ -153,7 +153,7 @@ class Cipher:
         Returns:
             The sealed record, 52 bytes longer.
         """
-        key: Key = self._call_provider(self._keys.current, subject, lasts_s)
+        key: Key = self.call_provider(self._keys.current, subject, lasts_s)
         nonce = os.urandom(12)
         header = _HEADER.pack(_MAGIC, _VERSION, key.id, nonce)
         sealed: bytes = self._aes(key.secret).encrypt(nonce, data, header + name)
@@ -181,7 +181,7 @@ class Cipher:
         _, _, key_id, nonce = _HEADER.unpack_from(sealed)
         if not sealed.startswith(SEALED_MARK):
             raise CorruptRecord(f"not a sealed record of version {_VERSION}")
-        key: Key | None = self._call_provider(self._keys.find, key_id)
+        key: Key | None = self.call_provider(self._keys.find, key_id)
         if key is None:
             raise KeyUnknown("its key was destroyed, or is not the provider's")
         header = bytes(sealed[: _HEADER.size])
@@ -206,14 +206,14 @@ class Cipher:
         if len(sealed) < _HEADER.size or not sealed.startswith(SEALED_MARK):
             return None
         _, _, key_id, nonce = _HEADER.unpack_from(sealed)
-        key: Key | None = self._call_provider(self._keys.find, key_id)
+        key: Key | None = self.call_provider(self._keys.find, key_id)
         if key is None:
             return None
         prefix: bytes = Stream(algorithms.AES(key.secret), modes.GCM(nonce)).decryptor().update(sealed[_HEADER.size :])
         return prefix
 
     @staticmethod
-    def _call_provider(method: Callable[..., Any], *args: Any) -> Any:
+    def call_provider(method: Callable[..., Any], *args: Any) -> Any:
         """Call the provider; report its exceptions as failures of the keys, not of the tier's medium."""
         try:
             return method(*args)

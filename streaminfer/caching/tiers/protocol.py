@@ -122,7 +122,7 @@ class TierStatistics(Snapshot):
         evicted: entries that were removed to make room.
         erased: entries that were erased by subject or tag, or deleted by key.
         purged: entries that the tier removed because they had expired; removals by a server itself are not counted.
-        rebuilds: how often a corrupt or deleted medium was replaced by an empty one.
+        rebuilds: how often a corrupt medium was replaced by an empty one.
         entries: entries on the medium at the last write or purge; ``None``: not known.
         size_bytes: bytes of these entries on the medium; ``None``: not known.
         last_error: text of the latest failure; ``""`` if there was none.

@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from waiting import until
 
 import streaminfer as si
-from streaminfer.caching.tiers import DiskTier, Entry, Tier, _sqlite
+from streaminfer.caching.tiers import DiskTier, Entry, Tier
 from streaminfer.caching.tiers._records import Counters, Records
 from streaminfer.caching.tiers.disk import store as disk_store
 from streaminfer.caching.tiers.disk.store import DiskStore
@@ -654,7 +654,7 @@ def test_erasure_waits_while_another_empties_the_log(tmp_path, monkeypatch):
                     print(file=other.stdin, flush=True)
                     assert other.stdout.readline() == "released\n"
 
-                monkeypatch.setattr(_sqlite.time, "sleep", let_go)
+                monkeypatch.setattr(disk_store.time, "sleep", let_go)
                 return await tier.erase(subject="anna"), tier.statistics().errors
 
     assert asyncio.run(main()) == (1, 0)
@@ -778,6 +778,27 @@ def test_file_with_a_flipped_name_is_replaced(tmp_path, wall, text, flipped):
 
     file.write_bytes(content.replace(text, flipped))
     assert asyncio.run(main()) == (True, 2, 1, 1)
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB])
+def test_damaged_keys_cost_no_entries(tmp_path, wall, monkeypatch, code):
+    """An error of the file of the keys fails a hold; it does not replace the tier's file, which has other holds."""
+    keys = StoredKeys(":memory:", master=b"m" * 32)
+    failure = sqlite3.DatabaseError("damaged")
+    failure.sqlite_errorcode = code
+
+    def fail(name, on):
+        raise failure
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall, keys=keys) as tier:
+            await tier.put("k", entry(1, subject="anna"))
+            monkeypatch.setattr(keys, "hold", fail)
+            with pytest.raises(si.BackendError, match="the keys failed"):
+                await tier.hold(subject="anna", on=True)
+            return (await tier.get("k")).value, tier.statistics().rebuilds
+
+    assert asyncio.run(main()) == (1, 0)
 
 
 def test_concurrent_starts_replace_a_corrupt_file(tmp_path, wall, monkeypatch):

@@ -1,14 +1,11 @@
-"""Settings and tables of a disk tier's file, and changes that bring an older file up to date."""
+"""Tables of a disk tier's file, and changes that bring an older file up to date."""
 
 import sqlite3
 from contextlib import suppress
 
-from streaminfer.caching.tiers._sqlite import BUSY_MS, HOLDS, transaction
+from streaminfer.caching.tiers._sqlite import HOLDS, transaction
 
-__all__ = ["DELETE", "FORMAT", "FREE", "INSERT", "PAGE", "TABLES", "add_missing", "configure"]
-
-PAGE = 16384  # the best size from 4 to 32 KiB for arrays of 600 KB that wastes little on arrays of 4 KB
-_LOG_PAGES = 4 * 2**20 // PAGE
+__all__ = ["DELETE", "FORMAT", "FREE", "INSERT", "TABLES", "add_missing"]
 
 FORMAT = 2
 """Version of the file; a file of another version is replaced by an empty one."""
@@ -49,19 +46,6 @@ FREE = """
     AND NOT EXISTS (SELECT 1 FROM tags JOIN holds ON tag = name WHERE entry = entries.id)
 """
 """Condition of a query: no legal hold matches the entry."""
-
-
-def configure(db: sqlite3.Connection) -> None:
-    """Set up a new connection to a file."""
-    db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-    db.execute(f"PRAGMA page_size = {PAGE}")
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the newest entries, never consistency
-    db.execute("PRAGMA secure_delete = ON")
-    db.execute("PRAGMA temp_store = MEMORY")  # no copies of deleted data in temporary files
-    db.execute("PRAGMA foreign_keys = ON")
-    db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
-    db.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * PAGE}")
 
 
 def add_missing(db: sqlite3.Connection) -> None:

@@ -16,39 +16,39 @@ entries. Each record has its own checksum and contains its entry's name, so that
   kept the file locked, this process no longer returns the old entry, and deletes it at the next purge or at its close.
 * *Forks*: a fork copies SQLite's list of the locks that a process has on a file, but not the locks themselves. A forked
   process therefore opens no file that its parent had open.
-* *Corruption*: a file that SQLite finds malformed, or that lacks a table or column, is replaced by an empty one, unless
-  another process has it open.
-* *Deletion*: before each operation the store checks that its file is still in the folder, because entries in a deleted
-  file reach no other process and end with this one.
+* *Corruption*: a file that SQLite finds malformed is replaced by an empty one, unless another process has it open.
 """
 
 import fcntl
 import os
 import sqlite3
+import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from streaminfer._internal.forking import at_fork, unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import PREFIX_BYTES, Counters, Records
-from streaminfer.caching.tiers._sqlite import code_of, empty_log, is_damage, make_file, set_hold, transaction
-from streaminfer.caching.tiers.disk.folder import identity_of, locked_folder
+from streaminfer.caching.tiers._sqlite import code_of, is_damage, make_file, set_hold, transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
-from streaminfer.caching.tiers.disk.schema import DELETE, FORMAT, FREE, INSERT, PAGE, TABLES, add_missing, configure
-from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
+from streaminfer.caching.tiers.disk.schema import DELETE, FORMAT, FREE, INSERT, TABLES, add_missing
+from streaminfer.caching.tiers.encryption import SEALED_HEAD
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 from streaminfer.compliance.every_file import every_file
-from streaminfer.errors import BackendError
 
 __all__ = ["DiskStore"]
 
 T = TypeVar("T")
 
+_PAGE = 16384  # the best size from 4 to 32 KiB for arrays of 600 KB that wastes little on arrays of 4 KB
+_LOG_PAGES = 4 * 2**20 // _PAGE
 _SPARE_PAGES = 16  # for splits of the indices
 _MAX_UNREAD = 10_000
+_BUSY_MS = 2000
+_POLL_INTERVAL_S = 0.001
 
 
 class DiskStore:
@@ -67,7 +67,7 @@ class DiskStore:
     ) -> None:
         self._folder = folder
         self._file = folder / "cache.db"
-        self._max_pages = max_bytes // PAGE
+        self._max_pages = max_bytes // _PAGE
         self._records = records
         self._counters = counters
         self._now = wall_clock
@@ -82,6 +82,8 @@ class DiskStore:
 
     def open(self) -> None:
         """Open or create the file. Raises ``OSError`` or ``sqlite3.Error``."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             self._connect_or_rebuild()
         except BaseException:
@@ -132,8 +134,7 @@ class DiskStore:
     def hold(self, kind: bytes, text: str, on: bool) -> None:
         """Begin or end a hold on a subject or tag. Raises on failure."""
         name = self._records.name(kind, text)
-        if isinstance(self._records.keys, StoredKeys):  # first, so that keys outlive held entries
-            self._records.keys.hold(os.fsencode(self._folder.absolute()) + name, on)
+        self._records.hold_keys(os.fsencode(self._folder.absolute()) + name, on)  # first: they must outlive held entries
         with transaction(self._opened()) as db:
             set_hold(db, name, on)
 
@@ -162,7 +163,7 @@ class DiskStore:
             sqlite3.Error, OSError: other processes keep the log busy, or the medium failed.
         """
         self._count()
-        empty_log(self._opened())
+        self._empty_log()
         version = self._pragma("data_version")  # changes with each change by another process or tier
         if not self._may_have_leftovers and not (erased and version != self._searched_version):
             return
@@ -175,7 +176,7 @@ class DiskStore:
             finally:
                 db.execute("PRAGMA temp_store = MEMORY")
             self._may_have_leftovers = False
-            empty_log(self._opened())
+            self._empty_log()
             self._count()
 
     def _has_leftovers(self, erased: bool) -> bool:
@@ -191,13 +192,16 @@ class DiskStore:
                     return True
         return False
 
+    def _empty_log(self) -> None:
+        """Empty the log; SQLite waits for readers and writers, but not for another process that empties the log."""
+        ends_s = time.monotonic() + _BUSY_MS / 1e3
+        while self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() >= ends_s:
+                raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes release it")
+            time.sleep(_POLL_INTERVAL_S)
+
     def _connect_or_rebuild(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        if self._lock >= 0:
-            unlock_and_close(self._lock)
-        self._lock = lock
-        with locked_folder(self._folder):  # SQLite does not wait while another process sets the log mode
+        with self._alone():
             fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process replaces the file
             try:
                 self._connect()
@@ -207,6 +211,16 @@ class DiskStore:
                     raise
                 self._counters.failed(error)
                 self._rebuild()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait for other processes that open the file, because SQLite does not wait while one sets the log mode."""
+        number = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX)
+            yield
+        finally:
+            unlock_and_close(number)
 
     def _disconnect(self) -> None:
         db, self._db = self._db, None
@@ -221,9 +235,17 @@ class DiskStore:
                 "fork before a tier opens it, or start this process by spawn"
             )
         self._db = db = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False)
-        configure(db)
+        db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        db.execute(f"PRAGMA page_size = {_PAGE}")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the newest entries, never consistency
+        db.execute("PRAGMA secure_delete = ON")
+        db.execute("PRAGMA temp_store = MEMORY")  # no copies of deleted data in temporary files
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
+        db.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * _PAGE}")
         version = self._pragma("user_version")
-        has_size = self._pragma("page_size") == PAGE and self._pragma("page_count") <= self._max_pages
+        has_size = self._pragma("page_size") == _PAGE and self._pragma("page_count") <= self._max_pages
         if version not in {0, FORMAT} or not has_size:
             self._rebuild()
             return
@@ -244,25 +266,15 @@ class DiskStore:
         try:
             for suffix in ("", "-wal", "-shm"):
                 self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
-            self._forget_entries()
+            self._counters.rebuilds += 1
+            self._outdated.clear()  # entry numbers start again
+            self._unread.clear()
             self._connect()
         except BaseException:
             self._disconnect()
             raise
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
-
-    def _forget_entries(self) -> None:
-        self._counters.rebuilds += 1
-        self._outdated.clear()  # entry numbers start again
-        self._unread.clear()
-
-    def _leave_deleted_file(self) -> None:
-        """Close the file if it was deleted, as with its folder; the operation that follows opens or makes another."""
-        if self._db is not None and identity_of(self._file) != self._identity:
-            self._disconnect()
-            self._forget_entries()
-            self._counters.failed(BackendError(f"{self._file} was deleted or replaced while it was open"))
 
     def attempt(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
         """Return the result of an operation; if it fails, count that and return ``otherwise``."""
@@ -275,7 +287,6 @@ class DiskStore:
     def run(self, operation: Callable[..., T], *args: Any) -> T:
         """Return the result of an operation; if it fails, prepare the file for the next one, and raise."""
         try:
-            self._leave_deleted_file()
             return operation(*args)
         except Exception as error:
             if is_damage(error) and self._lock >= 0:
@@ -335,7 +346,7 @@ class DiskStore:
     def _put(self, name: bytes, entry: Entry) -> bool:
         records = self._records
         record = records.pack(name, entry)
-        pages = len(record) // (PAGE - 4) + 1
+        pages = len(record) // (_PAGE - 4) + 1
         if not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
             self._counters.rejected += 1
             self._delete_replaced("key = ?", name)  # it is not the latest value any more
@@ -392,7 +403,7 @@ class DiskStore:
         now_ns, purged, evicted = self._now(), 0, 0
         deleted = db.execute(f"DELETE FROM entries WHERE {where} AND aged_ns <= ?", (value, now_ns)).rowcount  # noqa: S608 - literals
         if not deleted and (row := db.execute(f"SELECT id, key, size FROM entries WHERE {where}", (value,)).fetchone()):  # noqa: S608 - the same
-            purged, evicted = self._make_room(row[2] // (PAGE - 4) + 1 + _SPARE_PAGES)  # SQLite writes the row again
+            purged, evicted = self._make_room(row[2] // (_PAGE - 4) + 1 + _SPARE_PAGES)  # SQLite writes the row again
             preserved = b"p%d %b" % row[:2]  # longer than a hashed name, and a plain one begins with k: no key has it
             db.execute("UPDATE entries SET key = ?, expires_ns = aged_ns WHERE id = ?", (preserved, row[0]))
         return deleted, purged, evicted
@@ -410,7 +421,7 @@ class DiskStore:
             self._counters.entries = self._opened().execute("SELECT count(*) FROM entries").fetchone()[0]
         else:
             self._counters.entries = (self._counters.entries or 0) + change
-        self._counters.size_bytes = self._used_pages() * PAGE
+        self._counters.size_bytes = self._used_pages() * _PAGE
 
     def _used_pages(self) -> int:
         return self._pragma("page_count") - self._pragma("freelist_count")
