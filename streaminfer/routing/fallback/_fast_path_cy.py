@@ -30,6 +30,16 @@ _MAX_REUSES = 7  # requests
 _REUSE_NS = 1_000_000
 
 
+def keeps_reserve(share: RouteShare, batch_end_ns: object) -> bool:
+    """Return whether the time that a later route needs is reserved also if the route itself is predicted to need it.
+
+    A prediction does not know which later requests will be preferred, or fill the batch. A route that knows its batches
+    gets the time of a request whose batch runs when the time has come, see `Attempt.extend`. But where a later route
+    shares the device, a request that is taken back gains little.
+    """
+    return batch_end_ns is not None and not share.costlier_on_device
+
+
 class FastPath:
     """Attempts at the best route.
 
@@ -38,7 +48,7 @@ class FastPath:
         share: share of the best route.
         name: name of the best route.
         admission: ``admission`` of the best route; ``None``: it accepts everything.
-        batch_end_ns: that of the best route, see `RouteState`.
+        batch_end_ns: ``batch_end_ns`` of the best route; ``None``: it has none.
         enforces: the best route ends its requests at their deadline.
         has_default: the router has a default response.
 
@@ -64,7 +74,7 @@ class FastPath:
         self._name = name
         self._admission = admission
         self._batch_end_ns = batch_end_ns
-        self._keeps_reserve = batch_end_ns is not None
+        self._keeps_reserve = keeps_reserve(share, batch_end_ns)
         self._enforces = enforces
         self._has_default = has_default
         self._reuses_left = 0

@@ -92,7 +92,7 @@ class RouteSelector:
         if reserve_ns is None or not remaining:
             reserve_ns = 0
         return self._fast_path.switch_ns(
-            now_ns, deadline_ns, history.finish_ns, reserve_ns, state.batch_end_ns is not None, state.enforces
+            now_ns, deadline_ns, history.finish_ns, reserve_ns, state.keeps_reserve, state.enforces
         )
 
     def _accepts(self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int) -> bool:

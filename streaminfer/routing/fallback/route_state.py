@@ -9,6 +9,7 @@ from streaminfer._runtime.response_source import fallback_source
 from streaminfer.errors import InvalidInput, for_caller
 from streaminfer.protocols import adapt
 from streaminfer.request import Request, Response
+from streaminfer.routing.fallback._fast_path_cy import keeps_reserve
 from streaminfer.routing.fallback._route_share_cy import IGNORED, RouteShare
 from streaminfer.routing.fallback.attempt_outcome import AttemptOutcome
 from streaminfer.routing.fallback.route import Route
@@ -30,16 +31,14 @@ class RouteState:
         share: its share of the traffic.
         call: serves one request; the service's own ``call`` if nothing must be adapted.
         admission: ``admission`` of the service; ``None``: the service accepts everything.
-        batch_end_ns: ``batch_end_ns`` of the service. Its requests leave a later route its time, since a prediction
-            does not know which later requests will be preferred or fill the batch, and those whose batch runs by then
-            may stay. ``None``: the service has none, or gets other requests than the router, or a later route shares
-            its device, where a request that is taken back gains little.
+        batch_end_ns: ``batch_end_ns`` of the service; ``None``: it has none, or gets other requests than the router.
+        keeps_reserve: its requests leave a later route its time, see :func:`keeps_reserve`.
         enforces: the service ends its requests at their deadline, and ``prepare`` and ``finish`` await nothing.
         is_idempotent: the service may get a request twice.
         degraded: its responses are marked as degraded.
     """
 
-    def __init__(self, route: Route, position: int, share: RouteShare, *, degraded: bool, own_device: bool) -> None:
+    def __init__(self, route: Route, position: int, share: RouteShare, *, degraded: bool) -> None:
         service = route.service
         self.route = route
         self.position = position
@@ -47,7 +46,8 @@ class RouteState:
         self.degraded = degraded
         offered = adapt(service).capabilities()
         self.admission = offered.admission
-        self.batch_end_ns = offered.batch_end_ns if own_device and route.prepare is None else None
+        self.batch_end_ns = offered.batch_end_ns if route.prepare is None else None
+        self.keeps_reserve = keeps_reserve(share, self.batch_end_ns)
         self.is_idempotent = offered.idempotent is not False
         self.enforces = offered.enforces_deadline and not (_awaits(route.prepare) or _awaits(route.finish))
         # the router offers the first route's check to the surrounding stack
@@ -111,8 +111,7 @@ def make_route_states(routes: Sequence[Route], *, has_default: bool) -> list[Rou
     states = []
     for position, route in enumerate(routes):
         device = devices.setdefault(route.device, len(devices))
-        later = routes[position + 1 :]
-        cheaper = [other for other in later if route.costs_more_than(other)]
+        cheaper = [other for other in routes[position + 1 :] if route.costs_more_than(other)]
         share = RouteShare(
             device,
             any(other.device == route.device for other in cheaper),
@@ -120,9 +119,7 @@ def make_route_states(routes: Sequence[Route], *, has_default: bool) -> list[Rou
             position == len(routes) - 1,
             position == len(routes) - 1 and not has_default,
         )
-        own_device = all(other.device != route.device for other in later)
-        degraded = route.quality < routes[0].quality
-        states.append(RouteState(route, position, share, degraded=degraded, own_device=own_device))
+        states.append(RouteState(route, position, share, degraded=route.quality < routes[0].quality))
     return states
 
 
