@@ -263,8 +263,6 @@ class Capabilities(NamedTuple):
         slow_batch_ns: returns the nanoseconds that a slow batch of so many requests takes, outliers excluded, and at
             most those of a full batch; ``None``, also as the function's result: unknown.
         expected_batch_ns: returns the nanoseconds that a batch of so many requests is expected to take; 0: unknown.
-        batch_end_ns: takes a request and the present instant, and returns when the running batch with this request ends
-            if it is slow, outliers excluded; ``None``: it is in no such batch, or the batch is overdue.
         shares_device: its batches take turns with those of other models, depending on their queues.
         stream_states: the state of each stream of a recurrent model; ``None``: requests do not depend on
             earlier ones.
@@ -302,7 +300,6 @@ class Capabilities(NamedTuple):
     next_batch: Callable[[int], NextBatch] | None = None
     slow_batch_ns: Callable[[int], int | None] | None = None
     expected_batch_ns: Callable[[int], int] | None = None
-    batch_end_ns: Callable[[Request, int], int | None] | None = None
     shares_device: bool = False
     stream_states: StreamStates | None = None
     new_children: Callable[[Callable[[str, Any], None]], None] | None = None

@@ -114,21 +114,6 @@ class Expectations:
         """Return the expected nanoseconds of a batch; 0: unknown."""
         return self.expected_of_size_ns(len(execution.tickets), self.bucket_of(execution.tickets))
 
-    def batch_end_ns(self, running: Iterable[Execution], request: Request, now_ns: int) -> int | None:
-        """Return when the running batch with a request ends if it is slow; ``None``: there is none, or it is overdue.
-
-        Args:
-            running: the running batches.
-            request: the request.
-            now_ns: the present instant.
-        """
-        for execution in running:
-            expected_end_ns = execution.effective_start_ns + self.expected_ns(execution)
-            if now_ns < expected_end_ns and any(ticket.request is request for ticket in execution.tickets):
-                slow_ns = self.upper_estimate_ns(len(execution.tickets)) or 0
-                return max(expected_end_ns, execution.effective_start_ns + slow_ns)
-        return None
-
     def retry_after_s(self, now_ns: int, batches: float, running: Collection[Execution]) -> float | None:
         """Return the seconds that so many batches take, by recent ones; ``None``: no batch has begun."""
         batch_s = self._queue.batch_s

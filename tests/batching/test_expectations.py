@@ -122,17 +122,3 @@ def test_bucket_of_batch_is_of_its_longest_request(queue):
     asked.learn_from(running, 7 * MS)
     assert asked.bucket_of(running.tickets) == 3
     assert policy.observed == [(3, 7 * MS, False, 3)]
-
-
-def test_end_of_a_running_batch(queue):
-    """A batch ends as a slow one of its size; it says so to its own requests, until it is overdue."""
-    asked = expectations(queue, Learns())
-    ours, other = Request(1.0), Request(1.0)
-    for request in (ours, Request(2.0)):
-        queue.admit(request, 1.0, None, 0, 1000 * MS, 0, 0)
-    running = [queue.take(list(queue), 5 * MS, "full")]
-
-    assert asked.batch_end_ns(running, ours, 6 * MS) == 5 * MS + 3 * MS
-    assert asked.batch_end_ns(running, other, 6 * MS) is None
-    assert asked.batch_end_ns(running, ours, 8 * MS) is None
-    assert expectations(queue, Greedy(4)).batch_end_ns(running, ours, 6 * MS) is None

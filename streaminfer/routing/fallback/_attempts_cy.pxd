@@ -1,39 +1,30 @@
 cimport cython
 
-cdef long long NEVER_NS, _MIN_DEFAULT_RESERVE_NS
-
-@cython.locals(reserve_ns=cython.longlong)
-cpdef long long default_reserve_ns(long long left_ns) noexcept
+cdef long long NEVER_NS
 
 @cython.locals(last_ns=cython.longlong, switch_ns=cython.longlong, overrun_ns=cython.longlong)
 cpdef long long switch_at(
-    long long now_ns, long long deadline_ns, long long finish_ns, long long reserve_ns, long long default_ns,
-    bint keeps_reserve) noexcept
+    long long now_ns, long long deadline_ns, long long finish_ns, long long reserve_ns, long long default_ns) noexcept
 
 @cython.freelist(128)
 cdef class Attempt:
-    cdef object _task, _request, _batch_end_ns
+    cdef object _task
     cdef long long _cancellations
     cdef readonly long long started_ns, switch_ns, deadline_ns
     cdef readonly bint interrupted
 
-    cpdef object extend(self, long long now_ns, long long last_ns)
     cpdef bint was_cancelled_too(self, long long cancellations) except -1
 
 @cython.final
 cdef class Attempts:
     cdef dict _in_flight
-    cdef bint _has_default
     cdef public long long timer_ns
 
     @cython.locals(attempt=Attempt)
     cpdef Attempt enter(
-        self, object task, long long cancellations, long long now_ns, long long switch_ns, long long deadline_ns,
-        object request, object batch_end_ns)
+        self, object task, long long cancellations, long long now_ns, long long switch_ns, long long deadline_ns)
 
     cpdef object leave(self, Attempt attempt)
 
     @cython.locals(attempt=Attempt, earliest_ns=cython.longlong)
     cpdef object interrupt_due(self, long long now_ns)
-
-    cdef long long _last_ns(self, Attempt attempt) noexcept

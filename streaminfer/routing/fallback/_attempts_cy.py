@@ -16,31 +16,20 @@ objects with ``cancel`` and ``cancelling``. Not thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from streaminfer._internal.units import NEVER_NS
 
-__all__ = ["Attempt", "Attempts", "default_reserve_ns", "switch_at"]
-
-_MIN_DEFAULT_RESERVE_NS = 1_000_000
+__all__ = ["Attempt", "Attempts", "switch_at"]
 
 
-def default_reserve_ns(left_ns: int) -> int:
-    """Return the part of the time left that is reserved for a default response."""
-    reserve_ns = max(_MIN_DEFAULT_RESERVE_NS, left_ns >> 6)
-    return min(reserve_ns, left_ns >> 1)
-
-
-def switch_at(
-    now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, default_ns: int, keeps_reserve: bool
-) -> int:
+def switch_at(now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, default_ns: int) -> int:
     """Return when to interrupt an attempt so that the next route still has time.
 
     The next route's time is reserved before the deadline. If this route's own prediction and a quarter more show that
-    it needs this time itself, it gets all of it, unless ``keeps_reserve``. If an attempt overruns its prediction by the
-    predicted time and by a quarter of the time limit, the prediction was wrong, and the next route gets the request at
-    once. So requests that hang together move on in the order of their arrival, while they still have time left.
+    it needs this time itself, it gets all of it. If an attempt overruns its prediction by the predicted time and by a
+    quarter of the time limit, the prediction was wrong, and the next route gets the request at once. So requests that
+    hang together move on in the order of their arrival, while they still have time left.
 
     Args:
         now_ns: the present instant.
@@ -48,7 +37,6 @@ def switch_at(
         finish_ns: when this route is predicted to respond; 0: unknown.
         reserve_ns: the time that the next route needs; 0: no next route.
         default_ns: the time that is always reserved for a default response.
-        keeps_reserve: this route does not get the time of the next one.
 
     Returns:
         An instant after now, at most ``deadline_ns - default_ns``.
@@ -59,8 +47,7 @@ def switch_at(
         switch_ns = last_ns
     if finish_ns > 0:
         if finish_ns + ((finish_ns - now_ns) >> 2) > switch_ns:
-            if not keeps_reserve:
-                switch_ns = last_ns
+            switch_ns = last_ns
         elif reserve_ns > 0:
             overrun_ns = finish_ns - now_ns
             if overrun_ns < (deadline_ns - now_ns) >> 2:
@@ -80,38 +67,13 @@ class Attempt:
         interrupted: the router has interrupted it.
     """
 
-    def __init__(
-        self,
-        task: Any,
-        cancellations: int,
-        started_ns: int,
-        switch_ns: int,
-        deadline_ns: int,
-        request: Any,
-        batch_end_ns: Callable[[Any, int], int | None] | None,
-    ) -> None:
+    def __init__(self, task: Any, cancellations: int, started_ns: int, switch_ns: int, deadline_ns: int) -> None:
         self._task = task
         self._cancellations = cancellations
-        self._request = request
-        self._batch_end_ns = batch_end_ns
         self.started_ns = started_ns
         self.switch_ns = switch_ns
         self.deadline_ns = deadline_ns
         self.interrupted = False
-
-    def extend(self, now_ns: int, last_ns: int) -> None:
-        """Interrupt the attempt later if it is due, but its batch runs and ends by ``last_ns``: then by a quarter more.
-
-        A batch's end is known better than at the start of the attempt: which requests it has, and when it began.
-        """
-        if self._batch_end_ns is None:
-            return
-        try:
-            end_ns = self._batch_end_ns(self._request, now_ns)
-        except Exception:  # noqa: BLE001 - a user's service, whose requests are interrupted as if it knew nothing
-            return
-        if end_ns is not None and now_ns < end_ns <= last_ns:
-            self.switch_ns = min(end_ns + ((end_ns - now_ns) >> 2) + 1, last_ns)
 
     def was_interrupted_early(self) -> bool:
         """Return whether more than half of the time was left: a reserve is shorter, so it overran its prediction."""
@@ -129,15 +91,11 @@ class Attempt:
 class Attempts:
     """The attempts in flight.
 
-    Args:
-        has_default: the router has a default response.
-
     Attributes:
         timer_ns: when the timer fires; the router sets the timer after :meth:`enter` and :meth:`interrupt_due`.
     """
 
-    def __init__(self, has_default: bool) -> None:
-        self._has_default = has_default
+    def __init__(self) -> None:
         self._in_flight: dict[Attempt, None] = {}
         self.timer_ns = NEVER_NS
 
@@ -146,16 +104,7 @@ class Attempts:
         """Number of attempts in flight."""
         return len(self._in_flight)
 
-    def enter(
-        self,
-        task: Any,
-        cancellations: int,
-        now_ns: int,
-        switch_ns: int,
-        deadline_ns: int,
-        request: Any,
-        batch_end_ns: Callable[[Any, int], int | None] | None,
-    ) -> Attempt:
+    def enter(self, task: Any, cancellations: int, now_ns: int, switch_ns: int, deadline_ns: int) -> Attempt:
         """Begin an attempt; set the timer if ``switch_ns`` is before ``timer_ns``.
 
         Args:
@@ -164,21 +113,18 @@ class Attempts:
             now_ns: the present instant.
             switch_ns: when to interrupt the attempt; ``NEVER_NS``: not at all.
             deadline_ns: deadline of the request; ``NEVER_NS``: none.
-            request: the request.
-            batch_end_ns: returns when the request's batch ends, as ``Capabilities.batch_end_ns``; ``None``: unknown.
         """
-        attempt = Attempt(task, cancellations, now_ns, switch_ns, deadline_ns, request, batch_end_ns)
+        attempt = Attempt(task, cancellations, now_ns, switch_ns, deadline_ns)
         self._in_flight[attempt] = None
         return attempt
 
     def leave(self, attempt: Attempt) -> None:
         """End an attempt."""
         self._in_flight.pop(attempt, None)  # absent if its loop was closed
-        attempt._request = None
         attempt._task = None  # it may hold the error, whose traceback holds frames that refer to the attempt
 
     def interrupt_due(self, now_ns: int) -> int:
-        """Interrupt the attempts that are due and not extended, in the order in which they began.
+        """Interrupt the attempts that are due, in the order in which they began.
 
         Returns:
             The instant for which to set the timer next; ``NEVER_NS``: not at all.
@@ -186,8 +132,6 @@ class Attempts:
         earliest_ns = NEVER_NS
         for attempt in [*self._in_flight]:
             if not attempt.interrupted:
-                if attempt.switch_ns <= now_ns < attempt.deadline_ns:
-                    attempt.extend(now_ns, self._last_ns(attempt))
                 if attempt.switch_ns <= now_ns:
                     attempt.interrupted = True
                     attempt._task.cancel()  # does not run the task, which wakes in a later turn
@@ -195,8 +139,3 @@ class Attempts:
                     earliest_ns = attempt.switch_ns
         self.timer_ns = earliest_ns
         return earliest_ns
-
-    def _last_ns(self, attempt: Attempt) -> int:
-        if not self._has_default:
-            return attempt.deadline_ns
-        return attempt.deadline_ns - default_reserve_ns(attempt.deadline_ns - attempt.started_ns)

@@ -1,17 +1,20 @@
 cimport cython
 from streaminfer._request_cy cimport Response
-from streaminfer.routing.fallback._attempts_cy cimport Attempt, Attempts, default_reserve_ns, switch_at
+from streaminfer.routing.fallback._attempts_cy cimport Attempt, Attempts, switch_at
 from streaminfer.routing.fallback._degradation_cy cimport DegradationController
 from streaminfer.routing.fallback._route_share_cy cimport RouteShare
 
-cdef long long NEVER_NS, _REUSE_NS
+cdef long long NEVER_NS, _REUSE_NS, _MIN_DEFAULT_RESERVE_NS
 cdef int _GOOD, _MAX_REUSES
+
+@cython.locals(reserve_ns=cython.longlong)
+cpdef long long default_reserve_ns(long long left_ns) noexcept
 
 cdef class FastPath:
     cdef DegradationController _degradation
     cdef RouteShare _share
-    cdef object _name, _admission, _batch_end_ns
-    cdef bint _keeps_reserve, _enforces, _has_default
+    cdef object _name, _admission
+    cdef bint _enforces, _has_default
     cdef int _reuses_left
     cdef long long _reuse_until_ns, _reused_finish_ns, _reused_deadline_ns
     cdef int _reused_priority
@@ -26,8 +29,7 @@ cdef class FastPath:
 
     @cython.locals(left_ns=cython.longlong, default_ns=cython.longlong, switch_ns=cython.longlong)
     cpdef long long switch_ns(
-        self, long long now_ns, long long deadline_ns, long long finish_ns, long long reserve_ns, bint keeps_reserve,
-        bint enforces
+        self, long long now_ns, long long deadline_ns, long long finish_ns, long long reserve_ns, bint enforces
     ) noexcept
 
     @cython.locals(limit_ns=cython.longlong)

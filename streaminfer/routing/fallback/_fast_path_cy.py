@@ -19,25 +19,22 @@ from typing import Any
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import Response
-from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts, default_reserve_ns, switch_at
+from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts, switch_at
 from streaminfer.routing.fallback._degradation_cy import DegradationController
 from streaminfer.routing.fallback._route_share_cy import RouteShare
 
-__all__ = ["FastPath"]
+__all__ = ["FastPath", "default_reserve_ns"]
 
 _GOOD = 0
 _MAX_REUSES = 7  # requests
 _REUSE_NS = 1_000_000
+_MIN_DEFAULT_RESERVE_NS = 1_000_000
 
 
-def keeps_reserve(share: RouteShare, batch_end_ns: object) -> bool:
-    """Return whether the time that a later route needs is reserved also if the route itself is predicted to need it.
-
-    A prediction does not know which later requests will be preferred, or fill the batch. A route that knows its batches
-    gets the time of a request whose batch runs when the time has come, see `Attempt.extend`. But where a later route
-    shares the device, a request that is taken back gains little.
-    """
-    return batch_end_ns is not None and not share.costlier_on_device
+def default_reserve_ns(left_ns: int) -> int:
+    """Return the part of the time left that is reserved for a default response."""
+    reserve_ns = max(_MIN_DEFAULT_RESERVE_NS, left_ns >> 6)
+    return min(reserve_ns, left_ns >> 1)
 
 
 class FastPath:
@@ -48,7 +45,6 @@ class FastPath:
         share: share of the best route.
         name: name of the best route.
         admission: ``admission`` of the best route; ``None``: it accepts everything.
-        batch_end_ns: ``batch_end_ns`` of the best route; ``None``: it has none.
         enforces: the best route ends its requests at their deadline.
         has_default: the router has a default response.
 
@@ -65,7 +61,6 @@ class FastPath:
         share: RouteShare,
         name: str,
         admission: Callable[[Any, int], Any] | None,
-        batch_end_ns: Callable[[Any, int], int | None] | None,
         enforces: bool,
         has_default: bool,
     ) -> None:
@@ -73,8 +68,6 @@ class FastPath:
         self._share = share
         self._name = name
         self._admission = admission
-        self._batch_end_ns = batch_end_ns
-        self._keeps_reserve = keeps_reserve(share, batch_end_ns)
         self._enforces = enforces
         self._has_default = has_default
         self._reuses_left = 0
@@ -83,7 +76,7 @@ class FastPath:
         self._reused_deadline_ns = 0
         self._reused_priority = 0
         self.is_open = True
-        self.attempts = Attempts(has_default)
+        self.attempts = Attempts()
         self.requests = 0
         self.verdict: Any = None
 
@@ -130,9 +123,7 @@ class FastPath:
                     self._reused_priority = request.priority
                 else:
                     self._reuses_left = 0
-        switch_ns = self.switch_ns(
-            now_ns, deadline_ns, finish_ns, share.reserve_ns, self._keeps_reserve, self._enforces
-        )
+        switch_ns = self.switch_ns(now_ns, deadline_ns, finish_ns, share.reserve_ns, self._enforces)
         if switch_ns < self.attempts.timer_ns:
             return None
         self.requests += 1
@@ -140,11 +131,9 @@ class FastPath:
         share._offered += 1
         share._sent += 1
         share.in_flight += 1
-        return self.attempts.enter(task, task.cancelling(), now_ns, switch_ns, deadline_ns, request, self._batch_end_ns)
+        return self.attempts.enter(task, task.cancelling(), now_ns, switch_ns, deadline_ns)
 
-    def switch_ns(
-        self, now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, keeps_reserve: bool, enforces: bool
-    ) -> int:
+    def switch_ns(self, now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, enforces: bool) -> int:
         """Return when an attempt is interrupted; ``NEVER_NS`` if the route itself ends it in time.
 
         Args:
@@ -152,7 +141,6 @@ class FastPath:
             deadline_ns: deadline of the request.
             finish_ns: when the route is predicted to respond; 0: unknown.
             reserve_ns: the time that a later route needs; 0: no later route; -1: unknown.
-            keeps_reserve: the route does not get the time of the later one.
             enforces: the route ends its requests at their deadline.
         """
         if deadline_ns == NEVER_NS:
@@ -167,7 +155,7 @@ class FastPath:
             default_ns = default_reserve_ns(left_ns)
         if reserve_ns == 0 and default_ns == 0 and enforces:
             return NEVER_NS
-        switch_ns = switch_at(now_ns, deadline_ns, finish_ns, reserve_ns, default_ns, keeps_reserve)
+        switch_ns = switch_at(now_ns, deadline_ns, finish_ns, reserve_ns, default_ns)
         if enforces and switch_ns >= deadline_ns:
             return NEVER_NS
         return switch_ns

@@ -8,8 +8,8 @@ goes to the best route while a request with little time goes to a fast one, with
 
 *Time for the next route.* The router interrupts an attempt when the time left is only just enough for the next route
 (``_attempts_cy``). So a route that hangs costs its requests the response of the best route, but not every response. The
-router interrupts no attempt whose batch runs and is expected to be on time, as far as the route knows its batches.
-After a failure it calls ``admission`` of all untried routes again, best first.
+router does not interrupt an attempt before its predicted finish and a quarter more. After a failure it calls
+``admission`` of all untried routes again, best first.
 
 *Complexity.* In the common case, the best route accepts and responds, a request costs one ``admission`` and one entry
 in the list of attempts: no task and no timer.
@@ -112,13 +112,12 @@ class FallbackRouter(StackClock, Node):
         self.default = default
         self.slo = slo
         self.clock: Clock = clock or time.monotonic_ns
-        has_default = default is not None
-        self._states = make_route_states(routes, has_default=has_default)
-        degradation = self._degradation = DegradationController([state.share for state in self._states], step_ns)
+        self._states = make_route_states(routes, has_default=default is not None)
+        self._degradation = DegradationController([state.share for state in self._states], step_ns)
         best = self._states[0]
         self._best_call = best.call
         self._fast_path = FastPath(
-            degradation, best.share, best.route.name, best.admission, best.batch_end_ns, best.enforces, has_default
+            self._degradation, best.share, best.route.name, best.admission, best.enforces, default is not None
         )
         self._timer = AttemptTimer(self._fast_path, self.clock)
         self._probes = RouteProbes(step_ns, self._now) if probes else None
@@ -227,9 +226,7 @@ class FallbackRouter(StackClock, Node):
                 return self._respond_with_default(request, history, now_ns, deadline_ns)
             switch_ns = self._selector.switch_ns(state, request, history, now_ns, deadline_ns)
             state.share.take()
-            attempt = attempts.enter(
-                self._caller(), cancellations, now_ns, switch_ns, deadline_ns, request, state.batch_end_ns
-            )
+            attempt = attempts.enter(self._caller(), cancellations, now_ns, switch_ns, deadline_ns)
             if switch_ns < attempts.timer_ns:
                 self._timer.set(switch_ns)
             try:
@@ -435,7 +432,7 @@ class FallbackRouter(StackClock, Node):
         if self._loop is not None and not self._loop.is_closed() and self._fast_path.attempts.count:
             raise RuntimeError(f"{self!r} serves requests of another event loop; it belongs to one loop at a time")
         self._loop = loop
-        self._fast_path.attempts = Attempts(self.default is not None)  # those of a closed loop ended with it
+        self._fast_path.attempts = Attempts()  # the attempts of a closed loop ended with the loop
         self._idle.forget()
         self._timer.bind_loop(loop)
 

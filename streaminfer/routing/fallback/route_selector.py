@@ -91,9 +91,7 @@ class RouteSelector:
         remaining = len(self._states) - len(history.tried) - 1
         if reserve_ns is None or not remaining:
             reserve_ns = 0
-        return self._fast_path.switch_ns(
-            now_ns, deadline_ns, history.finish_ns, reserve_ns, state.keeps_reserve, state.enforces
-        )
+        return self._fast_path.switch_ns(now_ns, deadline_ns, history.finish_ns, reserve_ns, state.enforces)
 
     def _accepts(self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int) -> bool:
         verdict = history.verdicts.pop(state.position, None) or self._verdict(state, request, now_ns)

@@ -9,7 +9,6 @@ from streaminfer._runtime.response_source import fallback_source
 from streaminfer.errors import InvalidInput, for_caller
 from streaminfer.protocols import adapt
 from streaminfer.request import Request, Response
-from streaminfer.routing.fallback._fast_path_cy import keeps_reserve
 from streaminfer.routing.fallback._route_share_cy import IGNORED, RouteShare
 from streaminfer.routing.fallback.attempt_outcome import AttemptOutcome
 from streaminfer.routing.fallback.route import Route
@@ -31,8 +30,6 @@ class RouteState:
         share: its share of the traffic.
         call: serves one request; the service's own ``call`` if nothing must be adapted.
         admission: ``admission`` of the service; ``None``: the service accepts everything.
-        batch_end_ns: ``batch_end_ns`` of the service; ``None``: it has none, or gets other requests than the router.
-        keeps_reserve: its requests leave a later route its time, see :func:`keeps_reserve`.
         enforces: the service ends its requests at their deadline, and ``prepare`` and ``finish`` await nothing.
         is_idempotent: the service may get a request twice.
         degraded: its responses are marked as degraded.
@@ -46,8 +43,6 @@ class RouteState:
         self.degraded = degraded
         offered = adapt(service).capabilities()
         self.admission = offered.admission
-        self.batch_end_ns = offered.batch_end_ns if route.prepare is None else None
-        self.keeps_reserve = keeps_reserve(share, self.batch_end_ns)
         self.is_idempotent = offered.idempotent is not False
         self.enforces = offered.enforces_deadline and not (_awaits(route.prepare) or _awaits(route.finish))
         # the router offers the first route's check to the surrounding stack

@@ -38,7 +38,7 @@ def make(checks):
     share.reserve_until_ns = 1000 * MS
     degradation = DegradationController([share], 1000 * MS)
     degradation.step(0, False)
-    return FastPath(degradation, share, "best", checks, None, True, False)
+    return FastPath(degradation, share, "best", checks, True, False)
 
 
 def take(fast_path, limit_ms, now_ns=0, priority=0):

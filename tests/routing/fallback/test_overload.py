@@ -112,17 +112,6 @@ def test_overload_degrades_and_does_not_lose_requests(one_device, factor):
     play(main, one_device=one_device)
 
 
-def test_requests_stay_in_batches_that_are_in_time():
-    """Near capacity, where batches end just before deadlines, requests are taken back from the queue only."""
-
-    async def main(bench, service):
-        await bench.load(service, 1.05 * CAPACITY, 12.0)
-        assert bench.share(0.0, 12.0) > 0.995
-        assert bench.share(0.0, 12.0, source="full") > 0.98
-
-    play(main, one_device=False)
-
-
 @pytest.mark.parametrize(("priority", "timeout_s"), [(0, None), (1, None), (0, 5.0), (1, 5.0)])
 def test_background_requests_cost_no_quality(priority, timeout_s):
     """A backlog of requests that are served after the others keeps none of those from the best route."""

@@ -53,7 +53,7 @@ def make(*services):
     routes = [Route(name, service, device=name) for name, service in zip(names, services, strict=True)]
     states = make_route_states(routes, has_default=False)
     degradation = DegradationController([state.share for state in states], 1000 * MS)
-    fast_path = FastPath(degradation, states[0].share, "a", states[0].admission, None, states[0].enforces, False)
+    fast_path = FastPath(degradation, states[0].share, "a", states[0].admission, states[0].enforces, False)
     probes = Probes()
     return RouteSelector(states, fast_path, probes), states, probes
 

@@ -134,7 +134,8 @@ class DiskStore:
     def hold(self, kind: bytes, text: str, on: bool) -> None:
         """Begin or end a hold on a subject or tag. Raises on failure."""
         name = self._records.name(kind, text)
-        self._records.hold_keys(os.fsencode(self._folder.absolute()) + name, on)  # first: they must outlive held entries
+        # first, so that keys outlive held entries
+        self._records.hold_keys(os.fsencode(self._folder.absolute()) + name, on)
         with transaction(self._opened()) as db:
             set_hold(db, name, on)
 
