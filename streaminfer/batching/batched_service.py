@@ -195,7 +195,7 @@ class BatchedService(Node):
                 return verdict
         assembler = self._calls.assembler
         bucket = 0 if assembler.plain else assembler.bucket_of(request.inputs)
-        finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket, request, self.slo_ns)
+        finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket, request, self.slo_ns is not None)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, AdmissionReason.INFEASIBLE, self._dispatcher.retry_after_s(now_ns), finish_ns)
         # a router calls this often, and creating the tuple directly takes half the time

@@ -157,12 +157,12 @@ class Dispatcher(DispatchState):
         """Return the tickets that are queued, held back, or in running batches."""
         return [*self._queue, *self._queue.held(), *(it for batch in self.runner.batches for it in batch.tickets)]
 
-    def predicted_finish_ns(self, now_ns: int, bucket: int, request: Request, slo_ns: int | None) -> int | None:
+    def predicted_finish_ns(self, now_ns: int, bucket: int, request: Request, has_slo: bool) -> int | None:
         """Return when the policy expects a request that arrives now to complete; ``None``: unknown."""
         if self._device is not None:
             now_ns = self._device.free_at_ns(now_ns, self)
         running = () if self.free else self.runner.batches
-        return self.expectations.predicted_finish_ns(now_ns, bucket, request, slo_ns, running)
+        return self.expectations.predicted_finish_ns(now_ns, bucket, request, has_slo, running)
 
     def next_batch(self, now_ns: int) -> NextBatch:
         """Return when a worker is expected to be free, and how many more requests its next batch has room for.

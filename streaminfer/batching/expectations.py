@@ -60,7 +60,7 @@ class Expectations:
         return 0 if self.plain else max(ticket.bucket for ticket in tickets)
 
     def predicted_finish_ns(
-        self, now_ns: int, bucket: int, request: Request, slo_ns: int | None, running: Iterable[Execution]
+        self, now_ns: int, bucket: int, request: Request, has_slo: bool, running: Iterable[Execution]
     ) -> int | None:
         """Return when a request that arrives now is expected to complete; ``None``: the policy does not predict it.
 
@@ -68,18 +68,17 @@ class Expectations:
             now_ns: the present, or the instant at which the model is free for the request.
             bucket: bucket of the request.
             request: the request.
-            slo_ns: nanoseconds from now to the deadline of a request without one; ``None``: it has none.
+            has_slo: a request without a deadline gets one.
             running: the batches that the request must wait for.
         """
         if self.offered.predicted_finish_ns is None:
             return None
         queue = self._queue
         ahead = queue.queued
-        deadline_ns = now_ns + slo_ns if request.deadline_ns is None and slo_ns is not None else request.deadline_ns
         if isinstance(queue, FairQueue):
             ahead = queue.ahead_of(request.stream_id, request.priority)
-        elif ahead and self.offered.patience_ns is not None and deadline_ns is not None:
-            ahead = queue.ahead_of_deadline(deadline_ns, request.priority, now_ns - self.offered.patience_ns)
+        elif ahead and self.offered.patience_ns is not None and (has_slo or request.deadline_ns is not None):
+            ahead = queue.ahead_of_deadline(request.priority, now_ns - self.offered.patience_ns)
         served_first = queue if ahead == queue.queued else _QueueLength(ahead)
         started = self._pipeline.started(running)
         early = self._pipeline.batch

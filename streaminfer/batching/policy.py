@@ -97,8 +97,8 @@ class PolicyCapabilities(NamedTuple):
         expected_ns: returns the expected duration of a batch, by ``(size, bucket)``; 0: unknown.
         bucket_models: for each bucket, an object whose ``timetable`` has these durations up to the size of best
             throughput, and whose ``compares`` tells whether a batch may have twice that size.
-        patience_ns: the policy serves requests with a deadline first, by priority and deadline; those without one get
-            their part of each batch once they have been queued for so long. ``None``: it may have another order.
+        patience_ns: the policy serves requests with a deadline first, by priority; those without one get their part of
+            each batch once they have been queued for so long. ``None``: it may have another order.
         outlook: returns the policy's knowledge of queue and model, for a decision between the models of a device, by
             ``(queue, now_ns, batch)``; ``batch`` is the one that it has just decided to send. ``None``: it has none.
     """

@@ -59,7 +59,7 @@ def test_policy_that_only_decides_learns_nothing(queue):
     """A policy that only decides expects nothing and learns nothing."""
     asked = expectations(queue, Greedy(4))
     running = run_batch(queue, 2, 0)
-    assert asked.predicted_finish_ns(5, 0, Request(1.0), None, (running,)) is None
+    assert asked.predicted_finish_ns(5, 0, Request(1.0), False, (running,)) is None
     assert asked.outlook(5, ()) is None
     assert asked.expected_ns(running) == 0
     assert asked.upper_estimate_ns(4) is None
@@ -72,7 +72,7 @@ def test_expectations_come_from_the_policy(queue):
     asked = expectations(queue, Learns())
     running = run_batch(queue, 2, 0)
     queue.admit(None, 9, None, 0, 1000 * MS, 0)
-    assert asked.predicted_finish_ns(5, 0, Request(1.0), None, (running,)) == 5 + 3 * MS
+    assert asked.predicted_finish_ns(5, 0, Request(1.0), False, (running,)) == 5 + 3 * MS
     assert asked.expected_ns(running) == 3 * MS
     assert asked.upper_estimate_ns(4) == 3 * MS
     # before the first batch has ended, the age of the oldest running one counts as the duration of a batch
@@ -80,10 +80,10 @@ def test_expectations_come_from_the_policy(queue):
 
 
 @pytest.mark.parametrize(
-    ("patience_ns", "deadline_ns", "slo_ns", "ahead"),
-    [(None, MS, None, 3), (9, MS, None, 1), (9, 5, None, 0), (9, None, MS, 1), (9, None, None, 3)],
+    ("patience_ns", "deadline_ns", "has_slo", "ahead"),
+    [(None, MS, False, 3), (9, MS, False, 1), (9, None, True, 1), (9, None, False, 3)],
 )
-def test_prediction_counts_what_is_served_first(queue, patience_ns, deadline_ns, slo_ns, ahead):
+def test_prediction_counts_what_is_served_first(queue, patience_ns, deadline_ns, has_slo, ahead):
     """A policy that serves requests with a deadline first says so; then such a request waits for those only."""
     policy = Learns()
     policy.patience_ns = patience_ns
@@ -91,7 +91,7 @@ def test_prediction_counts_what_is_served_first(queue, patience_ns, deadline_ns,
         queue.admit(None, 1.0, None, 5, deadline, 0)
     asked = expectations(queue, policy)
     request = Request(1.0, deadline_ns=deadline_ns)
-    assert asked.predicted_finish_ns(5, 0, request, slo_ns, ()) == 5 + ahead * MS
+    assert asked.predicted_finish_ns(5, 0, request, has_slo, ()) == 5 + ahead * MS
 
 
 @pytest.mark.parametrize("skips", [True, False])

@@ -16,7 +16,7 @@ cdef class _Level:
     cdef Ticket head
     cdef Ticket tail
     cdef Py_ssize_t count
-    cdef long long latest_ns
+    cdef Py_ssize_t with_deadline
 
 cdef class RequestQueue:
     cdef readonly Py_ssize_t max_size
@@ -43,7 +43,7 @@ cdef class RequestQueue:
     cpdef list batch_if_all_on_time(self, DurationTable table, long long now_ns)
 
     @cython.locals(level=_Level, ticket=Ticket, ahead=Py_ssize_t, overdue=Py_ssize_t)
-    cpdef Py_ssize_t ahead_of_deadline(self, long long deadline_ns, int priority, long long before_ns) except -1
+    cpdef Py_ssize_t ahead_of_deadline(self, int priority, long long before_ns) except -1
 
     @cython.locals(level=_Level, last=Ticket, ticket=Ticket, held=list)
     cpdef Ticket least_urgent(self)

@@ -48,7 +48,7 @@ class _Level:
         self.head: Ticket | None = None
         self.tail: Ticket | None = None
         self.count = 0
-        self.latest_ns = 0  # no deadline since the level was empty is later
+        self.with_deadline = 0
 
 
 class RequestQueue:
@@ -207,22 +207,19 @@ class RequestQueue:
                 ticket = ticket._next
         return batch
 
-    def ahead_of_deadline(self, deadline_ns: int, priority: int, before_ns: int) -> int:
-        """Return how many tickets are served before a new request with a deadline: by priority, then by deadline.
+    def ahead_of_deadline(self, priority: int, before_ns: int) -> int:
+        """Return how many tickets are served before a new request with a deadline: those with one, by priority.
 
         Tickets without one that were queued before ``before_ns`` have as large a part of each batch as of the queue.
+        Those with a later deadline count too: in full batches, they would be late if the new request came first.
         """
         ahead = overdue = 0
         for level in self._levels:
-            if level.priority <= priority and level.latest_ns <= deadline_ns:
-                ahead += level.count
-                continue
-            ticket = level.head if level.priority <= priority or level.latest_ns == _NEVER else None
-            while ticket is not None:
-                if ticket.deadline_ns == _NEVER:
-                    overdue += ticket.timings.enqueued_ns < before_ns
-                elif ticket.deadline_ns <= deadline_ns and level.priority <= priority:
-                    ahead += 1
+            if level.priority <= priority:
+                ahead += level.with_deadline
+            ticket = level.head if level.with_deadline < level.count else None
+            while ticket is not None and ticket.timings.enqueued_ns < before_ns:
+                overdue += ticket.deadline_ns == _NEVER
                 ticket = ticket._next
         return min((ahead + 1) * (self.queued + 1) // (self.queued + 1 - overdue) - 1, self.queued)
 
@@ -407,8 +404,7 @@ class RequestQueue:
             ticket._previous = tail
         level.tail = ticket
         level.count += 1
-        if ticket.deadline_ns > level.latest_ns or level.count == 1:
-            level.latest_ns = ticket.deadline_ns
+        level.with_deadline += ticket.deadline_ns != _NEVER
         self.queued += 1
         ticket._queued = True
 
@@ -427,6 +423,7 @@ class RequestQueue:
         ticket._previous = None
         ticket._next = None
         level.count -= 1
+        level.with_deadline -= ticket.deadline_ns != _NEVER
         self.queued -= 1
 
     def _leave(self, ticket: Ticket) -> None:

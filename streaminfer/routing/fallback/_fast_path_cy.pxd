@@ -16,7 +16,7 @@ cdef class FastPath:
     cdef object _name, _admission
     cdef bint _enforces, _has_default
     cdef int _reuses_left
-    cdef long long _reuse_until_ns, _reused_finish_ns, _reused_deadline_ns
+    cdef long long _reuse_until_ns, _reused_finish_ns
     cdef int _reused_priority
     cdef public bint is_open
     cdef public Attempts attempts

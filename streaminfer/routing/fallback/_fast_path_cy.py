@@ -73,7 +73,6 @@ class FastPath:
         self._reuses_left = 0
         self._reused_finish_ns = 0
         self._reuse_until_ns = 0
-        self._reused_deadline_ns = 0
         self._reused_priority = 0
         self.is_open = True
         self.attempts = Attempts()
@@ -99,8 +98,7 @@ class FastPath:
                 self._reuses_left > 0
                 and now_ns < self._reuse_until_ns
                 and self._reused_finish_ns - now_ns <= (deadline_ns - now_ns) >> 2  # this request may have less time
-                and deadline_ns <= self._reused_deadline_ns  # or may be served after others
-                and request.priority <= self._reused_priority
+                and request.priority <= self._reused_priority  # or be served after others
             ):
                 self._reuses_left -= 1
                 finish_ns = self._reused_finish_ns
@@ -119,7 +117,6 @@ class FastPath:
                     self._reuses_left = _MAX_REUSES
                     self._reuse_until_ns = now_ns + _REUSE_NS
                     self._reused_finish_ns = finish_ns
-                    self._reused_deadline_ns = min(deadline_ns, NEVER_NS - _REUSE_NS) + _REUSE_NS
                     self._reused_priority = request.priority
                 else:
                     self._reuses_left = 0

@@ -258,7 +258,7 @@ def run_at_random(module, seed):
             trace.append(("expire", [timings.enqueued_ns for _, _, timings in queue.expire(now_ns)]))
         trace.append((queue.queued, queue.running, queue.succeeded, queue.next_deadline_ns, queue.oldest_ns))
         trace.append(round(queue.batch_s * 1e12))
-        trace.append([queue.ahead_of_deadline(now_ns + 50, priority, now_ns - 20) for priority in range(3)])
+        trace.append([queue.ahead_of_deadline(priority, now_ns - 20) for priority in range(3)])
     return trace
 
 
@@ -286,22 +286,13 @@ def test_error_shared_by_several_callers_is_copied():
 
 
 def test_ahead_of_deadline_are_more_urgent_requests():
-    """Ahead of a new request are those of its priority with an earlier deadline, and all of a more urgent one."""
+    """Ahead of a new request with a deadline are those with one, of its priority or a more urgent one."""
     queue = RequestQueue(64)
     for priority, deadline_ns in [(0, 9), (0, NEVER), (1, 9), (1, 20), (2, NEVER), (2, 9)]:
         queue.admit(None, 1.0, Future(), 5, deadline_ns, priority)
-    assert [queue.ahead_of_deadline(20, priority, 5) for priority in (-1, 0, 1, 2)] == [0, 1, 3, 4]
-    assert [queue.ahead_of_deadline(10, priority, 5) for priority in (-1, 0, 1, 2)] == [0, 1, 2, 3]
+    assert [queue.ahead_of_deadline(priority, 5) for priority in (-1, 0, 1, 2)] == [0, 1, 3, 4]
     queue.end(queue.first(1)[0])
-    assert queue.ahead_of_deadline(20, 2, 5) == 3
-
-
-def test_level_forgets_deadlines_once_empty():
-    queue = RequestQueue(64)
-    queue.end(queue.admit(None, 1.0, Future(), 5, NEVER, 0))
-    queue.admit(None, 1.0, Future(), 6, 9, 0)
-    assert queue.ahead_of_deadline(9, 0, 100) == 1
-    assert queue.ahead_of_deadline(8, 0, 100) == 0
+    assert queue.ahead_of_deadline(2, 5) == 3
 
 
 def test_overdue_requests_have_their_part_of_batches():
@@ -311,7 +302,7 @@ def test_overdue_requests_have_their_part_of_batches():
         queue.admit(None, 1.0, Future(), now_ns, NEVER, 0)
     queue.admit(None, 1.0, Future(), 4, 100, 0)
     # two of six, with the new request, come first; while 0 to 4 of them are overdue, they need 2, 2, 3, 4, 6 places
-    assert [queue.ahead_of_deadline(100, 0, before_ns) for before_ns in (0, 1, 2, 3, 4)] == [1, 1, 2, 3, 5]
+    assert [queue.ahead_of_deadline(0, before_ns) for before_ns in (0, 1, 2, 3, 4)] == [1, 1, 2, 3, 5]
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -324,8 +315,8 @@ def test_ahead_of_deadline_agrees_with_a_count(seed):
             tickets.append(queue.admit(None, 1.0, Future(), now_ns, deadline_ns, rng.randrange(3)))
         elif tickets:
             queue.end(tickets.pop(rng.randrange(len(tickets))))
-        due_ns, priority, before_ns = now_ns + rng.randrange(60), rng.randrange(3), now_ns - rng.randrange(40)
-        ahead = sum(one.deadline_ns <= due_ns and one.priority <= priority for one in queue)
+        priority, before_ns = rng.randrange(3), now_ns - rng.randrange(40)
+        ahead = sum(one.deadline_ns != NEVER and one.priority <= priority for one in queue)
         overdue = sum(one.deadline_ns == NEVER and one.timings.enqueued_ns < before_ns for one in queue)
         places = (ahead + 1) * (len(queue) + 1) // (len(queue) + 1 - overdue)
-        assert queue.ahead_of_deadline(due_ns, priority, before_ns) == min(places - 1, len(queue))
+        assert queue.ahead_of_deadline(priority, before_ns) == min(places - 1, len(queue))

@@ -112,7 +112,7 @@ def test_overload_degrades_and_does_not_lose_requests(one_device, factor):
     play(main, one_device=one_device)
 
 
-@pytest.mark.parametrize(("priority", "timeout_s"), [(0, None), (1, None), (0, 5.0), (1, 5.0)])
+@pytest.mark.parametrize(("priority", "timeout_s"), [(0, None), (1, None), (1, 5.0)])
 def test_background_requests_cost_no_quality(priority, timeout_s):
     """A backlog of requests that are served after the others keeps none of those from the best route."""
 
