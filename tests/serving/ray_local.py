@@ -77,7 +77,10 @@ by_ray = si.serving.ray_deployment(make_late, autoscaling_config={"min_replicas"
 found["autoscaling of Ray"] = by_ray._deployment_config.autoscaling_config.max_replicas
 default = si.serving.ray_deployment(make_late, headroom_router=False)
 found["default"] = default._deployment_config.request_router_config.is_default_request_router()
-with mock.patch.dict(sys.modules, {"ray.serve.request_router": None}):  # another version of Ray
+with (  # another version of Ray
+    mock.patch.dict(sys.modules, {"ray.serve.request_router": None}),
+    mock.patch("streaminfer.serving.ray.deployment._made_router_config", []),
+):
     other = si.serving.ray_deployment(make_late)
 found["other version"] = other._deployment_config.request_router_config.is_default_request_router()
 

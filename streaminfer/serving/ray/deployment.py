@@ -1,5 +1,6 @@
 """`ray_deployment`: a deployment of Ray Serve with one stack per replica."""
 
+import threading
 import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,6 +23,8 @@ _MAX_ONGOING_REQUESTS = 1024
 _STOP_MARGIN_S = 5.0
 _ROUTER_PATH = "streaminfer.serving.ray.headroom_router.HeadroomRouter"
 _LOG = Log("streaminfer")
+_making_router_config = threading.Lock()
+_made_router_config: list[Any] = []
 
 
 def ray_deployment(
@@ -117,7 +120,18 @@ def _autoscaling_config(autoscaling: Autoscaling) -> Any:
 
 
 def _router_config() -> Any:
-    """Return the settings of the router; ``None`` if this version of Ray lacks the API."""
+    """Return the settings of the router, made once per process; ``None`` if this version of Ray lacks the API.
+
+    Ray pickles the router's class when settings are made and when they are read, and registers the class's module while
+    it does. Two threads that do so at once fail, such as one that deploys and one that calls ``serve.status``.
+    """
+    with _making_router_config:
+        if not _made_router_config:
+            _made_router_config.append(_make_router_config())
+        return _made_router_config[0]
+
+
+def _make_router_config() -> Any:
     try:
         make_headroom_router()  # as Ray does when it resolves the path
         config = require("ray.serve.config", extra="ray", purpose="ray_deployment")
