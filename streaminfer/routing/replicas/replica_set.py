@@ -339,7 +339,7 @@ class Replicas(StackClock, Node):
     async def remove(self, name: str, *, drain: bool = True) -> None:
         """Remove a replica: it gets no more requests, completes those in flight, and is stopped if it was started.
 
-        The state of its streams goes to the replicas that get their next requests.
+        The state of its streams goes to the replicas that get their next requests; without a place there, it is lost.
 
         Args:
             name: name of the replica.
@@ -381,6 +381,7 @@ class Replicas(StackClock, Node):
             retried=self._retried,
             ejected=self._balancer.ejected,
             panics=self._balancer.panics,
+            lost_states=self._homes.lost,
             probes=0 if self._probes is None else self._probes.sent,
             failed_probes=0 if self._probes is None else self._probes.failed,
             lookups=0 if self._finder is None else self._finder.lookups,

@@ -22,6 +22,9 @@ class StreamHomes(AllStreamStates):
         handles: returns the handles of all replicas.
         next_of: returns the stream states of the replica that gets the next request of a stream; ``None``: there is no
             replica, or its model keeps no state.
+
+    Attributes:
+        lost: streams whose state ended with a removed replica, because the next one had no place for them.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class StreamHomes(AllStreamStates):
         next_of: Callable[[Hashable], StreamStates | None],
     ) -> None:
         super().__init__(self.get_states)
+        self.lost = 0
         self._handles = handles
         self._next_of = next_of
         # a dict would search for the oldest entry through all removed ones
@@ -77,6 +81,7 @@ class StreamHomes(AllStreamStates):
                     self.move(stream_id, self._next_of(stream_id))
                 except Overloaded:  # its state ends with the replica, which must not stay in memory
                     del self._homes[stream_id]
+                    self.lost += 1
                 except Exception:  # noqa: BLE001, S110 — its next request tries again, and gets the error
                     pass
             await asyncio.sleep(0)  # so that requests need not wait for all streams

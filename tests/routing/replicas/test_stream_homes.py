@@ -144,6 +144,7 @@ async def test_state_of_removed_replica_moves_with_streams(loop, drain):
 
         assert set(homes.values()) == {"a", "b"}
         assert [await pair.step(number) for number in range(8)] == [("b", 2.0)] * 8
+        assert pair.replicas.statistics().lost_states == 0
 
 
 async def test_stream_without_a_place_keeps_its_state(loop):
@@ -179,14 +180,15 @@ async def test_stream_moves_once_there_is_a_place(loop):
 
 
 async def test_removal_forgets_streams_without_a_place(loop):
-    """The set keeps no reference to the model of a removed replica, even if its streams have no other place."""
+    """The state of a stream without another place ends with the removed replica, and is counted as lost."""
     pair = Pair(loop, max_streams=1)
     async with si.Stack(pair.replicas, clock=loop.clock):
         home, _ = await pair.step()
         away, backend = pair.fill_other(home)
 
         await pair.replicas.remove(home)
-        assert pair.replicas._homes._homes == {}
+        assert pair.replicas._homes._homes == {}  # no reference to the model of the removed replica
+        assert pair.replicas.statistics().lost_states == 1
 
         backend.end_stream("other")
         assert await pair.step() == (away, 1.0)
