@@ -11,7 +11,7 @@ from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
 from streaminfer.routing.stable_hash import stable_hash
 
-__all__ = ["Membership"]
+__all__ = ["Membership", "is_above_1"]
 
 
 class Membership:
@@ -134,11 +134,12 @@ def _zone_penalties(zone_penalty: object) -> tuple[dict[str, float], float]:
     """Return the penalties of single zones, and the penalty of all others."""
     expectation = "a finite number above 1, or a mapping of zone to such numbers"
     if not isinstance(zone_penalty, Mapping):
-        return {}, check_number("zone_penalty", zone_penalty, expectation, _is_above_1)
+        return {}, check_number("zone_penalty", zone_penalty, expectation, is_above_1)
     return {
-        zone: check_number("zone_penalty", value, expectation, _is_above_1) for zone, value in zone_penalty.items()
+        zone: check_number("zone_penalty", value, expectation, is_above_1) for zone, value in zone_penalty.items()
     }, 2.0
 
 
-def _is_above_1(number: float) -> bool:
+def is_above_1(number: float) -> bool:
+    """Return whether a factor is finite and above 1."""
     return 1.0 < number < math.inf

@@ -8,7 +8,6 @@ replica keeps its slot until its last attempt has ended.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -37,7 +36,7 @@ from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUCCESS, P2CBalancer
 from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
 from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
-from streaminfer.routing.replicas.membership import Membership
+from streaminfer.routing.replicas.membership import Membership, is_above_1
 from streaminfer.routing.replicas.replica import Replica
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
 from streaminfer.routing.replicas.stream_homes import StreamHomes
@@ -121,9 +120,7 @@ class Replicas(StackClock, Node):
         share = check_number("max_ejected", max_ejected, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
         factor = 0.0
         if latency_factor is not None:
-            factor = check_number(
-                "latency_factor", latency_factor, "a number above 1, or None", lambda it: 1.0 < it < math.inf
-            )
+            factor = check_number("latency_factor", latency_factor, "a number above 1, or None", is_above_1)
         in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
         eject_ns = check_duration_ns("eject_s", eject_s, positive=True)
         slow_start_ns = check_duration_ns("slow_start_s", slow_start_s)
@@ -143,7 +140,7 @@ class Replicas(StackClock, Node):
         self._retries = CallBudget(_RETRY_SHARE, _RETRIES_PER_S)
         self._members = Membership(self._balancer, self._now, zone, zone_penalty)
         self._by_slot = self._members.by_slot  # the same mapping, which each request reads
-        self._homes = StreamHomes(self._members.all)
+        self._homes = StreamHomes(self._members.all, self._states_for)
         self._probes = None if health is None else ReplicaProbes(health, self._balancer, self._now, seed)
         self._finder: Finder | None = None
         if discovery is not None:
@@ -306,6 +303,7 @@ class Replicas(StackClock, Node):
             drain: let the requests in flight complete first; otherwise they end with `Closed`.
         """
         self._closed, self._running, self._stopped = True, False, True
+        self._homes.forget()
         ending = [task for part in (self._finder, self._probes) if part is not None for task in part.cancel()]
         try:
             await stop_together(handle.stop(drain=drain) for handle in self._members.all())
@@ -341,7 +339,7 @@ class Replicas(StackClock, Node):
     async def remove(self, name: str, *, drain: bool = True) -> None:
         """Remove a replica: it gets no more requests, completes those in flight, and is stopped if it was started.
 
-        The state of its streams goes to the replicas that get their next requests.
+        The state of its streams goes to the replicas that get their next requests; without a place there, it is lost.
 
         Args:
             name: name of the replica.
@@ -357,7 +355,7 @@ class Replicas(StackClock, Node):
             if drain:
                 await handle.drained()
             if handle.states is not None:
-                await self._homes.leave(handle.states, self._states_for)
+                await self._homes.leave(handle.states)
         except BaseException:
             drain = False
             raise
@@ -383,6 +381,7 @@ class Replicas(StackClock, Node):
             retried=self._retried,
             ejected=self._balancer.ejected,
             panics=self._balancer.panics,
+            lost_states=self._homes.lost,
             probes=0 if self._probes is None else self._probes.sent,
             failed_probes=0 if self._probes is None else self._probes.failed,
             lookups=0 if self._finder is None else self._finder.lookups,
@@ -413,7 +412,7 @@ class Replicas(StackClock, Node):
 
     def _states_for(self, stream_id: Hashable) -> StreamStates | None:
         """Return the stream states of the replica that gets the next request of a stream; ``None``: there are none."""
-        slot = -1 if self._closed else self._balancer.of_stream(stable_hash(stream_id), self.clock())
+        slot = self._balancer.of_stream(stable_hash(stream_id), self.clock())
         return None if slot < 0 else self._by_slot[slot].states
 
     def _record_error(

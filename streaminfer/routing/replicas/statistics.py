@@ -67,6 +67,7 @@ class ReplicasStatistics(Snapshot):
         retried: requests that were sent to a second replica.
         ejected: how many replicas are ejected at present.
         panics: attempts at an ejected replica because there was no other.
+        lost_states: streams whose state ended with a removed replica, because their next replica had no place for them.
         probes: probes of the health check that were sent.
         failed_probes: how many of them failed.
         lookups: how often the discovery resolved its name.
@@ -77,6 +78,7 @@ class ReplicasStatistics(Snapshot):
     retried: int
     ejected: int
     panics: int
+    lost_states: int = 0
     probes: int = 0
     failed_probes: int = 0
     lookups: int = 0

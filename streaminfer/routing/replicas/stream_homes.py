@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
-from streaminfer.errors import Overloaded, StreamInferError
+from streaminfer.errors import InvalidInput, Overloaded, StreamInferError
 from streaminfer.protocols import StreamStates
 from streaminfer.routing.replicas.replica import ReplicaHandle
 from streaminfer.routing.stream_states import AllStreamStates
@@ -20,11 +20,22 @@ class StreamHomes(AllStreamStates):
 
     Args:
         handles: returns the handles of all replicas.
+        next_of: returns the stream states of the replica that gets the next request of a stream; ``None``: there is no
+            replica, or its model keeps no state.
+
+    Attributes:
+        lost: streams whose state ended with a removed replica, because the next one had no place for them.
     """
 
-    def __init__(self, handles: Callable[[], Iterable[ReplicaHandle]]) -> None:
+    def __init__(
+        self,
+        handles: Callable[[], Iterable[ReplicaHandle]],
+        next_of: Callable[[Hashable], StreamStates | None],
+    ) -> None:
         super().__init__(self.get_states)
+        self.lost = 0
         self._handles = handles
+        self._next_of = next_of
         # a dict would search for the oldest entry through all removed ones
         self._homes: OrderedDict[Hashable, StreamStates] = OrderedDict()
 
@@ -51,27 +62,33 @@ class StreamHomes(AllStreamStates):
                 raise
             except StreamInferError:  # there is no state, or it is of another model
                 states.end_stream(stream_id)
+        self._settle(stream_id, states)
+
+    def _settle(self, stream_id: Hashable, states: StreamStates) -> None:
+        """Remember where the state of a stream is; its state at the previous replica is outdated."""
+        home = self._homes.get(stream_id)
+        if home is not None and home is not states:
             home.end_stream(stream_id)
-        elif len(self._homes) >= _MOST_HOMES:
+        elif home is None and len(self._homes) >= _MOST_HOMES:
             self._homes.popitem(last=False)
         self._homes[stream_id] = states
 
-    async def leave(self, home: StreamStates, next_of: Callable[[Hashable], StreamStates | None]) -> None:
-        """Move the states of a replica that is about to stop to the replicas that get the streams' next requests.
-
-        Args:
-            home: stream states of the replica that stops.
-            next_of: returns the stream states of the replica that gets the next request of a stream.
-        """
+    async def leave(self, home: StreamStates) -> None:
+        """Move the states of a replica that is about to stop to the replicas that get the streams' next requests."""
         for stream_id in [stream_id for stream_id, states in self._homes.items() if states is home]:
             if self._homes.get(stream_id) is home:  # it has not moved or ended meanwhile
                 try:
-                    self.move(stream_id, next_of(stream_id))
+                    self.move(stream_id, self._next_of(stream_id))
                 except Overloaded:  # its state ends with the replica, which must not stay in memory
                     del self._homes[stream_id]
+                    self.lost += 1
                 except Exception:  # noqa: BLE001, S110 — its next request tries again, and gets the error
                     pass
             await asyncio.sleep(0)  # so that requests need not wait for all streams
+
+    def forget(self) -> None:
+        """Forget where the states are, because all replicas stop."""
+        self._homes.clear()
 
     def reset_stream(self, stream_id: Hashable) -> None:
         """Reset the stream at every replica, also at one that leaves."""
@@ -88,13 +105,17 @@ class StreamHomes(AllStreamStates):
             home.end_stream(stream_id)
 
     def import_state(self, stream_id: Hashable, state: Any) -> None:
-        """Let the stream continue from ``state`` at every replica with the model of this state.
+        """Let the stream continue from ``state`` at the replica that gets its next request; an error changes nothing.
 
         Raises:
-            InvalidInput: no replica has the model of this state.
+            InvalidInput: this replica has not the model of this state.
+            Overloaded: this replica has no place for the stream.
         """
-        super().import_state(stream_id, state)
-        self._homes.pop(stream_id, None)  # its earlier state must not replace this one at the next request
+        states = self._next_of(stream_id)
+        if states is None:
+            raise InvalidInput(f"stream_id: no replica keeps state of {stream_id!r}")
+        states.import_state(stream_id, state)
+        self._settle(stream_id, states)
 
     def export_state(self, stream_id: Hashable) -> Any:
         """Return a copy of a stream's state from the replica that served it last, else from the first that has one.

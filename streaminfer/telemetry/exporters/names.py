@@ -271,6 +271,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "ReplicasStatistics": (
         counter("replicas.retried", "Requests that were sent to a second replica."),
         counter("replicas.panics", "Attempts at an ejected replica because there was no other.", event=True),
+        counter("replicas.lost_states", "States that ended with a removed replica, for want of a place.", event=True),
         counter("replicas.probes", "Probes of the health check, and failed ones.", "probes failed_probes", by="kind"),
         counter("replicas.lookups", "Lookups of the discovery, and failed ones.", "lookups failed_lookups", by="kind"),
         gauge("replicas.ejected", "Replicas that are ejected.", event=True),

@@ -144,6 +144,7 @@ async def test_state_of_removed_replica_moves_with_streams(loop, drain):
 
         assert set(homes.values()) == {"a", "b"}
         assert [await pair.step(number) for number in range(8)] == [("b", 2.0)] * 8
+        assert pair.replicas.statistics().lost_states == 0
 
 
 async def test_stream_without_a_place_keeps_its_state(loop):
@@ -179,14 +180,15 @@ async def test_stream_moves_once_there_is_a_place(loop):
 
 
 async def test_removal_forgets_streams_without_a_place(loop):
-    """The set keeps no reference to the model of a removed replica, even if its streams have no other place."""
+    """The state of a stream without another place ends with the removed replica, and is counted as lost."""
     pair = Pair(loop, max_streams=1)
     async with si.Stack(pair.replicas, clock=loop.clock):
         home, _ = await pair.step()
         away, backend = pair.fill_other(home)
 
         await pair.replicas.remove(home)
-        assert pair.replicas._homes._homes == {}
+        assert pair.replicas._homes._homes == {}  # no reference to the model of the removed replica
+        assert pair.replicas.statistics().lost_states == 1
 
         backend.end_stream("other")
         assert await pair.step() == (away, 1.0)
@@ -225,6 +227,65 @@ async def test_stream_without_state_to_move_starts_again(loop):
         assert (await pair.fail_until_moved(home))[1] == 1.0
 
 
+async def test_import_takes_one_place(loop, states_of):
+    """An imported state takes a place only at the replica that gets the stream's next request."""
+    pair = Pair(loop)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        await pair.step("from")
+        record = states_of(pair).export_state("from")
+        states_of(pair).end_stream("from")
+
+        for number in range(8):
+            states_of(pair).import_state(number, record)
+
+        assert sum(model.backend.statistics().streams for model in pair.models.values()) == 8
+        homes = [await pair.step(number) for number in range(8)]
+        assert {home for home, _ in homes} == {"a", "b"}
+        assert {count for _, count in homes} == {2.0}
+
+
+async def test_import_without_a_place_changes_nothing(loop, states_of):
+    """An import that is rejected for want of a place at the next replica leaves the stream its state."""
+    pair = Pair(loop, max_streams=1)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        home, _ = await pair.step()
+        record = states_of(pair).export_state("s")
+        await pair.step()
+        pair.fill_other(home)
+        with pytest.raises(si.Overloaded):
+            await pair.fail_until_moved(home)
+
+        with pytest.raises(si.Overloaded):
+            states_of(pair).import_state("s", record)
+
+        assert states_of(pair).export_state("s") == pair.models[home].backend.export_state("s") != record
+
+
+async def test_import_moves_a_stream_from_its_home(loop, states_of):
+    """An imported state replaces that of the replica which the stream is about to leave, and frees its place."""
+    pair = Pair(loop)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        home, _ = await pair.step()
+        record = states_of(pair).export_state("s")
+        assert (await pair.step())[1] == 2.0
+        pair.models[home].is_up = False
+        for _ in range(5):
+            with pytest.raises(si.BackendError):
+                await pair.step()
+
+        states_of(pair).import_state("s", record)
+
+        assert pair.models[home].backend.statistics().streams == 0
+        assert (await pair.step())[1] == 2.0
+
+
+def test_import_needs_a_replica_with_states(loop):
+    """A set whose next replica keeps no state rejects an import."""
+    homes = stream_homes.StreamHomes(list, lambda _: None)
+    with pytest.raises(si.InvalidInput, match="no replica keeps state of 's'"):
+        homes.import_state("s", b"")
+
+
 async def test_ended_stream_starts_again_without_its_past(loop, states_of):
     """A stream that has ended starts again from its initial state, and no entry for it is kept."""
     pair = Pair(loop)
@@ -255,7 +316,7 @@ class Leaving:
         for backend in (self.home, self.other):
             backend.bind_clock(loop.clock)
         self.handles = [SimpleNamespace(states=self.home), SimpleNamespace(states=self.other)]
-        self.homes = stream_homes.StreamHomes(lambda: self.handles)
+        self.homes = stream_homes.StreamHomes(lambda: self.handles, lambda _: self.other)
 
     async def step(self, backend, stream_id="s"):
         request = si.Request({"x": np.ones(1)}, stream_id=stream_id)
