@@ -33,12 +33,39 @@ _STATED = {
     "recipients": "Recipients (Art. 30(1)(d))",
     "transfers": "Transfers to third countries (Art. 30(1)(e))",
 }
+_PART = "part of the stack"
 _TABLES = {
-    "categories": ("Categories of data and time limits (Art. 30(1)(c), (f))", "where category max_age_s min_age_s"),
-    "places": ("Where it is kept", "where place on_disk shared encrypted"),
-    "residual": ("Copies that an erasure does not reach", "where copy within_s"),
-    "measures": ("Security measures, and hops (Art. 30(1)(d), (g))", "check where finding what"),
+    "categories": (
+        "Categories of personal data and time limits for erasure (Art. 30(1)(c), (f))",
+        {"where": _PART, "category": "category", "max_age_s": "stored at most", "min_age_s": "stored at least"},
+    ),
+    "places": (
+        "Places of storage (Art. 30(1)(g))",
+        {
+            "where": _PART,
+            "place": "place",
+            "on_disk": "on a disk",
+            "shared": "read by other machines",
+            "encrypted": "encrypted",
+        },
+    ),
+    "residual": (
+        "Copies that no erasure reaches (Art. 30(1)(f))",
+        {"where": _PART, "copy": "copy", "within_s": "gone after an erasure within"},
+    ),
+    "measures": (
+        "Technical security measures, and machines that receive data (Art. 30(1)(d), (g))",
+        {"check": "measure", "where": _PART, "finding": "state", "what": "description"},
+    ),
 }
+_MEASURES = {
+    "tier": "protection of stored data",
+    "hop": "protection of sent data",
+    "key-store": "protection of keys",
+    "subjects": "erasure of one person's data",
+    "log": "log of erasures",
+}
+_ALL = "all answers"
 _NOT_GIVEN = "not given"
 _STATES = "states of streams, since the last request"
 
@@ -65,7 +92,7 @@ class ProcessingRecord(Document):
     residual: tuple[tuple[str, str, float | None], ...]
     measures: tuple[tuple[str, str, str, str], ...]
     schema = "streaminfer.record-of-processing"
-    title = "Record of processing activities"
+    title = "Record of processing activities (Art. 30 GDPR), draft"
 
     @property
     def missing(self) -> list[str]:
@@ -75,7 +102,7 @@ class ProcessingRecord(Document):
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values, in the layout that ``schema`` and ``version`` name."""
         tables = {
-            name: [dict(zip(head.split(), row, strict=True)) for row in getattr(self, name)]
+            name: [dict(zip(head, row, strict=True)) for row in getattr(self, name)]
             for name, (_, head) in _TABLES.items()
         }
         first = {"schema": self.schema, "version": self.version, "missing": self.missing, "stated": dict(self.stated)}
@@ -86,8 +113,8 @@ class ProcessingRecord(Document):
         parts = [list_of((f"missing: {_STATED[name]}" for name in self.missing), "bad") if self.missing else ""]
         parts.append(html_table(rows))
         for name, (title, head) in _TABLES.items():
-            cells = [tuple(map(_cell_text, row)) for row in getattr(self, name)]
-            parts.append(f"<h2>{title}</h2>{html_table(cells, head=head.split())}" if cells else "")
+            cells = [[*map(_cell_text, head, row)] for row in getattr(self, name)]
+            parts.append(f"<h2>{title}</h2>{html_table(cells, head=[*head.values()])}" if cells else "")
         return "\n".join(parts)
 
 
@@ -139,11 +166,7 @@ def record_of_processing(
             for policy in (cache.freshness.policy,)
             for it in (() if policy is None else policy.residual)
         ),
-        measures=tuple(
-            (it.check, it.where, it.severity, it.what)
-            for it in findings
-            if it.check in {"tier", "hop", "key-store", "subjects", "log"}
-        ),
+        measures=tuple((it.check, it.where, it.severity, it.what) for it in findings if it.check in _MEASURES),
     )
 
 
@@ -152,8 +175,9 @@ def _categories(where: str, cache: EdgeCache) -> Iterable[tuple[str, str, float 
     if policy is None:
         freshness = cache.freshness
         retention_s = None if freshness.ttl_s is None else freshness.ttl_s + freshness.stale_s
-        return [(where, "all answers", retention_s, 0.0)]
-    return [(where, it.data_class or "all others", it.max_age_s, it.min_age_s) for it in policy.rules]
+        return [(where, _ALL, retention_s, 0.0)]
+    rest = "all others" if policy.classes else _ALL
+    return [(where, it.data_class or rest, it.max_age_s, it.min_age_s) for it in policy.rules]
 
 
 def _places(where: str, cache: EdgeCache) -> Sequence[tuple[str, str, bool, bool, bool]]:
@@ -165,9 +189,13 @@ def _places(where: str, cache: EdgeCache) -> Sequence[tuple[str, str, bool, bool
     return rows
 
 
-def _cell_text(cell: Any) -> str:
+def _cell_text(column: str, cell: Any) -> str:
+    if column == "check":
+        return _MEASURES[cell]
     if cell is None:
         return "no limit known"
     if isinstance(cell, bool):
         return "yes" if cell else "no"
+    if column == "min_age_s" and cell == 0:
+        return "no minimum"
     return format_duration(cell) if isinstance(cell, float) else str(cell)

@@ -124,7 +124,7 @@ class _Check:
         rank = len(self.shape)
         if value.ndim != rank:
             hint = "a request carries no batch axis" if value.ndim == rank + 1 else ""
-            self._reject(value, hint or f"{value.ndim} dimensions instead of {rank}")
+            self._reject(value, hint or f"{value.ndim} dimensions instead of {rank}, none of them a batch axis")
         for axis, size in enumerate(self.shape):
             if isinstance(size, int) and value.shape[axis] != size:
                 self._reject(value, f"axis {axis} has {value.shape[axis]} instead of {size}")

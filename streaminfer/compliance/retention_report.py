@@ -43,6 +43,7 @@ _EVENTS = (
     ("at_ns", "action", "where", "data_class", "count", "subject", "tag", "reason"),
     ("when", "action", "where", "class", "entries", "subject (hash)", "tag", "reason"),
 )
+_ALL = "(all)"
 _Columns = tuple[tuple[str, ...], tuple[str, ...]]
 
 
@@ -122,6 +123,10 @@ class RetentionReport(Document):
             violations.append(f"the log is not whole: {self.log}")
         return violations
 
+    @property
+    def _default_class(self) -> str:
+        return "(all others)" if len(self.rules) > 1 else _ALL
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, in the layout that ``schema`` and ``version`` name."""
         first = {"schema": self.schema, "version": self.version, "at_ns": self.at_ns, "violations": self.violations}
@@ -131,17 +136,17 @@ class RetentionReport(Document):
         violations = self.violations
         parts = [f"<p>{instant(self.at_ns)}</p>"]
         parts.append(list_of(violations, "bad") if violations else '<p class="good">No violation is known.</p>')
-        sections: list[tuple[str, _Columns, Sequence[Any]]] = [
-            ("What is kept", _HOLDINGS, self.holdings),
-            ("The policy", _RULES, self.rules),
-            ("Legal holds", _EVENTS, self.holds),
-            ("Erasures still to be made", _EVENTS, self.pending),
-            ("Erasures", _EVENTS, self.erasures[-_MAX_LISTED:]),
+        sections: list[tuple[str, _Columns, Sequence[Any], str]] = [
+            ("What is kept", _HOLDINGS, self.holdings, self._default_class),
+            ("The policy", _RULES, self.rules, self._default_class),
+            ("Legal holds", _EVENTS, self.holds, _ALL),
+            ("Erasures still to be made", _EVENTS, self.pending, _ALL),
+            ("Erasures", _EVENTS, self.erasures[-_MAX_LISTED:], _ALL),
         ]
-        for name, (fields, head), records in sections:
+        for name, (fields, head), records, no_class in sections:
             if records:
                 marks = _MARKS if records is self.holdings else {}
-                table = html_table((cells(it, fields) for it in records), head=head, marks=marks)
+                table = html_table((cells(it, fields, no_class) for it in records), head=head, marks=marks)
                 parts.append(f"<h2>{name}</h2>{table}")
         if len(self.erasures) > _MAX_LISTED:
             parts.append(f"<p>{len(self.erasures) - _MAX_LISTED} earlier erasures are in the JSON.</p>")
@@ -150,11 +155,12 @@ class RetentionReport(Document):
         return "\n".join(parts)
 
     def __str__(self) -> str:
-        lines = [f"Retention report, {instant(self.at_ns)}", "", _text_of(_HOLDINGS, self.holdings)]
+        holdings = _text_of(_HOLDINGS, self.holdings, self._default_class)
+        lines = [f"Retention report, {instant(self.at_ns)}", "", holdings]
         if self.erasures:
             entries = sum(event.count for event in self.erasures)
             lines += ["", f"{len(self.erasures)} erasures of {entries} entries, the latest:"]
-            lines.append(_text_of(_EVENTS, self.erasures[-5:]))
+            lines.append(_text_of(_EVENTS, self.erasures[-5:], _ALL))
         violations = self.violations
         lines += ["", *(f"VIOLATION: {text}" for text in violations)] if violations else ["", "no violation is known"]
         return "\n".join(lines)
@@ -220,8 +226,8 @@ def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float], ha
     return ReportedHolding(**holding._asdict(), max_age_s=max_age_s, purge_bound_s=bound_s, state=state)
 
 
-def _text_of(columns: _Columns, records: Iterable[Any]) -> str:
-    return text_table(columns[1], (cells(it, columns[0]) for it in records))
+def _text_of(columns: _Columns, records: Iterable[Any], no_class: str) -> str:
+    return text_table(columns[1], (cells(it, columns[0], no_class) for it in records))
 
 
 def _class(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import numpy as np
 import pytest
@@ -181,10 +182,18 @@ def test_record_lists_settings_and_missing_fields(tmp_path):
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
     assert "&lt;Example&gt; Ltd" in page
     assert "missing: Legal basis (Art. 6)" in page
+    headings = re.findall("<th>(.*?)</th>", page[page.index("<h2>") :])
+    assert headings[:4] == ["part of the stack", "category", "stored at most", "stored at least"]
+    assert not {it for it in headings if "_" in it}
+    assert f"<tr><td>{where}</td><td>all others</td><td>60 min</td><td>no minimum</td></tr>" in page
+    assert f"<tr><td>protection of stored data</td><td>{where} → DiskTier</td>" in page
 
 
-@pytest.mark.parametrize(("settings", "longest_s"), [({"ttl_s": 60.0, "stale_s": 5.0}, 65.0), ({}, None)])
-def test_a_cache_without_a_policy_has_one_category(settings, longest_s):
+@pytest.mark.parametrize(
+    ("settings", "longest_s"),
+    [({"ttl_s": 60.0, "stale_s": 5.0}, 65.0), ({}, None), ({"retention": Retention(60.0)}, 60.0)],
+)
+def test_a_cache_without_classes_has_one_category(settings, longest_s):
     made = record_of_processing(stack_of(si.EdgeCache(**settings)))
     assert made.categories == (("stack → EdgeCache", "all answers", longest_s, 0.0),)
     assert made.residual == ()

@@ -75,7 +75,7 @@ def test_a_request_that_fits_is_let_through(signature, inputs):
         (one(), np.zeros((4, 7), object), ["'x'", "float32[4, n]", "object[4, 7]"]),
         (one(), np.zeros((4, 7), "U3"), ["'x'", "float32[4, n]", "<U3[4, 7]"]),
         (one(), np.zeros((5, 7), np.float32), ["'x'", "float32[4, n]", "float32[5, 7]", "axis 0 has 5 instead of 4"]),
-        (one(), np.zeros(4, np.float32), ["'x'", "float32[4, n]", "float32[4]", "1 dimensions instead of 2"]),
+        (one(), np.zeros(4, np.float32), ["'x'", "float32[4, n]", "float32[4]", "1 dimensions instead of 2, none of them a batch axis"]),
         (one(), np.zeros((1, 4, 7), np.float32), ["'x'", "float32[4, n]", "float32[1, 4, 7]", "no batch axis"]),
         (one(), np.zeros((4, 0), np.float32), ["'x'", "float32[4, n]", "float32[4, 0]", "axis 1 is empty"]),
         (one(), [[1.0]], ["'x'", "float32[4, n]", "list [[1.0]]", "np.asarray(x, dtype='float32')"]),

@@ -144,12 +144,12 @@ async def test_library_errors_of_a_model_are_copied(loop):
 @pytest.mark.parametrize(
     ("results", "says"),
     [
-        ([1], "expected 2 results, one per row, got 1"),
-        ([1, 2, 3], "expected 2 results, one per row, got 3"),
-        (np.zeros((3, 2)), "expected 2 results, one per row, got 3"),
+        ([1], "expected 2 results, one per row of the batch, got 1"),
+        ([1, 2, 3], "expected 2 results, one per row of the batch, got 3"),
+        (np.zeros((3, 2)), "expected 2 results, one per row of the batch, got 3, an array of shape (3, 2)"),
         (np.float64(1.0), "list with one result per row (2 rows), got float64"),
         (np.array(1.0), "list with one result per row (2 rows), but the rows of what came cannot be read: TypeError"),
-        (None, "list with one result per row (2 rows), got NoneType"),
+        (None, "list with one result per row (2 rows), got None"),
         ("ab", "list with one result per row (2 rows), got str"),
         ({"a": 1, "b": 2}, "output ['a'] must be an array with the batch axis (2 rows), got int"),
         ((x for x in range(2)), "list with one result per row (2 rows), got generator"),

@@ -286,11 +286,30 @@ def test_text_form_is_a_table(log):
     assert lines[0] == "Retention report, 2023-11-14 22:13:20 UTC"
     assert lines[2].split() == ["state", "where", "class", "entries", "size", "oldest", "allowed", "purge", "bound"]
     assert re.split(r" {2,}", lines[3]) == ["over", "disk", "face", "3", "5 MB", "5 min", "60 s", "30 s"]
-    assert re.split(r" {2,}", lines[4]) == ["within", "memory", "(default)", "3", "4.1 kB", "5 s", "60 min", "250 ms"]
+    assert re.split(r" {2,}", lines[4]) == [
+        "within",
+        "memory",
+        "(all others)",
+        "3",
+        "4.1 kB",
+        "5 s",
+        "60 min",
+        "250 ms",
+    ]
     assert "1 erasures of 2 entries, the latest:" in lines
     assert lines[-1].startswith("VIOLATION: disk holds")
     assert "\x1b" not in text
     assert str(report()).endswith("no violation is known")
+
+
+def test_report_says_which_classes_a_line_covers(log):
+    """An erasure covers all classes; the default rule covers those that no other rule names."""
+    note(log, data_class="", subject="anna")
+    erased = str(report(log=log)).splitlines()[-3]
+    assert re.split(r" {2,}", erased)[1:5] == ["erased", "memory", "(all)", "2"]
+    page = Page(report(holding(), log=log).to_html()).text
+    assert (page.count("(all others)"), page.count("(all)")) == (2, 1)
+    assert "(all others)" not in str(build_report(Retention(60.0), [holding()], at_ns=NOW))
 
 
 class Page(HTMLParser):

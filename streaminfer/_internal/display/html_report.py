@@ -50,12 +50,18 @@ def write_page(title: str, body: str, path: str | os.PathLike[str] | None = None
     return page
 
 
-def cells(record: Any, names: Sequence[str]) -> tuple[str, ...]:
-    """Return fields of a record as plain text, by unit: ``…_ns`` an instant, ``…_s`` a duration, ``…_bytes``."""
-    return tuple(_cell(name, getattr(record, name)) for name in names)
+def cells(record: Any, names: Sequence[str], no_class: str) -> tuple[str, ...]:
+    """Return fields of a record as plain text, by unit: ``…_ns`` an instant, ``…_s`` a duration, ``…_bytes``.
+
+    Args:
+        record: the record.
+        names: names of its fields.
+        no_class: text of a ``data_class`` without a name.
+    """
+    return tuple(_cell(name, getattr(record, name), no_class) for name in names)
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(name: str, value: Any, no_class: str) -> str:
     formats: dict[str, Callable[[Any], str]] = {"bytes": format_size, "s": format_duration, "ns": instant}
     shown = formats.get(name.rpartition("_")[2])
     if value is None:
@@ -64,7 +70,7 @@ def _cell(name: str, value: Any) -> str:
         return shown(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else value or ("(default)" if name == "data_class" else "")
+    return f"{value:,}" if isinstance(value, int) else value or (no_class if name == "data_class" else "")
 
 
 def list_of(texts: Iterable[str], kind: str) -> str:

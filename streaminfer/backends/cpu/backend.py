@@ -184,7 +184,9 @@ class CpuBackend(Node):
                 self.infer_now = self._infer_now
             return
         if self._asynchronous:
-            raise TypeError(expected("fn", f"a synchronous function with executor={executor!r}", fn))
+            raise TypeError(
+                expected("fn", f"a synchronous function with executor={executor!r} ('inline' awaits an async one)", fn)
+            )
         owner = f"CpuBackend({self._name})"
         if executor == "thread":
             functions = [_FunctionWorker(self._function, self._priority) for _ in range(workers)]

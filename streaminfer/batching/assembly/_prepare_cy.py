@@ -97,7 +97,8 @@ def _prepare_array(array: Any, inputs: Any, where: str) -> Any:
 
 
 def _unstackable(inputs: object, where: str) -> str:
+    actual = f"an array of {inputs.dtype}" if isinstance(inputs, ndarray) else type(inputs).__name__
     return (
-        f"{where}: expected a number, an array, or a mapping of arrays, got {type(inputs).__name__}"
+        f"{where}: expected a number, an array, or a mapping of arrays, got {'None' if inputs is None else actual}"
         " that numpy cannot stack; a batcher with stack=False passes a list instead"
     )

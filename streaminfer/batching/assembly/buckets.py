@@ -168,7 +168,8 @@ class Buckets:
         else:
             ragged = {None: inputs} if self.is_ragged(None, inputs) else {}
         if not ragged:
-            raise InvalidInput(f"inputs: expected an array with axis {self.axis}, along which lengths differ")
+            expectation = f"an array with axis {self.axis}, along which lengths differ"
+            raise InvalidInput(f"inputs: expected {expectation}, {_actual(inputs)}")
         lengths = {value.shape[self.axis] for value in ragged.values()}
         if len(lengths) > 1:
             sizes = ", ".join(f"{name}: {value.shape[self.axis]}" for name, value in ragged.items())

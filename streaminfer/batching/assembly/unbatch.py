@@ -9,6 +9,7 @@ for long, copy them.
 """
 
 from collections.abc import Mapping
+from inspect import isawaitable
 from typing import Any
 
 import numpy as np
@@ -63,14 +64,16 @@ def _expectation(count: int) -> str:
 def _read_sequence(results: Any, count: int, padded: int) -> list[Any]:
     kind = type(results)
     if kind is not list and (isinstance(results, (str, bytes)) or not _is_sequence(results) or _is_frame(results)):
-        raise _Unreadable(f"{_expectation(count)}, got {kind.__name__}")
+        actual = "None" if results is None else kind.__name__
+        raise _Unreadable(f"{_expectation(count)}, got {actual}{': await it' if isawaitable(results) else ''}")
     # iterating over an array of one row costs more than indexing that row
     rows = results if kind is list else [results[0]] if count == len(results) == 1 else list(results)
     if padded and len(rows) == padded:
         return rows[:count]
     if len(rows) == count:
         return rows
-    message = f"expected {count} results, one per row, got {len(rows)}"
+    shape = f", an array of shape {results.shape}" if kind is np.ndarray else ""
+    message = f"expected {count} results, one per row of the batch, got {len(rows)}{shape}"
     if kind is not np.ndarray and rows and all(_length(entry) in (count, padded or count) for entry in rows):
         message = (
             f"a list has one result per row: expected {count}, got {len(rows)} entries of {count} rows each; "

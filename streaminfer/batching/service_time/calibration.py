@@ -274,7 +274,7 @@ class Calibration:
                     bench.validate(Request(row))
                 except InvalidInput as error:
                     if example.is_given:
-                        raise ValueError(f"example: {error}") from error
+                        raise ValueError(f"example{_padding(buckets)}: {error}") from error
                     raise
             if not is_open:
                 return row, False
@@ -368,6 +368,12 @@ def _open_axes(example: ExampleInputs, buckets: "Buckets | None") -> dict[str, t
         if axes:
             open_axes[name] = axes
     return open_axes
+
+
+def _padding(buckets: "Buckets | None") -> str:
+    if buckets is None:
+        return ""
+    return f", padded along axis {buckets.axis} by buckets= (free_axes=, or the model, must let that axis vary)"
 
 
 def _fit(inputs: Any, buckets: "Buckets", bucket: int) -> Any:

@@ -50,7 +50,7 @@ BAD_ARGUMENTS = [
     ((abs,), {"workers": 10_001}, ValueError, ["workers", "≥ 1 and ≤ 10000", "10001"]),
     ((abs,), {"workers": 2.0}, TypeError, ["workers", "whole number", "2.0"]),
     ((abs,), {"executor": "inline", "workers": 2}, ValueError, ["workers", "1 with executor='inline'", "2"]),
-    ((echo_later,), {}, TypeError, ["fn", "synchronous", "'thread'", "echo_later"]),
+    ((echo_later,), {}, TypeError, ["fn", "synchronous", "'thread' ('inline' awaits", "echo_later"]),
     ((echo_later,), {"executor": "process"}, TypeError, ["fn", "synchronous", "'process'", "echo_later"]),
     ((AsyncCallable(),), {"executor": "thread"}, TypeError, ["fn", "synchronous", "AsyncCallable"]),
     ((functools.partial(echo_later),), {}, TypeError, ["fn", "synchronous", "echo_later"]),

@@ -71,7 +71,7 @@ def test_lengths_alone_are_shorthand():
     ("buckets", "inputs", "message"),
     [
         (Buckets((4,)), IDS, r"expected at most 4 along axis 0, the longest of the buckets \(4,\), got 5"),
-        (Buckets((4, 8)), 3, "expected an array with axis 0"),
+        (Buckets((4, 8)), 3, "expected an array with axis 0, along which lengths differ, got int"),
         (Buckets((8,)), np.array(3), "expected an array with axis 0"),
         (Buckets((8,), axis=1), IDS, "expected an array with axis 1"),
         (Buckets((8,), axis=-2), IDS, "expected an array with axis -2"),

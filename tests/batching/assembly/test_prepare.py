@@ -52,6 +52,14 @@ def test_unstackable_inputs_are_rejected(prepare, inputs):
         prepare(inputs)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "actual"), [(None, "None"), (np.array([None]), "an array of object"), ([{}], "list")]
+)
+def test_an_unstackable_input_is_named(prepare, inputs, actual):
+    with pytest.raises(InvalidInput, match=f"got {actual} that numpy cannot stack"):
+        prepare(inputs)
+
+
 class Unreadable(Exception):
     """An error whose message cannot be read."""
 

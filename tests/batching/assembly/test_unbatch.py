@@ -22,6 +22,11 @@ def outputs(rows):
     return np.arange(rows * 4.0).reshape(rows, 4), np.arange(float(rows))
 
 
+class Pending:
+    def __await__(self):
+        yield
+
+
 class Frame:
     """Table like a pandas data frame: its length is the number of rows, and its iteration gives column names."""
 
@@ -97,6 +102,7 @@ def test_split_rows_error_in_column():
         ({}, ["an empty one"]),
         ((), ["an empty one"]),
         ({"x": "abc"}, ["output ['x']", "got str"]),
+        (Pending(), ["got Pending: await it"]),
     ],
 )
 def test_split_rows_rejects_ambiguous_results(results, words):

@@ -515,6 +515,16 @@ async def test_example_is_checked_as_requests_are(loop):
         await stack.start()
 
 
+async def test_a_padded_example_that_does_not_fit_names_buckets(loop):
+    """The size in the message is of the padding, which the user did not write, so the message says who pads."""
+    backend = ScriptedBackend(example=np.zeros(3))
+    backend.validate = si.CpuBackend(abs, example=np.zeros(3)).validate
+    stack, _ = stack_of(loop, backend, buckets=(2, 4))
+
+    with pytest.raises(ValueError, match=r"^example, padded along axis 0 by buckets= \(free_axes=, .*\): input "):
+        await stack.start()
+
+
 async def test_cancelled_start_ends_its_batch(loop):
     """A cancelled start ends the batch that it runs, and can be repeated."""
     backend = ScriptedBackend(then=lambda batch: [1.0] * len(batch), duration_s=0.010, example=1.0)
