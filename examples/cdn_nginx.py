@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from streaminfer.loadtest.path.nginx import Nginx, find_nginx, run_nginx
+from streaminfer.loadtest.path import Nginx, find_nginx, run_nginx
 
 __all__ = ["Nginx", "find_nginx", "nginx"]
 

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 import streaminfer as si
 from streaminfer.caching import RetentionLog, verify_file
-from streaminfer.caching.tiers import DiskTier
-from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.caching.tiers import DiskTier, StoredKeys
 
 MASTER = b"32 bytes, from where secrets are"  # in production: from a vault, never from a source file
 LOG_SECRET = hmac.digest(MASTER, b"retention log", hashlib.sha256)

@@ -10,7 +10,7 @@ import asyncio
 import numpy as np
 
 import streaminfer as si
-from streaminfer.backends.triton import TritonBackend
+from streaminfer.backends import TritonBackend
 
 
 async def main(url: str, model: str, protocol: str) -> None:

@@ -18,8 +18,7 @@ from demo.findings import COMPUTED, KEPT, LOST, SHARED, Hold, Visited
 from demo.meter import Meter
 from demo.recognition import SPEECH, Speech
 from demo.video import Frames
-from streaminfer.telemetry import TelemetryStatistics
-from streaminfer.telemetry.objectives.slo_plot import plot_budget
+from streaminfer.telemetry import TelemetryStatistics, plot_budget
 
 __all__ = [
     "make_batch_size_figure",

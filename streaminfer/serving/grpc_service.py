@@ -5,6 +5,7 @@ message, and responses are assembled in one copy (:mod:`streaminfer.backends.tri
 cancels or its deadline passes, gRPC cancels the handler, and with it the request.
 """
 
+import asyncio
 import contextlib
 import functools
 import itertools
@@ -39,9 +40,11 @@ __all__ = ["GrpcService", "grpc_servicer"]
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _INFER = _SERVICE + "ModelInfer"
-_HEALTH = "/grpc.health.v1.Health/Check"
-_HEALTHY, _UNHEALTHY = b"\x08\x01", b"\x08\x02"
-"""``HealthCheckResponse`` with the status ``SERVING`` or ``NOT_SERVING``."""
+_HEALTH = "/grpc.health.v1.Health/"
+_HEALTHY, _UNHEALTHY, _UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
+"""``HealthCheckResponse`` with the status ``SERVING``, ``NOT_SERVING`` or ``SERVICE_UNKNOWN``."""
+_WATCH_INTERVAL_S = 1.0
+"""Seconds between the looks of a watch: a stack may run in the event loop of another thread, so nothing wakes it."""
 _SERVICE_NAME_TAG = 0x0A
 """Tag of ``HealthCheckRequest.service``."""
 _MODEL_NAME_TAG = b"\x0a"
@@ -101,7 +104,8 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         self._handlers: dict[str, Any] = {
             _INFER: unary(self._infer),
             f"{_SERVICE}ModelStreamInfer": self._grpc.stream_stream_rpc_method_handler(self._stream),
-            _HEALTH: unary(self._check_health),
+            f"{_HEALTH}Check": unary(self._check_health),
+            f"{_HEALTH}Watch": self._grpc.unary_stream_rpc_method_handler(self._watch_health),
         }
         for name, describe in (
             ("ServerLive", lambda _: {"live": True}),
@@ -153,14 +157,41 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         models = [self._model(call)] if call.name else self._models.values()
         return {"model_stats": [model.statistics() for model in models]}
 
-    async def _check_health(self, message: bytes, context: Any) -> bytes:
+    def _health(self, message: bytes) -> bytes:
+        """Return the response to a health check.
+
+        Raises:
+            InvalidInput: the message cannot be read.
+            RequestRejected: it names an unknown model.
+        """
         try:
             _, names = split_contents(message, _SERVICE_NAME_TAG, max_fields=self._max_fields)
             name = str(names[-1], "utf-8") if names else ""
-            ready = find_model(self._models, name, "").ready if name else self._ready
-        except Exception as error:  # noqa: BLE001 - each becomes a status
-            await self._abort(context, InvalidInput(str(error)) if isinstance(error, ValueError) else error)
+        except ValueError as error:
+            raise InvalidInput(str(error)) from None
+        ready = find_model(self._models, name, "").ready if name else self._ready
         return _HEALTHY if ready else _UNHEALTHY
+
+    async def _check_health(self, message: bytes, context: Any) -> bytes:
+        try:
+            return self._health(message)
+        except Exception as error:  # noqa: BLE001 - each becomes a status
+            await self._abort(context, error)
+
+    async def _watch_health(self, message: bytes, context: Any) -> AsyncIterator[bytes]:
+        """Yield the health and each change of it; gRPC cancels this when the client leaves or the server stops."""
+        sent = b""
+        while True:
+            try:
+                health = self._health(message)
+            except RequestRejected:
+                health = _UNKNOWN
+            except Exception as error:  # noqa: BLE001 - each becomes a status
+                await self._abort(context, error)
+            if health != sent:
+                yield health
+                sent = health
+            await asyncio.sleep(_WATCH_INTERVAL_S)
 
     # -- inference ----------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from streaminfer.telemetry.live_page.app import dashboard
     from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, workbook_pairs
     from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
+    from streaminfer.telemetry.objectives.slo_plot import plot_budget
     from streaminfer.telemetry.outcomes.outcome_table import Estimate, OutcomeRow, OutcomeTable
     from streaminfer.telemetry.outcomes.outcomes import Outcomes
     from streaminfer.telemetry.statistics import LabeledStatistics, SloStatistics, TelemetryStatistics
@@ -71,6 +72,7 @@ __all__ = [
     "grafana_dashboard",
     "merge_interval_logs",
     "metrics_app",
+    "plot_budget",
     "read_interval_log",
     "slo_documents",
     "workbook_pairs",
@@ -96,6 +98,7 @@ _HOMES = {
     "telemetry.live_page.app": ["dashboard"],
     "telemetry.objectives.alerts": ["Alert", "AlertPair", "workbook_pairs"],
     "telemetry.objectives.slo": ["SLO", "BurnSignal"],
+    "telemetry.objectives.slo_plot": ["plot_budget"],
     "telemetry.outcomes.outcome_table": ["Estimate", "OutcomeRow", "OutcomeTable"],
     "telemetry.outcomes.outcomes": ["Outcomes"],
     "telemetry.statistics": ["LabeledStatistics", "SloStatistics", "TelemetryStatistics"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.listeners import LISTENER_ERRORS
+from streaminfer.request import time_left_s
 from streaminfer.sync_layer import SyncService
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class RecordedService(SyncService):
     def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:
         """Record the outcome of the request."""
         if isinstance(outcome, BaseException):
-            self._telemetry._fail_safely(outcome)
+            self._telemetry._fail_safely(outcome, time_left_s(request.deadline_ns, token))
         else:
             try:
                 self._answer(outcome, token, now_ns)

@@ -182,11 +182,11 @@ class Telemetry(StackClock):
         """Return the outcome under which an error is counted."""
         return "cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__
 
-    def fail(self, error: BaseException) -> None:
-        """Count a request that completed without a response."""
+    def fail(self, error: BaseException, timeout_s: float | None = None) -> None:
+        """Count a request that completed without a response; ``timeout_s`` is the time that its caller gave it."""
         self._recorder.fail(self.reason_of(error))
         if self.slo is not None:
-            self.slo.record(error)
+            self.slo.record(error, timeout_s)
 
     def _begin_safely(self) -> None:
         try:
@@ -194,9 +194,9 @@ class Telemetry(StackClock):
         except LISTENER_ERRORS as failure:
             self._failures.report(self, "the begin of a request", failure)
 
-    def _fail_safely(self, error: BaseException) -> None:
+    def _fail_safely(self, error: BaseException, timeout_s: float | None = None) -> None:
         try:
-            self.fail(error)
+            self.fail(error, timeout_s)
         except LISTENER_ERRORS as failure:
             self._failures.report(self, repr(error), failure)
 

@@ -33,6 +33,7 @@ HOMES = (
     "streaminfer.backends",
     "streaminfer.batching",
     "streaminfer.caching",
+    "streaminfer.caching.tiers",
     "streaminfer.http_edge",
     "streaminfer.loadtest",
     "streaminfer.loadtest.devices",
@@ -175,11 +176,30 @@ def test_statistics_page_defines_every_counter(statistics):
     assert {field.name for field in attrs.fields(snapshot)} <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
-def test_reference_documents_every_public_name():
+def _reference():
+    """Return the kind and the path of each entry of the API pages."""
     pages = (ROOT / "docs" / "reference").glob("api*.md")
     reference = "".join(page.read_text(encoding="utf-8") for page in pages)
+    return re.findall(r"auto(class|exception|function|data|module):: ([\w.]+)", reference)
+
+
+def _imports(source):
+    """Return the modules of this package from which some Python code imports names."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module]
+    return {node.module for node in nodes if node.module.partition(".")[0] == "streaminfer"}
+
+
+def test_examples_import_from_public_modules():
+    """Pages and examples import from modules on the API pages only, so users can do what they show."""
+    public = {*HOMES, *(path if kind == "module" else path.rpartition(".")[0] for kind, path in _reference())}
+    sources = [(page, block.text) for page in PAGES for block in _blocks(page) if block.info.startswith("python")]
+    sources += [(path, path.read_text(encoding="utf-8")) for path in (ROOT / "examples").rglob("*.py")]
+    assert {_name(path): private for path, source in sources if (private := _imports(source) - public)} == {}
+
+
+def test_reference_documents_every_public_name():
     documented = set()
-    for kind, path in re.findall(r"auto(class|exception|function|data|module):: ([\w.]+)", reference):
+    for kind, path in _reference():
         documented |= set(importlib.import_module(path).__all__) if kind == "module" else {path.rpartition(".")[2]}
     for home in HOMES:
         module = importlib.import_module(home)

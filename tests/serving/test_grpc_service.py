@@ -1,4 +1,5 @@
 import asyncio
+import collections
 import contextlib
 
 import grpc
@@ -12,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from waiting import until
 
 import streaminfer as si
-from streaminfer.serving import Limits
+from streaminfer.serving import Limits, grpc_service
 from streaminfer.testing import HANG
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -225,6 +226,42 @@ def test_health_follows_the_stack(scripted, serve_grpc):
     found = asyncio.run(scenario())
 
     assert found == (b"\x08\x02", b"\x08\x01", ["NOT_FOUND", "INVALID_ARGUMENT", "INVALID_ARGUMENT"])
+
+
+def test_watched_health_follows_the_stack(scripted, serve_grpc, monkeypatch):
+    """A watch begins with the health and then sends each change, until the client leaves or the server stops."""
+    monkeypatch.setattr(grpc_service, "_WATCH_INTERVAL_S", 0.001)
+    _, stack, _ = scripted()
+    service = si.serving.grpc_servicer({"m": stack})
+    looks = collections.deque(maxlen=20)
+    health = service._health
+    monkeypatch.setattr(service, "_health", lambda message: looks.append(message) or health(message))
+
+    async def scenario():
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((service,))
+        url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        async with grpc.aio.insecure_channel(url) as channel:
+            watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+            leaving, staying, unknown = watch(b"\x0a\x01m"), watch(b""), watch(b"\x0a\x01x")
+            found = [await leaving.read(), await staying.read(), await unknown.read()]
+            async with stack:
+                found += [await leaving.read(), await staying.read()]
+                leaving.cancel()
+                await until(lambda: len(looks) == 20 and b"\x0a\x01m" not in looks)
+            found.append(await staying.read())
+            with pytest.raises(grpc.aio.AioRpcError) as unreadable:
+                await watch(b"\x0a").read()
+            await server.stop(0.0)
+            with pytest.raises(grpc.aio.AioRpcError) as stopped:
+                await staying.read()
+        return found, [caught.value.code().name for caught in (unreadable, stopped)]
+
+    found, errors = asyncio.run(scenario())
+
+    assert found == [b"\x08\x02", b"\x08\x02", b"\x08\x03", b"\x08\x01", b"\x08\x01", b"\x08\x02"]
+    assert errors == ["INVALID_ARGUMENT", "UNAVAILABLE"]
 
 
 def test_unsupported_methods_are_unimplemented(scripted, serve_grpc):

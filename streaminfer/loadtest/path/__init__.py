@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from streaminfer.loadtest.path.device_group import DeviceGroup, run_devices
     from streaminfer.loadtest.path.media_path import Edge, MediaPath
     from streaminfer.loadtest.path.network import DelayTrace, Link, NetworkProfile, network_names, network_profile
+    from streaminfer.loadtest.path.nginx import Nginx, find_nginx, run_nginx
     from streaminfer.loadtest.path.packets.packet_path import PacketPath
     from streaminfer.loadtest.path.path_service import FrameLost, LostAtEncoder, LostInNetwork, PathService, Undecodable
     from streaminfer.loadtest.path.scene import Scene
@@ -32,6 +33,7 @@ __all__ = [
     "LostInNetwork",
     "MediaPath",
     "NetworkProfile",
+    "Nginx",
     "PacketPath",
     "PathService",
     "Scene",
@@ -41,9 +43,11 @@ __all__ = [
     "Uplink",
     "WebRtcLeg",
     "WebRtcPath",
+    "find_nginx",
     "network_names",
     "network_profile",
     "run_devices",
+    "run_nginx",
 ]
 
 _HOMES = {
@@ -52,6 +56,7 @@ _HOMES = {
     "loadtest.path.device_group": ["DeviceGroup", "run_devices"],
     "loadtest.path.media_path": ["Edge", "MediaPath"],
     "loadtest.path.network": ["DelayTrace", "Link", "NetworkProfile", "network_names", "network_profile"],
+    "loadtest.path.nginx": ["Nginx", "find_nginx", "run_nginx"],
     "loadtest.path.packets.packet_path": ["PacketPath"],
     "loadtest.path.path_service": ["FrameLost", "LostAtEncoder", "LostInNetwork", "PathService", "Undecodable"],
     "loadtest.path.scene": ["Scene"],

@@ -16,7 +16,7 @@ cdef class DegradationController:
     @cython.locals(device=Py_ssize_t)
     cpdef object missed(self, object devices, long long limit_ns)  # a bit per device, of which there may be more than 64
 
-    @cython.locals(share=RouteShare)
+    @cython.locals(share=RouteShare, out_of_reach=cython.bint)
     cdef bint _is_out_of_reach(self, int device, long long limit_ns) except -1
 
     @cython.locals(share=RouteShare, device=Py_ssize_t)

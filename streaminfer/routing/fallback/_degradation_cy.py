@@ -175,11 +175,14 @@ class DegradationController:
             share._cut(factor)
 
     def _is_out_of_reach(self, device: int, limit_ns: int) -> bool:
-        """Return whether a request has less time than any response of a device took."""
-        for share in self.shares:  # noqa: SIM110 - compiled, a loop is faster
-            if share.device == device and not share.is_out_of_reach(limit_ns):
-                return False
-        return True
+        """Return whether a request has less time than any response of a device took; false before the first one."""
+        out_of_reach = False
+        for share in self.shares:
+            if share.device == device and share.quickest_ns:
+                if not share.is_out_of_reach(limit_ns):
+                    return False
+                out_of_reach = True
+        return out_of_reach
 
     def _is_lightly_used(self, device: int) -> bool:
         """Return whether responses of a device use so little of their time that it cannot be crowded."""

@@ -13,7 +13,7 @@ cdef class BudgetState(_monotonic_cy.MonotonicClock):
     cdef readonly long long threshold_ns, period_ns, width_ns
     cdef readonly double allowed
     cdef readonly int levels
-    cdef readonly long long total, bad, late, failed, rejected, ignored
+    cdef readonly long long total, bad, late, failed, rejected, ignored, quickest_ns
     cdef readonly tuple rejections, ignoring
     cdef readonly long long burn_window_ns, burn_short_ns
     cdef readonly double burn_starts_at, burn_ends_at

@@ -79,6 +79,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         failed: errors other than rejections.
         rejected: rejections.
         ignored: outcomes that were not events.
+        quickest_ns: the least latency of a response; 0 before the first.
     """
 
     _all: MutableSequence[int]
@@ -118,6 +119,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         self.failed = 0
         self.rejected = 0
         self.ignored = 0
+        self.quickest_ns = 0
         self._burning = False
         self._burning_since_ns = 0
         self._grace_ends_ns = _FAR_NS if self.burn_grace_ns > 0 else 0
@@ -131,11 +133,12 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         self._bad = array("q", [0]) * (levels * SLOTS)
         self._rejected = array("q", [0]) * (levels * SLOTS)
 
-    def record(self, outcome: float | BaseException, /) -> None:
+    def record(self, outcome: float | BaseException, /, timeout_s: float | None = None) -> None:
         """Count the outcome of one request.
 
         Args:
             outcome: the latency of its response in seconds, or its exception.
+            timeout_s: seconds that the caller gave the request; ``None``: no limit.
 
         Raises:
             ValueError: ``outcome`` is NaN or negative.
@@ -145,6 +148,8 @@ class BudgetState(_monotonic_cy.MonotonicClock):
             self.count_ns(_histogram_cy._nanoseconds(_histogram_cy._duration("outcome", outcome)))
         elif not isinstance(outcome, Exception) or isinstance(outcome, self.ignoring):
             self.ignored += 1
+        elif timeout_s is not None and isinstance(outcome, TimeoutError) and timeout_s * 1e9 < self.quickest_ns:
+            self.ignored += 1  # an idle service would be late too
         elif isinstance(outcome, self.rejections):
             _count(self, _REJECTED)
         else:
@@ -152,6 +157,8 @@ class BudgetState(_monotonic_cy.MonotonicClock):
 
     def count_ns(self, latency_ns: int) -> int:
         """Count one response, without checks of its latency, for compiled callers."""
+        if latency_ns < self.quickest_ns or self.quickest_ns == 0:
+            self.quickest_ns = latency_ns
         return _count(self, _LATE if latency_ns > self.threshold_ns else _GOOD)
 
     def burning(self) -> bool:

@@ -70,6 +70,25 @@ def test_each_outcome_is_counted_once(clock, outcome, counted_as):
     assert slo.total == (counted_as != "ignored")
 
 
+@pytest.mark.parametrize(
+    ("timeout_s", "counted_as"), [(0.019, "ignored"), (0.020, "failed"), (None, "failed")], ids=repr
+)
+def test_less_time_than_any_response_took_is_no_event(clock, timeout_s, counted_as):
+    """A request that gave less time than the quickest response took cannot spend the budget; any other can."""
+    slo = SLO("x", threshold_s=0.05, clock=clock)
+    slo.record(si.DeadlineExceeded(), timeout_s)
+    assert (slo.failed, slo.ignored) == (1, 0)  # there was no response yet, so the service may be down
+    for latency_s in (0.030, 0.020, 0.040):
+        slo.record(latency_s)
+    slo.record(si.BackendError(), timeout_s)
+    slo.record(si.Overloaded(), timeout_s)
+    assert (slo.failed, slo.rejected, slo.ignored) == (2, 1, 0)
+
+    slo.record(si.DeadlineExceeded(), timeout_s)
+
+    assert (slo.failed - 2, slo.ignored) == ((0, 1) if counted_as == "ignored" else (1, 0))
+
+
 @pytest.mark.parametrize("outcome", [-0.1, math.nan, "0.1", True, None, KeyError])
 def test_outcome_of_wrong_type_or_value_raises(slo, outcome):
     """An outcome that is neither a latency nor an error raises and is not counted."""
