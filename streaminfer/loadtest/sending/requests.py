@@ -58,7 +58,8 @@ def check_sequence(inputs: Any, expectation: str) -> Callable[[int], Any]:
         TypeError: ``inputs`` is no sequence.
         ValueError: ``inputs`` is empty.
     """
-    if not isinstance(inputs, (Sequence, np.ndarray)) or isinstance(inputs, (str, bytes)) or np.ndim(inputs) == 0:
+    is_sequence = isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes))
+    if not is_sequence and not (isinstance(inputs, np.ndarray) and inputs.ndim):
         raise TypeError(expected("inputs", expectation, inputs))
     if not (count := len(inputs)):
         raise ValueError(expected("inputs", "at least one", inputs))
