@@ -33,6 +33,7 @@ MIN_SECRET_BYTES = 16
 LONGEST_S = 1e9
 """Longest duration in seconds, 31 years, so that instants this far in the future fit 64 bits as nanoseconds."""
 _LONGEST_NS = round(LONGEST_S * 1e9)
+_PLAIN = (int, float, str)
 
 
 def expected(name: str, expectation: str, value: object) -> str:
@@ -116,7 +117,7 @@ def check_number(name: str, value: object, expectation: str, fits: Callable[[flo
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf
+        number = math.inf if value > 0 else -math.inf
     if not fits(number):
         raise ValueError(expected(name, expectation, value))
     return number
@@ -226,6 +227,9 @@ def check_secret(name: str, value: object, *, at_least: int = MIN_SECRET_BYTES, 
 def field_check(check: Callable[..., object], *args: Any, optional: bool = False, **options: Any) -> Any:
     """Return an attrs validator that calls a check of this module with the field's name and value.
 
+    What the check returns replaces a value of another library's type, such as a NumPy scalar, whose arithmetic differs
+    from that of Python. Part of a value, such as an element of a tuple, stays.
+
     Args:
         check: the check.
         args: positional arguments of the check, after name and value.
@@ -233,9 +237,12 @@ def field_check(check: Callable[..., object], *args: Any, optional: bool = False
         options: keyword arguments of the check.
     """
 
-    def validate(_instance: object, attribute: Any, value: Any) -> None:
-        if not (optional and value is None):
-            check(attribute.name, value, *args, **options)
+    def validate(instance: object, attribute: Any, value: Any) -> None:
+        if optional and value is None:
+            return
+        plain = check(attribute.name, value, *args, **options)
+        if plain is not None and type(value) not in _PLAIN and getattr(instance, attribute.name, None) is value:
+            object.__setattr__(instance, attribute.name, plain)  # the class may be frozen
 
     return validate
 

@@ -284,7 +284,7 @@ class Rates:
             OSError: the file cannot be read.
             ValueError: the file has no such array, or its values cannot be counts.
         """
-        check_number("rate", rate, "a finite number > 0", _is_positive)
+        rate = check_number("rate", rate, "a finite number > 0", _is_positive)
         (column,) = load_arrays(path, key)
         recorded = np.asarray(column, np.float64)
         counts = np.atleast_1d(recorded.sum(axis=tuple(range(recorded.ndim - 1))))
@@ -341,7 +341,7 @@ class Replay:
             OSError: the file cannot be read.
             ValueError: the file has no such array or run.
         """
-        check_duration("unit_s", unit_s, positive=True)
+        unit_s = check_duration("unit_s", unit_s, positive=True)
         (instants,) = load_arrays(path, key, run=run)
         return cls(np.asarray(instants, np.float64) * unit_s, rate)
 

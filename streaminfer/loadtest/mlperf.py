@@ -18,13 +18,14 @@ import attrs
 
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, check_number, expected
 from streaminfer.errors import CircuitOpen, Closed, Overloaded
 from streaminfer.loadtest.arrivals import check_run_s
 from streaminfer.loadtest.runner import DRAIN_S, DRAIN_SLOS
 from streaminfer.loadtest.sending.loops import Begin, Call, Receive
-from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service
+from streaminfer.loadtest.sending.requests import Requests, check_sequence, check_service
 from streaminfer.loadtest.sending.sender import running
+from streaminfer.simulation.arrivals import check_size
 
 __all__ = ["MlperfResult", "run_mlperf"]
 
@@ -32,6 +33,15 @@ _REJECTED_S = 1.0
 _REJECTIONS = (CircuitOpen, Closed, Overloaded, TimeoutError, asyncio.CancelledError)
 _LONGEST = 10.0
 """Longest run, as a multiple of the duration: then LoadGen stops sending."""
+_LOWEST_RATE = 1e-3
+"""LoadGen waits for the request after the end of the run, so a lower rate could keep it for years."""
+_HIGHEST_RATE = 1e6
+_MOST_SEED = 2**64 - 3
+"""LoadGen takes three seeds of 64 bits, from this one on."""
+
+
+def _is_rate(rate: float) -> bool:
+    return _LOWEST_RATE <= rate <= _HIGHEST_RATE
 
 
 @attrs.frozen
@@ -60,7 +70,7 @@ async def run_mlperf(
     Args:
         service: as for `run`.
         inputs: a sequence; LoadGen chooses the input of each request.
-        rate: mean requests per second.
+        rate: mean requests per second, from 0.001 to 1,000,000.
         slo_s: latency limit in seconds.
         duration_s: shortest duration of the run in seconds.
         percentile: share of requests that must complete within the limit.
@@ -75,12 +85,13 @@ async def run_mlperf(
     """
     loadgen = require("mlperf_loadgen", extra="loadgen", purpose="run_mlperf")
     check_service(service)
-    check_number("rate", rate, "a finite number > 0", lambda number: 0 < number < math.inf)
+    rate = check_number("rate", rate, f"a number from {_LOWEST_RATE:g} to {_HIGHEST_RATE:,.0f}", _is_rate)
     slo_ns = check_duration_ns("slo_s", slo_s, positive=True)
-    check_run_s("duration_s", duration_s)
-    check_number("percentile", percentile, "a share between 0 and 1", lambda share: 0 < share < 1)
-    check_count("seed", seed)
-    check_instance("inputs", inputs, lambda it: hasattr(it, "__len__") and hasattr(it, "__getitem__"), "a sequence")
+    duration_s = check_run_s("duration_s", duration_s)
+    check_size("rate * duration_s", rate * duration_s)
+    percentile = check_number("percentile", percentile, "a share between 0 and 1", lambda share: 0 < share < 1)
+    seed = check_count("seed", seed, at_most=_MOST_SEED)
+    at = check_sequence(inputs, "a sequence of inputs")
     settings = loadgen.TestSettings()
     settings.scenario = loadgen.TestScenario.Server
     settings.mode = loadgen.TestMode.PerformanceOnly
@@ -93,7 +104,7 @@ async def run_mlperf(
     settings.qsl_rng_seed, settings.sample_index_rng_seed, settings.schedule_rng_seed = seed, seed + 1, seed + 2
     async with running(service) as started:
         with tempfile.TemporaryDirectory() as folder:
-            await _Driver(loadgen, started, inputs, slo_ns / 1e9).run(settings, folder)
+            await _Driver(loadgen, Requests(started, at, len(inputs)), len(inputs), slo_ns / 1e9).run(settings, folder)
             return _read(Path(folder) / "mlperf_log_summary.txt")
 
 
@@ -104,10 +115,9 @@ class _Driver:
     its call. If the service has ``begin_call``, a query needs no task.
     """
 
-    def __init__(self, loadgen: Any, service: Any, inputs: Any, slo_s: float) -> None:
-        self._loadgen, self._slo_s, self._count = loadgen, slo_s, len(inputs)
+    def __init__(self, loadgen: Any, requests: Requests, count: int, slo_s: float) -> None:
+        self._loadgen, self._slo_s, self._count = loadgen, slo_s, count
         self._loop = asyncio.get_running_loop()
-        requests = Requests(service, check_inputs(inputs), self._count)
         self._begin = requests.begin or self._await_each(requests.call)
         self._queries: deque[tuple[int, int]] = deque()
         self._open: dict[int, Any] = {}  # query to its call, which can be cancelled

@@ -41,5 +41,5 @@ def load_arrays(
         bounds = stored[offsets].tolist() if offsets in stored else [0, arrays[0].size]
     if run is None:
         return arrays
-    check_count("run", run, at_least=0, at_most=len(bounds) - 2)
+    run = check_count("run", run, at_least=0, at_most=len(bounds) - 2)
     return [array[bounds[run] : bounds[run + 1]] for array in arrays]

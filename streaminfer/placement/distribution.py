@@ -110,7 +110,7 @@ class Distribution:
         Raises:
             TypeError, ValueError: ``share`` is not a number from 0 to 1.
         """
-        check_number("share", share, "a share from 0 to 1", lambda it: 0 <= it <= 1)
+        share = check_number("share", share, "a share from 0 to 1", lambda it: 0 <= it <= 1)
         at = int(np.searchsorted(np.cumsum(self.shares), share - _SUM_TOLERANCE))
         return float(self.values_s[min(at, self.values_s.size - 1)])
 

@@ -69,7 +69,7 @@ def plan(
     if budget is not None:
         budget = check_number("budget", budget, "a number ≥ 0", lambda it: it >= 0)
     if migrations is not None:
-        check_count("migrations", migrations, at_least=0)
+        migrations = check_count("migrations", migrations, at_least=0)
     gap, time_limit_s = check_search(gap, time_limit_s)
     if running is not None:
         check_instance("running", running, lambda it: isinstance(it, Plan), "a Plan or None")
@@ -139,7 +139,7 @@ def plan_hours(
     """
     check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
     if migrations is not None:
-        check_count("migrations", migrations, at_least=0)
+        migrations = check_count("migrations", migrations, at_least=0)
     plans: list[Plan] = []
     for hour in range(problem.hours):
         running = plans[-1] if plans else None

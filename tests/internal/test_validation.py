@@ -1,10 +1,23 @@
 """Checks of arguments, and records made from tables of files."""
 
+import math
+from fractions import Fraction
+
 import attrs
 import numpy as np
 import pytest
 
-from streaminfer._internal.validation import check_clock, check_count, field_check, make_from_table
+from streaminfer._internal.validation import check_clock, check_count, check_number, field_check, make_from_table
+
+_share = field_check(check_number, "a share", lambda it: 0 <= it <= 1)
+
+
+@attrs.frozen
+class Shares:
+    """A share, and several."""
+
+    share: float = attrs.field(default=0.5, validator=_share)
+    several: tuple[float, ...] = attrs.field(default=(), validator=attrs.validators.deep_iterable(_share))
 
 
 @attrs.frozen
@@ -50,6 +63,31 @@ def test_value_that_is_no_whole_number_is_named(value):
     """The error names the argument, also for an array and a class, whose `__index__` raises errors of its own."""
     with pytest.raises(TypeError, match=r"^size: expected a whole number ≥ 1, got "):
         check_count("size", value)
+
+
+@pytest.mark.parametrize("given", [np.float32(0.25), np.float64(0.25), Fraction(1, 4)], ids=repr)
+def test_field_has_a_python_number(given):
+    """A number of another library is stored as the Python number that the check returns; a Python number stays."""
+    assert type(Shares(given).share) is float
+    assert Shares(given) == Shares(0.25)
+    assert type(Record("a", np.int64(3)).count) is int
+    assert type(Shares(1).share) is int
+
+
+def test_check_of_elements_keeps_the_tuple():
+    """A check of each element does not put the element in place of the tuple."""
+    several = (np.float32(0.5), np.float32(1.0))
+
+    assert Shares(several=several).several is several
+
+
+@pytest.mark.parametrize("huge", [10**400, Fraction(10**400), -Fraction(10**400)], ids=["int", "fraction", "negative"])
+def test_number_too_large_for_a_float_is_named(huge):
+    """A number that no float can hold is out of range, whatever its sign."""
+    with pytest.raises(ValueError, match="share: expected a share, got"):
+        Shares(huge)
+    with pytest.raises(ValueError, match="size: expected a finite number or infinity"):
+        check_number("size", -abs(huge), "a finite number or infinity", lambda it: it > -math.inf)
 
 
 def test_clock_in_seconds_is_rejected():

@@ -227,10 +227,21 @@ def test_cancelled_run_sends_no_further_requests():
     assert asyncio.run(main()) == len(sent) == service.cancelled
 
 
-def test_wrong_rate():
-    """The message names the argument."""
-    with pytest.raises(ValueError, match="rate: expected a finite number > 0, got inf"):
-        asyncio.run(run_mlperf(echo, slo_s=0.1, **{**SETTINGS, "rate": math.inf}))
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("inputs", {}, "inputs: expected a sequence of inputs, got {}"),
+        ("inputs", [], "inputs: expected at least one"),
+        ("rate", math.inf, "rate: expected a number from 0.001 to 1,000,000, got inf"),
+        ("rate", 1e-300, "rate: expected a number from 0.001 to 1,000,000, got 1e-300"),
+        ("duration_s", 1e7, r"rate \* duration_s: expected at most 100,000,000 arrivals"),
+        ("seed", 2**64, "seed: expected a whole number ≥ 1 and ≤ "),
+    ],
+)
+def test_wrong_argument(name, value, message):
+    """An argument that would end the process or never return is an error that names it."""
+    with pytest.raises((ValueError, TypeError), match=message):
+        asyncio.run(run_mlperf(echo, slo_s=0.1, **{**SETTINGS, name: value}))
 
 
 def test_any_latency_limit_is_taken():

@@ -180,6 +180,18 @@ class TestInputs:
 
         assert got == seen
 
+    def test_inputs_of_several_shapes_take_turns(self, virtually):
+        """A sequence of arrays with different shapes is used in turn, like any other."""
+        shapes = []
+
+        async def service(x):
+            shapes.append(x.shape)
+
+        inputs = [np.zeros(3), np.zeros((2, 5)), np.zeros(7)]
+        virtually(lambda: run(service, arrivals=Constant(10.0), inputs=inputs, duration_s=0.5, slo_s=0.1))
+
+        assert shapes == [(3,), (2, 5), (7,), (3,), (2, 5)]
+
     def test_sample_and_measured_fields_are_reported(self, virtually):
         """Labels, stages and values of `Sample` and `Measured` are in the report."""
         inputs = [

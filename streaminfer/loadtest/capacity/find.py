@@ -17,6 +17,7 @@ __all__ = ["find_capacity"]
 
 _WARM_UP = 0.1
 """Share of a step, at its start, that does not count, because the queue starts empty."""
+_MAX_STEPS = 10_000
 
 
 async def find_capacity(
@@ -48,7 +49,7 @@ async def find_capacity(
         objective: share of requests that must be on time.
         tolerance: half the relative width of the interval at which the search ends.
         confidence: probability with which the interval covers the capacity.
-        most_steps: most steps after the ramp.
+        most_steps: most steps after the ramp, at most 10,000.
         arrivals: makes the arrivals for a rate.
         seed: seed of the first step's schedule; each later step adds 1.
         senders: as for `run`.
@@ -61,12 +62,12 @@ async def find_capacity(
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    check_rates(low, high, step_s)
-    check_number("objective", objective, "a share between 0 and 1", lambda share: 0 < share < 1)
-    check_number("tolerance", tolerance, "a number > 0", lambda number: number > 0)
-    check_number("confidence", confidence, "a share between 0 and 1", lambda share: 0 < share < 1)
-    check_count("most_steps", most_steps)
-    check_count("seed", seed, at_least=0)
+    low, high, step_s = check_rates(low, high, step_s)
+    objective = check_number("objective", objective, "a share between 0 and 1", lambda share: 0 < share < 1)
+    tolerance = check_number("tolerance", tolerance, "a number > 0", lambda number: number > 0)
+    confidence = check_number("confidence", confidence, "a share between 0 and 1", lambda share: 0 < share < 1)
+    most_steps = check_count("most_steps", most_steps, at_most=_MAX_STEPS)
+    seed = check_count("seed", seed, at_least=0)
     check_instance("arrivals", arrivals, callable, "a function of the rate, such as si.loadtest.Poisson")
     check_instance("on_step", on_step, lambda it: it is None or callable(it), "a function or None")
     search = CapacitySearch(

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.distributions.quantiles import student_quantile
 from streaminfer._internal.validation import check_number, expected
 from streaminfer.loadtest.arrivals import check_run_s
+from streaminfer.simulation.arrivals import check_size
 
 __all__ = ["Capacity", "CapacitySearch", "Step", "check_rates"]
 
@@ -163,18 +164,21 @@ class Capacity:
         return cls(**{**stored, "interval": (low, math.inf if high is None else high), "steps": steps})
 
 
-def check_rates(low: float, high: float, step_s: float) -> None:
-    """Check the range of rates of a search, and the duration of a step.
+def check_rates(low: float, high: float, step_s: float) -> tuple[float, float, float]:
+    """Return the range of rates of a search, and the duration of a step.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    check_number("low", low, "a finite number > 0", lambda rate: 0 < rate < math.inf)
-    check_number("high", high, "a number above low", lambda rate: low < rate < math.inf)
-    if low * check_run_s("step_s", step_s) < _LEAST_REQUESTS:
+    low = check_number("low", low, "a finite number > 0", lambda rate: 0 < rate < math.inf)
+    high = check_number("high", high, "a number above low", lambda rate: low < rate < math.inf)
+    step_s = check_run_s("step_s", step_s)
+    if low * step_s < _LEAST_REQUESTS:
         raise ValueError(
             expected("step_s", f"enough seconds for {_LEAST_REQUESTS} requests at the lowest rate", step_s)
         )
+    check_size("high * step_s", high * step_s)
+    return low, high, step_s
 
 
 class CapacitySearch:

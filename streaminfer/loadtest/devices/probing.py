@@ -110,7 +110,7 @@ def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = N
     av = require("av", extra="media", purpose="probe")
     camera = check_choice("kind", kind, ("camera", "microphone")) == "camera"
     if seconds is not None:
-        check_duration("seconds", seconds, positive=True)
+        seconds = check_duration("seconds", seconds, positive=True)
     with ffmpeg_errors(av):
         container, stream = open_recording(av, source, video=camera)
         with container:

@@ -62,7 +62,7 @@ def render(
     """
     av = require("av", extra="media", purpose="a device profile")
     profile = device_profile(device)
-    check_count("seed", seed, at_least=0, at_most=2**31 - 1)
+    seed = check_count("seed", seed, at_least=0, at_most=2**31 - 1)
     count = None
     if seconds is not None:
         count = max(1, round(check_duration_ns("seconds", seconds, positive=True) / 1e9 / profile.period_s))

@@ -186,7 +186,7 @@ async def run_devices(
     for group in groups:
         check_instance("groups", group, lambda it: isinstance(it, DeviceGroup), expectation)
     loop = asyncio.get_running_loop()
-    check_count("workers", workers)
+    workers = check_count("workers", workers)
     async with AsyncExitStack() as stack:
         count = 0 if isinstance(loop, VirtualLoop) else workers
         threads = [stack.enter_context(CodecThread(f"codec-{number}")) for number in range(count)]

@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from streaminfer._internal.validation import check_count, check_duration
+from streaminfer._internal.validation import check_count, check_number
 from streaminfer._runtime.timers import make_timer
 from streaminfer.loadtest.sending._requests_cy import DueRequests
 from streaminfer.testing import VirtualLoop
@@ -32,6 +32,8 @@ Begin = Callable[[int, Receive], Any]
 """Begins the request with a number, and calls back when it ends; returns an object with ``cancel``."""
 _CANCELLING_S = 5.0
 """Seconds to wait for a cancelled call; the run abandons a call that ignores its cancellation."""
+_MAX_CALLERS = 100_000
+_WEEK_S = 7 * 86_400
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
@@ -156,8 +158,8 @@ async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:
 
     Args:
         call: sends a request.
-        callers: number of callers.
-        seconds: duration of the run.
+        callers: number of callers, at most 100,000.
+        seconds: duration of the run, at most a week: the latency of each request is kept.
 
     Returns:
         Latencies in seconds, in the order in which the requests completed.
@@ -166,8 +168,8 @@ async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:
         TypeError, ValueError: an argument is wrong.
         BaseException: an error of a call; it ends all callers.
     """
-    callers = check_count("callers", callers)
-    seconds = check_duration("seconds", seconds)
+    callers = check_count("callers", callers, at_most=_MAX_CALLERS)
+    seconds = check_number("seconds", seconds, f"seconds from 0 to {_WEEK_S:,}", lambda it: 0 <= it <= _WEEK_S)
     latencies: list[float] = []
     loop = asyncio.get_running_loop()
     ends = loop.time() + seconds

@@ -15,7 +15,7 @@ from streaminfer.loadtest.sending.loops import Begin, Call, Receive
 from streaminfer.protocols import adapt, is_service
 from streaminfer.request import Request, Response, Timings
 
-__all__ = ["Requests", "check_inputs", "check_service"]
+__all__ = ["Requests", "check_inputs", "check_sequence", "check_service"]
 
 _MAX_NOTES = 256
 
@@ -48,7 +48,18 @@ def check_inputs(inputs: Inputs) -> Callable[[int], Any]:
     if callable(inputs):
         _check_takes_a_number(inputs, expectation)
         return inputs  # type: ignore[no-any-return]
-    if not isinstance(inputs, (Sequence, np.ndarray)) or isinstance(inputs, (str, bytes)) or np.ndim(inputs) == 0:
+    return check_sequence(inputs, expectation)
+
+
+def check_sequence(inputs: Any, expectation: str) -> Callable[[int], Any]:
+    """Return a function that takes turns through a sequence of inputs; ``expectation`` describes what is accepted.
+
+    Raises:
+        TypeError: ``inputs`` is no sequence.
+        ValueError: ``inputs`` is empty.
+    """
+    is_sequence = isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes))
+    if not is_sequence and not (isinstance(inputs, np.ndarray) and inputs.ndim):
         raise TypeError(expected("inputs", expectation, inputs))
     if not (count := len(inputs)):
         raise ValueError(expected("inputs", "at least one", inputs))

@@ -9,6 +9,8 @@ from streaminfer.loadtest.runner import run
 
 __all__ = ["interleave"]
 
+_MAX_PAIRS = 10_000
+
 
 async def interleave(
     before: Any,
@@ -24,7 +26,7 @@ async def interleave(
     Args:
         before: a service, as for `run`.
         after: the other service.
-        pairs: number of runs of each service; a verdict needs at least 6.
+        pairs: number of runs of each service, at most 10,000; a verdict needs at least 6.
         seed: seed of the first pair's schedule; each later pair adds 1.
         on_pair: called with the number of a pair when it is complete.
         **settings: the other arguments of `run`; ``duration_s`` is the duration of one run.
@@ -32,7 +34,7 @@ async def interleave(
     Returns:
         The reports of each service, for `compare`.
     """
-    check_count("pairs", pairs)
+    pairs = check_count("pairs", pairs, at_most=_MAX_PAIRS)
     reports: tuple[list[Report], list[Report]] = ([], [])
     for number in range(pairs):
         order = ((before, reports[0]), (after, reports[1]))

@@ -126,9 +126,9 @@ def compare(
         TypeError, ValueError: an argument is wrong.
     """
     share = "a share between 0 and 1"
-    check_number("quantile", quantile, share, lambda number: 0 < number < 1)
-    check_number("false_alarm", false_alarm, share, lambda number: 0 < number < 1)
-    check_number("least_change", least_change, "a number > 0", lambda number: 0 < number < math.inf)
+    quantile = check_number("quantile", quantile, share, lambda number: 0 < number < 1)
+    false_alarm = check_number("false_alarm", false_alarm, share, lambda number: 0 < number < 1)
+    least_change = check_number("least_change", least_change, "a number > 0", lambda number: 0 < number < math.inf)
     first, second = _runs("before", before), _runs("after", after)
     settings = _Settings(quantile, false_alarm, least_change)
     if reason := _bottleneck(first, second):

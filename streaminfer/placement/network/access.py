@@ -157,8 +157,8 @@ class FittedAccess:
         Raises:
             TypeError, ValueError: not such numbers.
         """
-        check_number("share", share, "a share between 0 and 1", lambda it: 0 < it < 1)
-        check_number("within", within, "a number above 0", lambda it: it > 0)
+        share = check_number("share", share, "a share between 0 and 1", lambda it: 0 < it < 1)
+        within = check_number("within", within, "a number above 0", lambda it: it > 0)
         count = len(self.runs)
         rng = np.random.default_rng(0)  # a fixed seed: equal measurements give equal promises
         draws = [rng.multinomial(count, np.full(count, 1 / count), _DRAWS) for _ in range(2)]

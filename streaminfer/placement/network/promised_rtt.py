@@ -107,7 +107,7 @@ class Backtest:
         Raises:
             TypeError, ValueError: ``confidence`` is not such a number.
         """
-        check_number("confidence", confidence, "a number between 0 and 1", lambda it: 0 < it < 1)
+        confidence = check_number("confidence", confidence, "a number between 0 and 1", lambda it: 0 < it < 1)
         usable = [column for column in columns if column.size >= _MIN_SAMPLES]
         pairs = len(usable)
         if pairs < MIN_PAIRS or _rank(pairs, confidence) > pairs:

@@ -165,7 +165,7 @@ class RttSamples:
         Raises:
             TypeError, ValueError: not such numbers.
         """
-        check_number("share", share, "a share between 0 and 1", lambda it: 0 < it < 1)
+        share = check_number("share", share, "a share between 0 and 1", lambda it: 0 < it < 1)
         backtest = Backtest.of(self._columns(), confidence)
         return {
             (cluster, site): PairSummary(

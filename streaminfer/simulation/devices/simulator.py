@@ -99,7 +99,7 @@ def simulate_device(
     for load in loads.values():
         check_instance("loads", load, lambda it: isinstance(it, ModelLoad), expectation)
     if slowdown is not None:
-        check_number("slowdown", slowdown, "a finite number ≥ 1", lambda it: 1.0 <= it < float("inf"))
+        slowdown = check_number("slowdown", slowdown, "a finite number ≥ 1", lambda it: 1.0 <= it < float("inf"))
     if memory_bytes is not None and not shared:
         raise ValueError(expected("memory_bytes", "None where batchers do not share the device", memory_bytes))
     device = Device(

@@ -165,7 +165,7 @@ class SLO(StackClock, _State):
         allowed = _allowed(objective)
         if not 1.0 <= check_duration("period_s", period_s) <= _LONGEST_S:
             raise ValueError(expected("period_s", "from 1 second to a hundred years", period_s))
-        check_count("minimum_events", minimum_events)
+        minimum_events = check_count("minimum_events", minimum_events)
         self.name: str = name
         self.threshold_s = float(threshold_s)
         self.objective = float(objective)

@@ -345,7 +345,10 @@ def test_closed_loop_is_cancelled_at_any_turn(turns):
     assert not in_flight
 
 
-@pytest.mark.parametrize(("callers", "seconds", "name"), [(0, 1.0, "callers"), (1, math.nan, "seconds")])
+@pytest.mark.parametrize(
+    ("callers", "seconds", "name"),
+    [(0, 1.0, "callers"), (10**39, 1.0, "callers"), (1, math.nan, "seconds"), (1, 2**63, "seconds")],
+)
 def test_closed_loop_names_a_wrong_argument(callers, seconds, name):
     with pytest.raises(ValueError, match=f"{name}: expected"):
         run(lambda _loop: closed_loop(answer, callers, seconds))

@@ -3,6 +3,7 @@
 import asyncio
 
 import numpy as np
+import pytest
 
 from streaminfer.loadtest import Poisson, compare, interleave
 
@@ -41,3 +42,9 @@ def test_turns_alternate_on_one_schedule(virtually):
         np.testing.assert_array_equal(one.record.due_s, other.record.due_s)
     assert [report.seed for report in before] == [40, 41, 42, 43, 44, 45]
     assert compare(before, after).regressed
+
+
+def test_pairs_that_would_never_end(virtually):
+    """The number of pairs has a limit, and the message names it."""
+    with pytest.raises(ValueError, match="pairs: expected a whole number ≥ 1 and ≤ 10000, got 1000000000000000"):
+        virtually(lambda: interleave(print, print, pairs=10**39))

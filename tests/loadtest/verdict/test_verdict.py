@@ -127,6 +127,15 @@ class TestResult:
         assert strict[0] < lenient[0] < lenient[1] < strict[1]
 
 
+def test_verdict_has_python_numbers():
+    """NumPy numbers count as Python's: a search for a quantile in 32 bits would never end."""
+    numbers = {name: np.float32(0.05) for name in ("quantile", "false_alarm", "least_change")}
+
+    verdict = compare([1.0], [1.0], **numbers)
+
+    assert {type(getattr(verdict, name)) for name in numbers} == {float}
+
+
 class TestUndecided:
     @pytest.mark.parametrize(
         ("late_s", "said"),

@@ -60,7 +60,7 @@ class Tracing(SyncLayer):
     fingerprint = ""  # the layer changes no response
 
     def __init__(self, tracer: trace.Tracer | None = None, *, ratio: float = 1.0) -> None:
-        check_number("ratio", ratio, "a share from 0 to 1", lambda value: 0.0 <= value <= 1.0)
+        ratio = check_number("ratio", ratio, "a share from 0 to 1", lambda value: 0.0 <= value <= 1.0)
         self._tracer = tracer or trace.get_tracer("streaminfer")
         self._ratio = ratio
         self._random = random.Random().random  # noqa: S311 - a sample, not a secret
