@@ -18,7 +18,7 @@ from streaminfer._runtime.lifecycle import STOP_LIMIT_S
 from streaminfer._stack.served_stack import ServedStack
 from streaminfer._stack.statistics import StackStatistics
 from streaminfer.errors import Closed
-from streaminfer.request import CallSettings, MapSettings, Request, Response
+from streaminfer.request import CallSettings, MapOptions, MapSettings, Request, Response
 
 __all__ = ["BlockingStack"]
 
@@ -54,18 +54,9 @@ class BlockingStack:
         """Send one request; keywords, result and errors as calling the :class:`Stack`."""
         return self._wait_for(self.stack(inputs, **settings))
 
-    def map(
-        self,
-        inputs: Iterable[Any],
-        *,
-        concurrency: int | None = None,
-        return_exceptions: bool = False,
-        **settings: Unpack[MapSettings],
-    ) -> list[Any]:
-        """Send many requests, with results in their order; settings and errors as :meth:`Stack.map`."""
-        return self._wait_for(
-            self.stack.map(inputs, concurrency=concurrency, return_exceptions=return_exceptions, **settings)
-        )
+    def map(self, inputs: Iterable[Any], **options: Unpack[MapOptions]) -> list[Any]:
+        """Send many requests, with results in their order; keywords and errors as :meth:`Stack.map`."""
+        return self._wait_for(self.stack.map(inputs, **options))
 
     def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
         """Send a request of several rows, all or none, as :meth:`Stack.rows`."""

@@ -13,6 +13,7 @@ __all__ = [
     "NEVER_NS",
     "Batch",
     "CallSettings",
+    "MapOptions",
     "MapSettings",
     "Request",
     "Response",
@@ -38,6 +39,13 @@ class MapSettings(TypedDict, total=False):
     subject: str | None
     tags: Iterable[str]
     store: bool
+
+
+class MapOptions(MapSettings, total=False):
+    """Keywords of :meth:`Stack.map`, which describes them."""
+
+    concurrency: int | None
+    return_exceptions: bool
 
 
 class CallSettings(MapSettings, total=False):

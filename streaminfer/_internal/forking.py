@@ -6,12 +6,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["at_fork", "new_awaited_lock", "new_lock", "new_reentrant_lock", "unlock_and_close"]
+__all__ = ["at_fork", "call_in_child", "new_awaited_lock", "new_lock", "new_reentrant_lock", "unlock_and_close"]
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _reentrant_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _awaited_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _forking = threading.Lock()  # threads that fork at the same time wait for each other
+_called: weakref.WeakKeyDictionary[Any, Callable[[Any], object]] = weakref.WeakKeyDictionary()
 _held: list[Any] = []  # locks that are held while this process forks
 
 
@@ -19,6 +20,11 @@ def at_fork(**functions: Callable[[], object]) -> None:
     """Register functions, by the keywords of `os.register_at_fork`; does nothing on systems without fork."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(**functions)
+
+
+def call_in_child(method: Any) -> None:
+    """Call a bound method, one for each object, in each forked process; does not keep the object alive."""
+    _called[method.__self__] = method.__func__
 
 
 def new_lock() -> threading.Lock:
@@ -77,6 +83,8 @@ def _after_fork() -> None:
     others = [lock for lock in list(_reentrant_locks) if not lock._is_owned()]
     for lock in [*_locks, *others]:
         lock._at_fork_reinit()  # as the standard library does with its own locks
+    for obj, function in list(_called.items()):
+        function(obj)
 
 
 at_fork(before=_before_fork, after_in_parent=_release, after_in_child=_after_fork)

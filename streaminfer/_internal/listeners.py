@@ -1,12 +1,11 @@
 """Listeners of events: called in order with no lock held; their errors are logged and reach no caller."""
 
 import threading
-import weakref
 from asyncio import CancelledError, get_running_loop
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NoReturn, TypeVar
 
-from streaminfer._internal.forking import at_fork
+from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.validation import brief, check_instance
 
 __all__ = ["LISTENER_ERRORS", "ListenerFailures", "Listeners", "raise_in_loop"]
@@ -99,7 +98,7 @@ class Listeners(Generic[E]):
         self._describe = describe
         self._functions: tuple[Callable[[E], object], ...] = ()
         self.begin_again()
-        _all_listeners.add(self)
+        call_in_child(self.begin_again)
 
     def begin_again(self) -> None:
         """Replace the locks: in a forked process, the threads that held them no longer exist."""
@@ -181,14 +180,3 @@ class Listeners(Generic[E]):
         finally:
             delivering.release()
         return False
-
-
-_all_listeners: weakref.WeakSet[Listeners[Any]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for listeners in list(_all_listeners):
-        listeners.begin_again()
-
-
-at_fork(after_in_child=_after_fork)

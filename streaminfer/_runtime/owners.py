@@ -5,13 +5,12 @@ without a stop. Thread-safe; owners may be on several event loops.
 """
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any
 
-from streaminfer._internal.forking import at_fork
+from streaminfer._internal.forking import at_fork, new_reentrant_lock
 from streaminfer.protocols import adapt
 
 __all__ = ["last_owner", "own", "parts_of"]
@@ -43,16 +42,9 @@ class _Ownership:
 
 
 _owned: dict[int, _Ownership] = {}
-_lock = threading.Lock()
+_lock = new_reentrant_lock()
 
-
-def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 - it may be held in the parent
-    _lock = threading.Lock()
-    _owned.clear()
-
-
-at_fork(after_in_child=_after_fork)
+at_fork(after_in_child=_owned.clear)
 
 
 def parts_of(part: Any) -> list[Any]:

@@ -16,9 +16,8 @@ A stack whose event loop was closed without a stop does not count any more when 
 
 import asyncio
 import gc
-import threading
 
-from streaminfer._internal.forking import at_fork
+from streaminfer._internal.forking import at_fork, new_reentrant_lock
 from streaminfer._runtime.loops import is_virtual
 
 __all__ = ["enter", "leave"]
@@ -33,7 +32,7 @@ A collection takes 0.3 to 0.7 ms while a model runs beside it; one of 10,000 obj
 connections over HTTP, 1 collection remains of the 595 at a threshold of 700; with 256 connections, 46 remain of 814.
 """
 
-_lock = threading.Lock()
+_lock = new_reentrant_lock()
 _holds: dict[object, asyncio.AbstractEventLoop] = {}  # by stack: its loop; the hold ends when the loop is closed
 _is_frozen = False
 _thresholds = (0, 0, 0)  # thresholds before `enter`
@@ -81,10 +80,4 @@ def _drop(holds: set[object]) -> None:
             gc.set_threshold(*_thresholds)
 
 
-def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 - it may be held in the parent
-    _lock = threading.Lock()
-    _drop(set(_holds))  # the parent's stacks do not run here
-
-
-at_fork(after_in_child=_after_fork)
+at_fork(after_in_child=lambda: _drop(set(_holds)))  # the parent's stacks do not run here

@@ -14,9 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
-from weakref import WeakSet
 
-from streaminfer._internal.forking import at_fork
+from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._runtime.loops import is_virtual
 
@@ -115,7 +114,7 @@ class ExactTimer:
         self._fd: int = _libc().timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        _open.add(self)
+        call_in_child(self._close)  # setting it there would change the timer of the parent
         loop.add_reader(self._fd, self._wake)
 
     def set(self, at_ns: int, now_ns: int) -> None:  # noqa: ARG002 - the instant is one of the kernel's clock
@@ -141,13 +140,12 @@ class ExactTimer:
             self._loop.remove_reader(self._fd)
             self._close()
 
-    def __del__(self) -> None:
-        if self._fd >= 0:  # the loop was closed before the timer
-            self._close()
-
     def _close(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    __del__ = _close  # for a loop that was closed before the timer
 
     def _wake(self) -> None:
         if self._from_threads:  # cleared first, so that an instant set by a thread meanwhile is not lost
@@ -166,20 +164,6 @@ class ExactTimer:
             os.read(self._fd, 8)
         except BlockingIOError:
             pass  # a thread has set the timer again
-
-
-_open: WeakSet[ExactTimer] = WeakSet()
-
-
-def _leave_to_parent() -> None:
-    """Close the files of timers in a forked process, because setting one would change the timer of its parent."""
-    for timer in _open:
-        if timer._fd >= 0:
-            timer._close()
-    _open.clear()
-
-
-at_fork(after_in_child=_leave_to_parent)
 
 
 class _Spec(ctypes.Structure):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from streaminfer.protocols import Admission, Clock
-from streaminfer.request import CallSettings, MapSettings, Request, Response
+from streaminfer.request import CallSettings, MapOptions, MapSettings, Request, Response
 
 if TYPE_CHECKING:
     from streaminfer._stack.statistics import StackStatistics
@@ -25,14 +25,7 @@ class ServedStack(Protocol):
     async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:
         """Send one request and return its response."""
 
-    async def map(
-        self,
-        inputs: Iterable[Any],
-        *,
-        concurrency: int | None = None,
-        return_exceptions: bool = False,
-        **settings: Unpack[MapSettings],
-    ) -> list[Any]:
+    async def map(self, inputs: Iterable[Any], **options: Unpack[MapOptions]) -> list[Any]:
         """Send many requests and return their outputs in order."""
 
     async def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:

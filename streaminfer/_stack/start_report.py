@@ -30,17 +30,17 @@ class PartStart(Snapshot):
 
     Attributes:
         name: name of its class; ``"kernels"`` for the layers' kernels, which come first if they took long.
-        seconds: duration of the start.
+        duration_s: seconds of the start.
         calibration: measurements of a batcher; ``None`` if it measured nothing, and for other layers.
     """
 
     name: str
-    seconds: float
+    duration_s: float
     calibration: CalibrationStatistics | None = None
 
     def __str__(self) -> str:
         detail = str(self.calibration or "")
-        return f"{self.name} {self.seconds:.3f} s{f' ({detail})' if detail else ''}"
+        return f"{self.name} {self.duration_s:.3f} s{f' ({detail})' if detail else ''}"
 
 
 @attrs.frozen
@@ -48,11 +48,11 @@ class StartReport(Snapshot):
     """Latest start of a `Stack`.
 
     Attributes:
-        seconds: its duration, on the real clock or in a loop's virtual time.
+        duration_s: its seconds, on the real clock or in a loop's virtual time.
         parts: the kernels, if they took at least 0.1 s, and the layers with a ``start``, innermost first.
     """
 
-    seconds: float
+    duration_s: float
     parts: tuple[PartStart, ...]
 
     @property
@@ -61,7 +61,7 @@ class StartReport(Snapshot):
         return next((part.calibration for part in self.parts if part.calibration is not None), None)
 
     def __str__(self) -> str:
-        return f"ready after {self.seconds:.3f} s{self.list_parts()}"
+        return f"ready after {self.duration_s:.3f} s{self.list_parts()}"
 
     def list_parts(self) -> str:
         """Return a colon and the parts; empty if there are none."""
@@ -120,7 +120,7 @@ class StartTimer:
         """Return the report of all parts, innermost first, and log it in one line."""
         report = StartReport(self._now_s() - self._began_s, tuple(self._parts))
         # a log that stores only the message template still shows the event
-        _LOGGER.info("%s ready after %.3f s%s", self._stack_name, report.seconds, report.list_parts())
+        _LOGGER.info("%s ready after %.3f s%s", self._stack_name, report.duration_s, report.list_parts())
         return report
 
     def _now_s(self) -> float:

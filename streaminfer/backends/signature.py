@@ -42,6 +42,9 @@ __all__ = [
 TEXT = np.dtype(object)
 """The dtype of arrays of strings; NumPy has one such object."""
 
+WHOLE = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+"""NumPy's names of the dtypes of truth values and whole numbers, which are also those of ONNX and Triton."""
+
 NonFinite = Literal["allow", "reject"]
 """Treatment of floats that are NaN or infinite."""
 

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from streaminfer._internal.forking import at_fork
+from streaminfer._internal.forking import call_in_child
 from streaminfer._runtime.lifecycle import KILL_GRACE_S, STOP_LIMIT_S, seconds_left
 from streaminfer.backends.job import Done, Job, JobFuture
 from streaminfer.backends.worker_pool import Worker, WorkerPool
@@ -37,8 +37,6 @@ HANG_GRACE_S = 10.0
 
 T = TypeVar("T")
 W = TypeVar("W", bound=Worker)
-
-_instances: "weakref.WeakSet[WorkerThreads[Any]]" = weakref.WeakSet()
 
 
 class WorkerThreads(Generic[W]):
@@ -59,7 +57,7 @@ class WorkerThreads(Generic[W]):
         self._dropped: weakref.finalize[[], WorkerThreads[W]]
         self._closed = False
         self._lock = threading.Lock()
-        _instances.add(self)
+        call_in_child(self.forget)
 
     def forget(self) -> None:
         """Drop the parent's threads after a fork; the next call starts new ones."""
@@ -216,14 +214,6 @@ class WorkerThreads(Generic[W]):
             if self._pool is pool:
                 self._pool = None
                 self._dropped.detach()
-
-
-def _after_fork() -> None:
-    for threads in tuple(_instances):
-        threads.forget()
-
-
-at_fork(after_in_child=_after_fork)
 
 
 class Abandonment:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -164,3 +165,24 @@ def test_fork_waits_for_a_held_awaited_lock():
 
     assert status == 0
     assert not lock.locked()
+
+
+def test_methods_are_called_in_a_child():
+    """A child calls the methods of the objects that it inherits, in the order in which they were added."""
+    calls = []
+
+    class Part:
+        def __init__(self, name):
+            self.name = name
+            forking.call_in_child(self.forget)
+
+        def forget(self):
+            calls.append(self.name)
+
+    first, dropped, second = Part("first"), Part("dropped"), Part("second")
+    dropped_part = weakref.ref(dropped)
+    del dropped
+
+    assert dropped_part() is None
+    assert status_of_child(lambda: calls == [first.name, second.name]) == 0
+    assert calls == []

@@ -46,8 +46,8 @@ def test_report_names_each_part():
 
     start = statistics.start
     assert [part.name for part in start.parts] == ["Slow", "AdaptiveBatcher"]
-    assert [part.seconds for part in start.parts] == pytest.approx([1.25, 0.100])
-    assert start.seconds == pytest.approx(1.350)
+    assert [part.duration_s for part in start.parts] == pytest.approx([1.25, 0.100])
+    assert start.duration_s == pytest.approx(1.350)
     assert start.calibration == statistics["AdaptiveBatcher"].calibration
     assert str(start) == (
         "ready after 1.350 s: Slow 1.250 s, AdaptiveBatcher 0.100 s (batches of 1, 2 take 10 ms to 10 ms)"
@@ -116,7 +116,7 @@ def test_start_reports_the_wait_for_kernels(caplog):
     progress, ready = [record.message for record in caplog.records]
     assert progress == "stack Compiling → Slow starts, for 5 s now: kernels"
     assert ready.endswith("ready after 7.000 s: kernels 6.000 s, Slow 1.000 s, Compiling 0.000 s")
-    assert [part.seconds for part in start.parts] == [6.0, 1.0, 0.0]
+    assert [part.duration_s for part in start.parts] == [6.0, 1.0, 0.0]
 
 
 def test_ready_from_start_to_stop():

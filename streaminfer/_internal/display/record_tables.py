@@ -18,7 +18,6 @@ _ROUNDED_FROM = 10_000.0
 _UNITS: dict[str, Callable[[Any], str]] = {
     "_per_s": "{:,.1f} / s".format,
     "_s": lambda seconds: format_duration(seconds) if seconds else "0 s",
-    "seconds": format_duration,
     "bytes": format_size,
     **dict.fromkeys(("share", "rate", "extra", "success"), "{:.1%}".format),
 }
@@ -91,7 +90,7 @@ def _has_value(value: Any) -> bool:
 def _label(name: str) -> str:
     for unit in ("_per_s", "_s", "_bytes"):
         name = name.removesuffix(unit)
-    return "time" if name == "seconds" else name.replace("_", " ")
+    return name.replace("_", " ")
 
 
 def _text(name: str, value: Any) -> str:

@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 
 from streaminfer._internal.validation import check_count, check_instance, check_whole, expected
-from streaminfer.backends.signature import TEXT, TensorSpec, describe_shape
+from streaminfer.backends.signature import TEXT, WHOLE, TensorSpec, describe_shape
 
 __all__ = [
     "CPU",
@@ -40,18 +40,9 @@ _INSTALL = {"CUDAExecutionProvider": _GPU, "TensorrtExecutionProvider": f"{_GPU}
 _BFLOAT16 = "tensor(bfloat16)"
 
 DTYPES: dict[str, np.dtype[Any]] = {
-    "tensor(float16)": np.dtype(np.float16),
+    **{f"tensor({name})": np.dtype(name) for name in ("float16", *WHOLE)},
     "tensor(float)": np.dtype(np.float32),
     "tensor(double)": np.dtype(np.float64),
-    "tensor(int8)": np.dtype(np.int8),
-    "tensor(int16)": np.dtype(np.int16),
-    "tensor(int32)": np.dtype(np.int32),
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(uint8)": np.dtype(np.uint8),
-    "tensor(uint16)": np.dtype(np.uint16),
-    "tensor(uint32)": np.dtype(np.uint32),
-    "tensor(uint64)": np.dtype(np.uint64),
-    "tensor(bool)": np.dtype(np.bool_),
     "tensor(string)": TEXT,
     _BFLOAT16: np.dtype(np.float32),  # for callers
 }

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.masked import is_masked
-from streaminfer.backends.signature import TEXT
+from streaminfer.backends.signature import TEXT, WHOLE
 from streaminfer.errors import InvalidInput
 
 __all__ = [
@@ -29,20 +29,9 @@ __all__ = [
     "texts",
 ]
 
-
 _DTYPES = {
-    "BOOL": np.dtype(np.bool_),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
+    **{name.upper(): np.dtype(name) for name in WHOLE},
+    **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
     "BYTES": TEXT,
 }
 DATATYPES = {dtype: name for name, dtype in _DTYPES.items()}

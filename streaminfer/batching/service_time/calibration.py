@@ -71,13 +71,13 @@ class CalibrationStatistics(Snapshot):
     """Measurements of a batcher's start.
 
     Attributes:
-        seconds: duration of the calibration, including discarded batches.
+        duration_s: seconds of the calibration, including discarded batches.
         durations_s: by length of a bucket (0 without buckets) and batch size, the median seconds of a batch.
         skipped: by length of a bucket, the sizes that were left out because they would take too long.
         note: the reason why nothing, or not all, was measured; empty if all was.
     """
 
-    seconds: float = 0.0
+    duration_s: float = 0.0
     durations_s: Mapping[int, Mapping[int, float]] = attrs.field(factory=dict)
     skipped: Mapping[int, tuple[int, ...]] = attrs.field(factory=dict)
     note: str = ""
@@ -99,7 +99,7 @@ class CalibrationStatistics(Snapshot):
             for length, durations in self.durations_s.items()
             for size, duration_s in sorted(durations.items())
         ]
-        caption = f"calibration: {format_duration(self.seconds)} {self.note}"
+        caption = f"calibration: {format_duration(self.duration_s)} {self.note}"
         return html_table(rows, head=("bucket", "batch size", "median"), caption=caption)
 
 

@@ -14,14 +14,13 @@ records; while the disk fails they fail too, and lose nothing. Lost records are 
 import asyncio
 import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from streaminfer._internal.error_log import Log
-from streaminfer._internal.forking import at_fork, new_lock, new_reentrant_lock
+from streaminfer._internal.forking import call_in_child, new_lock, new_reentrant_lock
 from streaminfer.caching.erasure.owed_erasures import OwedErasures
 from streaminfer.compliance.retention_log import Action, RetentionLog
 from streaminfer.errors import BackendError
@@ -55,7 +54,7 @@ class RetentionCounts:
         self._owed = None if path is None else OwedErasures(path)
         self._writer = None if path is None else _Writer()
         if self._writer is not None:
-            _in_files.add(self)
+            call_in_child(self.leave_to_parent)
 
     def leave_to_parent(self) -> None:
         """Forget the counts in a forked process, because the parent records them."""
@@ -144,17 +143,6 @@ class RetentionCounts:
         self.flush()
         if self._writer is not None and self._writer.is_behind:
             await asyncio.to_thread(self.drain if final else self.catch_up)
-
-
-_in_files: weakref.WeakSet[RetentionCounts] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for counts in list(_in_files):
-        counts.leave_to_parent()
-
-
-at_fork(after_in_child=_after_fork)
 
 
 class _Writer:

@@ -21,7 +21,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.error_log import ErrorLog
-from streaminfer._internal.forking import at_fork
+from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
 from streaminfer.caching.single_flight._loop_flights_cy import LoopFlights, Work
@@ -125,7 +125,7 @@ class ThreadFlights:
         self.table = FlightTable(counts, lambda _: True)
         self._now = now
         self._refreshing = 0
-        _THREAD_FLIGHTS.add(self)
+        call_in_child(self.forget)
 
     def forget(self) -> None:
         """Drop all flights, in a forked process."""
@@ -237,17 +237,6 @@ class ThreadFlights:
                 waiter.event.set()
         if leader is not None:
             leader.event.set()
-
-
-_THREAD_FLIGHTS: weakref.WeakSet[ThreadFlights] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for flights in list(_THREAD_FLIGHTS):
-        flights.forget()
-
-
-at_fork(after_in_child=_after_fork)
 
 
 def _left_s(flight: Flight) -> float | None:

@@ -6,11 +6,11 @@ The shell repeats the parameters of the wrapped function, so that f(1) and f(x=1
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from streaminfer._internal.same_parameters import define_with_parameters
 from streaminfer._internal.signatures import signature_of
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.caching.defensive_copy import freeze
@@ -28,14 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["ArgumentLabels", "CachedCalls", "CachedFunction", "cached_function"]
 
 _MAX_THREADS = 8
-_STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 _WRAPPER_SOURCE = """
-{define} cached({parameters}):
+async def cached({parameters}):
     __found = __look({values})
     if __found.__class__ is not __Missed:
         return __found
-    return {awaited}__on_miss(__found, __partial({call}))
+    return await __on_miss(__found, __partial(__function, {arguments}))
 def key_of({parameters}):
     return __key({values})
 """
@@ -195,33 +194,15 @@ def cached_function(function: Any, layer: CachedCalls, *, is_async: bool) -> Any
         layer: looks into the cache, and computes missing values.
         is_async: whether the function is async.
     """
-    parameters, values, call = "*args, **kwargs", "(args, kwargs)", "__function, *args, **kwargs"
-    plain = isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED
-    if plain:
-        code = function.__code__
-        positional = list(code.co_varnames[: code.co_argcount])
-        by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
-        values = "(" + "".join(f"{name}, " for name in (*positional, *by_name)) + ")"
-        call = ", ".join(["__function", *positional, *(f"{name}={name}" for name in by_name)])
-        if code.co_posonlyargcount:
-            positional.insert(code.co_posonlyargcount, "/")
-        parameters = ", ".join([*positional, "*", *by_name] if by_name else positional)
-    define, awaited = ("async def", "await ") if is_async else ("def", "")
-    source = _WRAPPER_SOURCE.format(define=define, awaited=awaited, parameters=parameters, values=values, call=call)
-    namespace: dict[str, Any] = {
+    source = _WRAPPER_SOURCE if is_async else _WRAPPER_SOURCE.replace("async ", "").replace("await ", "")
+    names = {
         "__look": layer.hit_path.lookup,
         "__key": layer.hit_path.key,
         "__Missed": Miss,
         "__on_miss": layer.resolve if is_async else layer.resolve_sync,
         "__partial": partial,
-        "__function": function,
     }
-    exec(source, namespace)  # noqa: S102 - made of the names of parameters alone, which are identifiers
-    cached, key_of = namespace["cached"], namespace["key_of"]
-    if plain:
-        for wrapper in (cached, key_of):
-            wrapper.__defaults__ = function.__defaults__
-            wrapper.__kwdefaults__ = function.__kwdefaults__ and dict(function.__kwdefaults__)
+    cached, key_of = define_with_parameters(function, source, names).values()
     wraps(function)(cached)
     cached.key_of = key_of
     return cached

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from streaminfer._internal.listeners import LISTENER_ERRORS
+from streaminfer._internal.same_parameters import define_with_parameters
 from streaminfer.protocols import (
     Admission,
     AdmissionReason,
@@ -23,8 +22,6 @@ from streaminfer.resilience.breaker._guard_cy import BreakerCore, Guard
 from streaminfer.sync_layer import SyncService
 
 __all__ = ["GuardedBackend", "GuardedService", "guard_async"]
-
-_STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
 class _Guarded(Wrapper):
@@ -217,42 +214,5 @@ async def guarded({parameters}):
 
 def guard_async(breaker: BreakerCore, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return an async function around one: a real async function, because ``iscoroutinefunction`` tests for it."""
-    if isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED:
-        return _with_the_same_parameters(breaker, function)
-    enter = breaker.enter
-
-    @functools.wraps(function)
-    async def guarded(*args: Any, **kwargs: Any) -> Any:
-        guard = enter()
-        try:
-            result = await function(*args, **kwargs)
-        except BaseException as error:
-            guard.raised(error)
-            raise
-        guard.returned(result)
-        return result
-
-    return guarded
-
-
-def _with_the_same_parameters(breaker: BreakerCore, function: types.FunctionType) -> Callable[..., Any]:
-    """Return the closure of `guard_async` with explicit parameters, as attrs and dataclasses generate ``__init__``.
-
-    Collecting any arguments in a tuple and a mapping, and passing them on, costs half as much as all the rest.
-    """
-    code = function.__code__
-    positional = code.co_varnames[: code.co_argcount]
-    by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
-    parameters = list(positional)
-    if code.co_posonlyargcount:
-        parameters.insert(code.co_posonlyargcount, "/")
-    if by_name:
-        parameters += ["*", *by_name]
-    arguments = [*positional, *(f"{name}={name}" for name in by_name)]
-    source = _WRAPPER_SOURCE.format(parameters=", ".join(parameters), arguments=", ".join(arguments))
-    namespace: dict[str, Any] = {"__enter": breaker.enter, "__function": function}
-    exec(source, namespace)  # noqa: S102 - made of the names of parameters alone, which are identifiers
-    guarded = namespace["guarded"]
-    guarded.__defaults__ = function.__defaults__
-    guarded.__kwdefaults__ = function.__kwdefaults__ and dict(function.__kwdefaults__)
+    guarded = define_with_parameters(function, _WRAPPER_SOURCE, {"__enter": breaker.enter})["guarded"]
     return functools.wraps(function)(guarded)

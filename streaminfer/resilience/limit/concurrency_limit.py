@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
-from streaminfer._internal.forking import at_fork
+from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number, expected
@@ -124,7 +123,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
         super().__init__(_Machine(adaptation, reserve), clock, slo)
         if wait_ns:
             self._queue = PermitQueue(self, wait_ns, max_waiting)
-        _instances.add(self)
+        call_in_child(self._forget)
 
     @overload
     def wrap(self, inner: Service | Backend) -> Any: ...
@@ -289,17 +288,6 @@ class ConcurrencyLimit(StackClock, LimitCore):
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
         return f"<ConcurrencyLimit({name}{self.in_flight} of {self.allowed})>"
-
-
-_instances: weakref.WeakSet[ConcurrencyLimit] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for limit in tuple(_instances):
-        limit._forget()
-
-
-at_fork(after_in_child=_after_fork)
 
 
 def _objective_of(inner: Any) -> Callable[[], int | None] | None:

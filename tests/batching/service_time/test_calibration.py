@@ -41,7 +41,7 @@ async def test_every_size_is_measured(loop):
     assert backend.calibration_sizes == rounds([1, 2, 4, 8, 12])
     assert calibration.durations_s == {0: pytest.approx({size: affine(size) for size in (1, 2, 4, 8, 12)})}
     assert (calibration.skipped, calibration.note) == ({}, "")
-    assert calibration.seconds == pytest.approx(sum(affine(size) for size in backend.calibration_sizes))
+    assert calibration.duration_s == pytest.approx(sum(affine(size) for size in backend.calibration_sizes))
 
 
 async def test_first_batch_of_a_size_is_not_learned(loop):

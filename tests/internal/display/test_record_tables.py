@@ -68,7 +68,6 @@ class OneSideStatistics(Snapshot):
         ("delay_s", 0.0, ["delay", "0 s"]),
         ("delay_s", None, ["delay", "not known"]),
         ("returns_in_s", math.inf, ["returns in", "–"]),
-        ("seconds", 1.25, ["time", "1.25 s"]),
         ("rate_per_s", 1234.56, ["rate", "1,234.6 / s"]),
         ("held_bytes", 2_500_000, ["held", "2.5 MB"]),
         ("hit_rate", 0.123, ["hit rate", "12.3%"]),
