@@ -351,8 +351,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         errors are those of :meth:`put`; the key is a string or bytes.
 
         Returns:
-            Whether memory and each of these tiers stored it. This cache ignores an older value on a tier that did not;
-            other processes that read the tier may still see that value.
+            Whether memory and each of these tiers stored it, and the others removed an older value. This cache ignores
+            one on a tier that did not; other processes that read the tier may still see it.
         """
         _check_key(key)
         about: Any = labels_of(subject, tags) or (None, ())

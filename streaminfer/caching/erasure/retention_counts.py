@@ -15,7 +15,7 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -63,6 +63,15 @@ class RetentionCounts:
     def is_held(self, subject: str | None, tag: str | None) -> bool:
         """Return whether a legal hold forbids an erasure."""
         return self._log is not None and bool(self._log.holds_against(subject, tag))
+
+    @property
+    def has_holds(self) -> bool:
+        """True while a legal hold is in force."""
+        return self._log is not None and bool(self._log.holds)
+
+    def holds_entry(self, subject: str | None, tags: Iterable[str]) -> bool:
+        """Return whether a legal hold applies to an entry."""
+        return self._log is not None and self._log.is_held(subject, tags)
 
     def count(self, action: Action, where: str, data_class: str, reason: str, number: int = 1) -> None:
         """Add to the counts of the next record."""

@@ -160,7 +160,7 @@ class MediumTier(Tier):
 
     # operations on the medium, for `_attempt`
     _get: Callable[[str | bytes], Any]
-    _put: Callable[[str | bytes, Entry], Any]
+    _put: Callable[[str | bytes, Entry | None], Any]
     _delete: Callable[[str | bytes], Any]
 
     def __init__(self, keys: KeyProvider | None, wall_clock: Clock | None) -> None:
@@ -211,6 +211,15 @@ class MediumTier(Tier):
         """
         _check_key(key)
         return await self._attempt(False, self._delete, key)
+
+    async def supersede(self, key: str | bytes) -> bool:
+        """Remove the entry of a key whose newer value may not be stored; return whether no read returns it now.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        _check_key(key)
+        return await self._attempt(False, self._put, key, None)
 
     def statistics(self) -> TierStatistics:
         """Return a frozen snapshot; size and entries are those of the last write or purge, if known."""

@@ -13,12 +13,13 @@ MAX_QUEUED_BYTES = 64 * 2**20
 
 
 class PendingWrite(NamedTuple):
-    """Queued put, or deletion if it has no entry."""
+    """Queued put; without an entry, the removal of an older value, or the deletion of the key."""
 
     key: str | bytes
     entry: Entry | None
     size: int
     done: asyncio.Future[bool]
+    deletes: bool = False
     token: bytes = b""  # of the lease that this write ends
 
     def settle(self, stored: bool) -> None:
@@ -38,17 +39,20 @@ class WriteQueue:
     def __init__(self, *, preserves: bool) -> None:
         self._writes: dict[object, PendingWrite] = {}  # the latest by its key, each earlier one by an object
         self._earlier: dict[object, None] = {}  # these objects, oldest first
-        self._bytes = 0
+        self._puts = self._bytes = 0
         self._preserves = preserves
 
     def __len__(self) -> int:
         return len(self._writes)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._writes
+
     def add(self, write: PendingWrite, now_ns: int, *, accepts: bool) -> list[PendingWrite]:
         """Queue a write, and return those that the tier will not make, as these were replaced or there is no room.
 
         Args:
-            write: a put, or a deletion, for which there is always room.
+            write: a put, or a removal, for which there is always room.
             now_ns: the current instant of the tier's wall clock.
             accepts: false if there is no room for any.
         """
@@ -57,7 +61,7 @@ class WriteQueue:
         rejected = []
         if write.key in self._writes:
             earlier = self._take(write.key)
-            if self._preserves and write.entry and earlier.entry and earlier.entry.aged_ns > now_ns:
+            if self._preserves and not write.deletes and earlier.entry and earlier.entry.aged_ns > now_ns:
                 name = object()
                 self._earlier[name] = None
                 self._append(name, earlier)
@@ -72,9 +76,9 @@ class WriteQueue:
         return rejected
 
     def _is_full_for(self, write: PendingWrite) -> bool:
-        if write.entry is None or not self._writes:
+        if write.entry is None or not self._puts:
             return False
-        return len(self) >= MAX_QUEUED_WRITES or self._bytes + write.size > MAX_QUEUED_BYTES
+        return self._puts >= MAX_QUEUED_WRITES or self._bytes + write.size > MAX_QUEUED_BYTES
 
     def pop(self) -> PendingWrite:
         """Remove and return the first write."""
@@ -93,10 +97,12 @@ class WriteQueue:
 
     def _append(self, name: object, write: PendingWrite) -> None:
         self._writes[name] = write
+        self._puts += write.entry is not None
         self._bytes += write.size
 
     def _take(self, name: object) -> PendingWrite:
         write = self._writes.pop(name)
         self._earlier.pop(name, None)
+        self._puts -= write.entry is not None
         self._bytes -= write.size
         return write

@@ -239,7 +239,8 @@ class Tier(Protocol):
         place: identifies the medium, without secrets, and is the same in every process. An erasure that a process left
             behind is made by the tier with the same name and place.
         lease_s: longest duration of a lease of a shared tier, and of the wait for it; 0: the tier has no leases.
-        preserves: whether it preserves an entry below its minimum age when a newer value of its key is put.
+        preserves: whether it preserves an entry below its minimum age when a newer value of its key comes, and a held
+            one if that may not be stored.
     """
 
     name: str
@@ -273,6 +274,13 @@ class Tier(Protocol):
 
         A put of this key that ended or was cancelled before has no effect afterwards.
         """
+
+    async def supersede(self, key: str | bytes) -> bool:
+        """Remove the entry of a key, like a put of a newer value that the tier may not store; see `delete`.
+
+        A tier that ``preserves`` entries keeps one that it must preserve, but no read returns it.
+        """
+        return await self.delete(key)
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove all entries of a subject or with a tag; return how many were removed.

@@ -308,6 +308,9 @@ class TierSet:
             if reason:
                 worker.disallowed += 1
                 self._counts.count("disallowed", worker.name, "" if rule is None else rule.data_class, reason)
+                if before is None:  # it is still newer than the tier's
+                    worker.replace(key, deletes=True)
+                    waiting.append(worker.put(key, None))
                 continue
             retention_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._memory.freshness.stale_ns
             if rule is not None and retention_ns != NEVER:  # stored longer, but not used after its own time
@@ -337,6 +340,7 @@ class TierSet:
         for worker in self.workers:  # the old value must not be used, even if the write fails
             worker.replace(key)
         if memory.erased_since(key, about, erasures):  # by another thread
+            await asyncio.gather(*(worker.put(key, None) for worker in self.workers if self.run_here))
             return False
         writes = self.write(key, value, memory.freshness.lasts_ns(ttl_s, about[1]), about)
         return self.run_here and all(await asyncio.gather(*writes)) and stored
@@ -357,11 +361,7 @@ class TierSet:
     # -- erasing ------------------------------------------------------------------------------------------------
 
     def delete(self, key: str | bytes, *, before: int | None = None) -> list[asyncio.Future[bool]]:
-        """Queue the removal of a key from the tiers.
-
-        Args:
-            key: of the entries.
-            before: remove only from tiers before this position.
+        """Queue the removal of a key from the tiers, or only from those before a position.
 
         Returns:
             Futures: whether each tier has removed it; empty if the tiers do not run on this event loop.
@@ -369,7 +369,7 @@ class TierSet:
         workers = self.workers[:before]
         for worker in workers:  # if a tier fails, its old value is not used
             worker.replace(key, deletes=True)
-        return [worker.put(key, None) for worker in workers] if self.run_here else []
+        return [worker.put(key, None, deletes=True) for worker in workers] if self.run_here else []
 
     def erase(self, subject: str | None, tag: str | None, *, before: int | None = None) -> PendingErasure:
         """Erase memory, and begin to erase the tiers.

@@ -5,7 +5,7 @@ writes. One task makes the puts and erasures of a tier, so that no two run at on
 
 * an erasure goes before all queued puts, and drops those that it matches;
 * it waits for the running put, and then erases what that put stored;
-* until it has succeeded, the writer puts nothing that it matches.
+* until it has succeeded, the writer puts nothing that it matches, and instead removes the older value of the key.
 
 **Bounds.** A tier has at most 256 writes, or 64 MiB, queued; the writer drops and counts other puts, but no deletion. A
 later value of a key replaces a queued one. If that is below its minimum age and the tier preserves such values, the
@@ -72,10 +72,9 @@ class TierUsage(Snapshot):
             not allow them there, or the tier still had an older value than ``put_through`` put.
         stored: writes that the tier made; the deletion of a key is a write.
         rejected: writes that the tier did not make.
-        dropped: writes that were not tried: the queue was full, a later value of the key came, the tier was stopped, or
-            the value had been erased.
-        disallowed: values that the policy does not allow there, or with a subject on a tier that does not encrypt; they
-            do not count as writes.
+        dropped: writes that were not tried: no room in the queue, a later value of the key, a stop, or an erasure.
+        disallowed: values that the policy does not allow there, or with a subject on a tier that does not encrypt. They
+            do not count as writes, nor do the removals of older values in their place.
         queued: writes that are queued or running.
         pending: erasures that the tier has not carried out.
         tier: the tier's own statistics.
@@ -233,12 +232,12 @@ class TierWriter:
         if erasing.is_untried(self.name):
             self._failed(erasing, "the tier does not run; erased when it starts")
 
-    def put(self, key: str | bytes, entry: Entry | None) -> asyncio.Future[bool]:
-        """Queue a put, or a deletion if there is no entry, unless the queue is full; return whether it was made."""
-        size = 0 if entry is None else payload_bytes(entry.value)
-        write = PendingWrite(key, entry, size, asyncio.get_running_loop().create_future())
+    def put(self, key: str | bytes, entry: Entry | None, *, deletes: bool = False) -> asyncio.Future[bool]:
+        """Queue a put unless the queue is full, or for ``None`` a removal or deletion; return whether it was made."""
         if entry is not None:
             self._newer.store(entry.stored_ns)
+        size = 0 if entry is None else payload_bytes(entry.value)
+        write = PendingWrite(key, entry, size, asyncio.get_running_loop().create_future(), deletes)
         accepts = self.runs and not self._closing
         for rejected in self._queue.add(write, self.tier.wall_clock(), accepts=accepts):
             self._reject(rejected)
@@ -345,13 +344,12 @@ class TierWriter:
 
     async def _put(self, write: PendingWrite) -> None:
         if write.entry is not None and self._erasures.matches(write.entry):
-            self._reject(write)
+            self._withdraw(write)
             return
         stored = False
         self._writes_in_progress = 1
         try:
-            making = self._delete(write.key) if write.entry is None else self.tier.put(write.key, write.entry)
-            stored = await within(PUT_TIMEOUT_S, making)
+            stored = await within(PUT_TIMEOUT_S, self._make(write))
         except asyncio.CancelledError:
             self._has_overrun = True
             raise
@@ -364,14 +362,14 @@ class TierWriter:
             self._failures.report(f"a write to the tier {self.name}", error)
         finally:
             self._writes_in_progress = 0
-            if write.entry is not None and self._erasures.matches(write.entry):
-                for erasing in self.pending:  # registered during the put
-                    if erasing.matches(write.entry.subject, write.entry.tags):
-                        self.destruction.repeat(erasing)
+            for erasing in self.pending:  # registered during the put
+                if write.entry is not None and erasing.matches(write.entry.subject, write.entry.tags):
+                    self.destruction.repeat(erasing)
             if stored and not (write.entry and self._is_excluded(write.key, write.entry)):
                 self._newer.settle(write.key)  # otherwise a newer value or a deletion is queued
-            self.stored += stored
-            self.rejected += not stored
+            if write.entry is not None or write.deletes:
+                self.stored += stored
+                self.rejected += not stored
             self._settle(write, stored)
 
     async def _open(self, key: str | bytes, token: bytes) -> None:
@@ -380,18 +378,27 @@ class TierWriter:
         except Exception as error:  # noqa: BLE001 - of a tier that is not to raise: the lease ends at its time
             self._failures.report(f"the end of a lease of the tier {self.name}", error)
 
-    async def _delete(self, key: str | bytes) -> bool:
-        before = self.tier.statistics().erased
-        deleted = await self.tier.delete(key)
-        self._counts.count("removed", self.name, "", DELETED, self.tier.statistics().erased - before)
-        return deleted
+    async def _make(self, write: PendingWrite) -> bool:
+        if write.entry is not None:
+            return await self.tier.put(write.key, write.entry)
+        if write.deletes:
+            before = self.tier.statistics().erased
+            deleted = await self.tier.delete(write.key)
+            self._counts.count("removed", self.name, "", DELETED, self.tier.statistics().erased - before)
+            return deleted
+        if self._counts.has_holds and not self.tier.preserves:
+            older = await self.tier.get(write.key)
+            if older is not None and self._counts.holds_entry(older.subject, older.tags):
+                return False
+        return await self.tier.supersede(write.key)
 
     async def _erase(self, erasing: PendingErasure) -> None:
         if self._counts.is_held(**erasing.selection):
             self._erasures.hold(erasing, asyncio.get_running_loop().time() + MAX_RETRY_S)
             self._failed(erasing, "a legal hold began before it was made")
             return
-        self._drop(lambda it: it.entry is not None and erasing.matches(it.entry.subject, it.entry.tags))
+        for write in self._queue.drop(lambda it: it.entry and erasing.matches(it.entry.subject, it.entry.tags)):
+            self._withdraw(write)
         failures: list[BaseException] = []
         count = 0
         try:
@@ -428,6 +435,14 @@ class TierWriter:
         if now >= self._retry_at:  # otherwise a retry is already scheduled, and new failures do not delay it
             self._retry_at = now + (after_s or self._pause_s)
             self._pause_s = min(2 * self._pause_s, MAX_RETRY_S)
+
+    def _withdraw(self, write: PendingWrite) -> None:
+        """Reject a write that a pending erasure forbids; it is still later than what the tier has."""
+        self._reject(write)
+        if write.key not in self._queue:
+            self.replace(write.key, deletes=True)
+            removal = write._replace(entry=None, size=0, token=b"")
+            self._queue.add(removal, self.tier.wall_clock(), accepts=True)
 
     def _drop(self, which: Callable[[PendingWrite], Any]) -> None:
         for write in self._queue.drop(which):

@@ -507,6 +507,25 @@ def test_held_entries_are_not_evicted_from_the_disk(tmp_path):
     asyncio.run(main())
 
 
+def test_disk_renames_a_held_value_that_is_superseded(tmp_path):
+    """A held entry whose newer value may not be stored is read no more, and stays until the release."""
+
+    async def main():
+        policy = Retention(3600.0, classes={"face": Retention(3600.0, allow_disk=False)}, log=RetentionLog())
+        tier = DiskTier(tmp_path, max_bytes=2**20)
+        async with si.EdgeCache(retention=policy, tiers=[tier]) as cache:
+            await cache.put_through("k", "old", tags=["case"])
+            await tier.hold(tag="case", on=True)
+            assert await cache.put_through("k", "new", tags=["face"])
+            assert await tier.get("k") is None
+            await tier.purge()
+            assert [it.entries for it in await tier.inventory()] == [1]
+            await tier.hold(tag="case", on=False)
+            return await tier.purge()
+
+    assert asyncio.run(main()) == 1
+
+
 def test_hold_names_the_tiers_that_cannot_hold(tmp_path, clock, log, keys):
     """A hold reaches the tiers and returns the names of those that cannot hold."""
 

@@ -322,6 +322,9 @@ def test_unstorable_value_leaves_no_older_value(tier, wall):
                 await tier.put("k", entry("old"))
                 assert not await tier.put("k", entry(value, **more))
                 assert await tier.get("k") is None
+            await tier.put("k", entry("old"))
+            assert await tier.supersede("k")
+            assert await tier.get("k") is None
             return tier.statistics()
 
     assert asyncio.run(main()).rejected == 3
@@ -932,15 +935,16 @@ def test_a_put_that_fails_leaves_no_older_value(tier, tmp_path, wall):
     assert asyncio.run(main()) == (None, None)
 
 
+@pytest.mark.parametrize("newer", ["stored", "not stored"])
 @pytest.mark.parametrize("later", ["put", "purge", "stop"])
-def test_undeletable_older_value_is_not_served(tier, tmp_path, wall, later):
+def test_undeletable_older_value_is_not_served(tier, tmp_path, wall, later, newer):
     """An older value that a tier cannot delete is not served; the tier deletes or replaces it when the disk allows."""
 
     async def main():
         async with tier, DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as other:
             await tier.put("k", entry("old"))
             await limit_file(tier, "PRAGMA query_only = ON")
-            assert not await tier.put("k", entry("new"))
+            assert not await (tier.put("k", entry("new")) if newer == "stored" else tier.supersede("k"))
             assert (await tier.get("k"), (await other.get("k")).value) == (None, "old")
             await limit_file(tier, "PRAGMA query_only = OFF")
             if later == "put":

@@ -79,14 +79,17 @@ def test_recomputed_response_leaves_the_first_on_disk(tmp_path, wall, keys):
     assert model.calls == 2
 
 
-@pytest.mark.parametrize("newer", ["stored", "rejected"])
+@pytest.mark.parametrize("newer", ["stored", "rejected", "superseded"])
 def test_newer_value_renames_a_young_entry(tier, wall, newer):
     """The older value of a key is not returned, stays until its minimum age, and an erasure finds it."""
 
     async def main():
         async with tier:
             await tier.put("k", young("old", wall, subject="anna", tags=["face"]))
-            assert await tier.put("k", young("new" if newer == "stored" else object(), wall)) is (newer == "stored")
+            if newer == "superseded":
+                assert await tier.supersede("k")
+            else:
+                assert await tier.put("k", young("new" if newer == "stored" else object(), wall)) is (newer == "stored")
             found = await tier.get("k")
             assert (found and found.value) == ("new" if newer == "stored" else None)
             wall.advance(599.0)

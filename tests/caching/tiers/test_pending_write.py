@@ -37,7 +37,8 @@ def add(loop):
 
     def add(queue, key, value, min_age_s=0.0, *, size=1, accepts=True):
         entry = None if value is None else Entry(value=value, stored_ns=0, min_age_s=min_age_s)
-        write = PendingWrite(key, entry, 0 if entry is None else size, loop.create_future())
+        deletes = value is None
+        write = PendingWrite(key, entry, 0 if deletes else size, loop.create_future(), deletes)
         return [value_of(it) for it in queue.add(write, S, accepts=accepts)]
 
     return add
@@ -52,16 +53,17 @@ def popped(queue):
 
 
 def test_full_queue_takes_newer_value_and_deletion(queue, add):
-    """Without room for both values of a key, the newer one is written; its deletion always is."""
+    """Without room for both values of a key, the newer one is written; its deletion always is, and takes no room."""
     for number in range(7):
         add(queue, f"other {number}", 0)
     add(queue, "k", "old", AGED)
 
     assert add(queue, "k", "new", AGED) == ["old"]
     assert add(queue, "k", None) == ["new"]
-    assert add(queue, "another", 1) == [1]
     assert add(queue, "absent", None) == []
-    assert popped(queue)[7:] == [("k", None), ("absent", None)]
+    assert add(queue, "another", 1) == []
+    assert add(queue, "one more", 2) == [2]
+    assert popped(queue)[7:] == [("k", None), ("absent", None), ("another", 1)]
 
 
 def test_one_key_leaves_room_for_others(queue, add):

@@ -296,6 +296,9 @@ def test_unstorable_value_leaves_no_older_value(server):
                 await tier.put("k", entry("old"))
                 assert not await tier.put("k", entry(value, **more))
                 assert await tier.get("k") is None
+            await tier.put("k", entry("old"))
+            assert await tier.supersede("k")
+            assert await tier.get("k") is None
             return tier.statistics().rejected
 
     assert asyncio.run(main()) == 3

@@ -12,6 +12,7 @@ entries. Each record has its own checksum and contains its entry's name, so that
   searches for records that others that share the file have deleted or replaced.
 * *Minimum ages*: an entry below its minimum age is not evicted, and a newer value of its key renames it instead of
   deleting it. No read looks for the new name; a purge deletes the entry at its minimum age.
+* *Holds*: a held entry is not evicted or purged, and renamed if a newer value of its key may not be stored.
 * *No older value*: if a put fails, as on a full disk, the old entry is deleted. If even that fails, or another process
   kept the file locked, this process no longer returns the old entry, and deletes it at the next purge or at its close.
 * *Forks*: a fork copies SQLite's list of the locks that a process has on a file, but not the locks themselves. A forked
@@ -315,8 +316,8 @@ class DiskStore:
             return None
         return entry
 
-    def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Store an entry; return whether it is stored. Raises on failure; the old entry is then not used any more."""
+    def put(self, key: str | bytes, entry: Entry | None) -> bool:
+        """Store an entry; ``None`` only removes the old one. Return whether it did; if it raises, none is used then."""
         name = self._records.name(b"k", key)
         try:
             return self._put(name, entry)
@@ -344,14 +345,14 @@ class DiskStore:
                 else:  # otherwise no room to rename it: it stays unused, and the next purge tries again
                     del outdated[value]
 
-    def _put(self, name: bytes, entry: Entry) -> bool:
+    def _put(self, name: bytes, entry: Entry | None) -> bool:
         records = self._records
-        record = records.pack(name, entry)
+        record = b"" if entry is None else records.pack(name, entry)
         pages = len(record) // (_PAGE - 4) + 1
-        if not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
-            self._counters.rejected += 1
+        if entry is None or not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
+            self._counters.rejected += entry is not None
             self._delete_replaced("key = ?", name)  # it is not the latest value any more
-            return False
+            return entry is None
         data_class = records.name(b"c", entry.data_class)
         subject = None if entry.subject is None else records.name(b"s", entry.subject)
         expires_ns = None if entry.expires_ns is None else min(entry.expires_ns, 2**63 - 1)
@@ -392,17 +393,16 @@ class DiskStore:
 
     def _delete_replaced(self, where: str, value: bytes | int) -> None:
         with transaction(self._opened()) as db:
-            counts = self._remove_replaced(db, where, value)
+            counts = self._remove_replaced(db, where, value, FREE)
         self._count_deleted(*counts)
 
-    def _remove_replaced(self, db: sqlite3.Connection, where: str, value: bytes | int) -> tuple[int, int, int]:
-        """Delete an entry that is not the latest value of its key, or rename it if it is below its minimum age.
+    def _remove_replaced(self, db: sqlite3.Connection, where: str, value: Any, free: str = "") -> tuple[int, int, int]:
+        """Delete an entry that is not the latest value of its key, or rename it if it is young or not ``free``.
 
-        Returns:
-            The number of such entries that were deleted, and of expired and other ones, to make room for a renamed one.
+        Returns how many entries were deleted, and how many expired and other ones to make room for a renamed one.
         """
         now_ns, purged, evicted = self._now(), 0, 0
-        deleted = db.execute(f"DELETE FROM entries WHERE {where} AND aged_ns <= ?", (value, now_ns)).rowcount  # noqa: S608 - literals
+        deleted = db.execute(f"DELETE FROM entries WHERE {where} AND aged_ns <= ?{free}", (value, now_ns)).rowcount  # noqa: S608 - literals
         if not deleted and (row := db.execute(f"SELECT id, key, size FROM entries WHERE {where}", (value,)).fetchone()):  # noqa: S608 - the same
             purged, evicted = self._make_room(row[2] // (_PAGE - 4) + 1 + _SPARE_PAGES)  # SQLite writes the row again
             preserved = b"p%d %b" % row[:2]  # longer than a hashed name, and a plain one begins with k: no key has it

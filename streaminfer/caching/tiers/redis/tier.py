@@ -263,8 +263,11 @@ class RedisTier(MediumTier):
     async def _drop(self, name: bytes) -> None:
         await self._server().unlink(self._prefix + b"e" + name)
 
-    async def _put(self, key: str | bytes, entry: Entry) -> bool:
+    async def _put(self, key: str | bytes, entry: Entry | None) -> bool:
         name = self._records.name(b"k", key)
+        if entry is None:
+            await self._drop(name)
+            return True
         try:
             return await self._put_record(name, entry)
         except self._redis.ResponseError:  # for example a full server, which can still delete
