@@ -33,9 +33,9 @@ from typing import Any, TypeVar
 from streaminfer._internal.forking import at_fork, unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import PREFIX_BYTES, Counters, Records
-from streaminfer.caching.tiers._sqlite import code_of, is_damage, make_file, set_hold, transaction
+from streaminfer.caching.tiers._sqlite import code_of, make_file, set_hold, transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
-from streaminfer.caching.tiers.disk.schema import DELETE, FORMAT, FREE, INSERT, TABLES, add_missing
+from streaminfer.caching.tiers.disk.schema import ADD_TAG, DELETE, FORMAT, FREE, INSERT, TABLES, add_missing, is_damage
 from streaminfer.caching.tiers.encryption import SEALED_HEAD
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 from streaminfer.compliance.every_file import every_file
@@ -291,7 +291,7 @@ class DiskStore:
         try:
             return operation(*args)
         except Exception as error:
-            if is_damage(error) and self._lock >= 0:
+            if is_damage(error, self._db) and self._lock >= 0:
                 self._rebuild()
             elif code_of(error) == sqlite3.SQLITE_FULL:  # the log may have taken the last room of the disk
                 self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -361,7 +361,7 @@ class DiskStore:
             deleted, purged, evicted = map(sum, zip(replaced, (0, *self._make_room(pages + _SPARE_PAGES)), strict=True))
             row = (name, subject, data_class, entry.stored_ns, expires_ns, entry.aged_ns, len(record), record)
             number = db.execute(INSERT, row).lastrowid
-            db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
+            db.executemany(ADD_TAG, [(records.name(b"t", tag), number) for tag in entry.tags])
         self._unread.pop(name, None)
         self._counters.stored += 1
         self._count_deleted(deleted, purged, evicted)  # only now: a failed put rolls back its deletions
