@@ -134,22 +134,25 @@ def check_whole(name: str, value: Any, expectation: str) -> int:
     raise TypeError(expected(name, expectation, value))
 
 
-def check_clock(name: str, clock: Any) -> None:
-    """Check that a clock returns whole nanoseconds, by reading it once; ``None`` is fine.
+def check_clock(name: str, clock: Any) -> Any:
+    """Return a clock of whole nanoseconds, or ``None``, after reading it once; its integers are made Python's.
 
-    A clock that raises passes the check: it may belong to an event loop that does not run yet.
+    A clock that raises is returned: it may belong to an event loop that does not run yet.
 
     Raises:
         TypeError: not a callable, or it returns something else, such as seconds.
     """
     check_instance(name, clock, lambda it: it is None or callable(it), "a callable or None")
     if clock is None:
-        return
+        return None
     try:
         now_ns = clock()
     except Exception:  # noqa: BLE001 - the code that reads it for the time sees the error
-        return
+        return clock
     check_whole(f"{name}()", now_ns, "a whole number of nanoseconds, as time.monotonic_ns and time.time_ns return")
+    return (
+        clock if isinstance(now_ns, int) else lambda: operator.index(clock())
+    )  # NumPy's overflow, SQLite stores bytes
 
 
 def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:
@@ -226,6 +229,8 @@ def check_secret(name: str, value: object, *, at_least: int = MIN_SECRET_BYTES, 
 def field_check(check: Callable[..., object], *args: Any, optional: bool = False, **options: Any) -> Any:
     """Return an attrs validator that calls a check of this module with the field's name and value.
 
+    It stores what the check returns in place of a number of another library, whose arithmetic differs from Python's.
+
     Args:
         check: the check.
         args: positional arguments of the check, after name and value.
@@ -233,9 +238,11 @@ def field_check(check: Callable[..., object], *args: Any, optional: bool = False
         options: keyword arguments of the check.
     """
 
-    def validate(_instance: object, attribute: Any, value: Any) -> None:
+    def validate(instance: object, attribute: Any, value: Any) -> None:
         if not (optional and value is None):
-            check(attribute.name, value, *args, **options)
+            checked = check(attribute.name, value, *args, **options)
+            if checked is not None and isinstance(value, numbers.Number) and not isinstance(value, (int, float)):
+                object.__setattr__(instance, attribute.name, checked)
 
     return validate
 

@@ -28,6 +28,7 @@ from streaminfer.caching.tiers.disk import store as disk_store
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.service_keys import ServiceKeys
+from streaminfer.compliance.retention_log import RetentionLog
 
 S = 10**9
 MIB = 2**20
@@ -169,6 +170,29 @@ def test_numpy_instants_are_whole_numbers(tier, whole):
             return purged, got.value, type(got.stored_ns), (await tier.inventory())[0].oldest_ns
 
     assert asyncio.run(main()) == (1, 2, int, NOW)
+
+
+def test_numpy_clock_purges_what_has_expired(tmp_path, wall):
+    """A wall clock that returns NumPy integers is as good as any, and a NumPy duration is not rounded."""
+
+    def clock():
+        return np.int64(wall())
+
+    keys = StoredKeys(":memory:", master=b"m" * 32, wall_clock=clock)
+    log = RetentionLog(wall_clock=clock)
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB, wall_clock=clock, keys=keys) as tier:
+            await tier.put("early", entry(1, ttl_s=np.float32(1.0), subject="anna"))
+            await tier.put("late", entry(2, ttl_s=np.float32(9.1), min_age_s=np.int64(1), subject="anna"))
+            wall.now_ns += 5 * S
+            purged = await tier.purge()
+            return purged, (await tier.get("late")).expires_ns
+
+    log.record("expired", where="memory", count=1, reason="test", at_ns=np.int64(NOW))
+    assert (type(log.now_ns()), type(log.events[0].at_ns)) == (int, int)
+    assert asyncio.run(main()) == (1, NOW + round(float(np.float32(9.1)) * 1e9))
+    keys.close()
 
 
 def test_expired_entries_are_purged_periodically(tmp_path, wall):
