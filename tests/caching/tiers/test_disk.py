@@ -230,6 +230,20 @@ def test_erased_means_gone_from_the_file_and_its_log(tmp_path, tier, by):
     assert seen.entries == 300
 
 
+@pytest.mark.parametrize("later_s", [1.0, 5.0, 30.0])
+def test_put_does_not_replace_a_later_value(tier, tmp_path, wall, later_s):
+    """A value that another process computed later stays, but not one from the future, when the clock was set back."""
+
+    async def main():
+        async with tier, DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as other:
+            wall.now_ns += 5 * S
+            assert await other.put("k", entry("later", stored_ns=NOW + round(later_s * 1e9)))
+            stored = await tier.put("k", entry("promoted"))
+            return stored, (await other.get("k")).value
+
+    assert asyncio.run(main()) == ((True, "promoted") if later_s > 5.0 else (False, "later"))
+
+
 def test_replaced_entry_has_only_its_new_labels(tier):
     """A replaced entry belongs to its new subject and tags only."""
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from streaminfer.caching.tiers._sqlite import HOLDS, code_of, transaction
 
-__all__ = ["ADD_TAG", "DELETE", "FORMAT", "FREE", "INSERT", "TABLES", "add_missing", "is_damage"]
+__all__ = ["DELETE", "FORMAT", "FREE", "INSERT", "LATER", "TABLES", "TAG", "is_damage", "upgrade"]
 
 FORMAT = 2
 """Version of the file; a file of another version is replaced by an empty one."""
@@ -31,7 +31,9 @@ INSERT = """
 INSERT INTO entries (key, subject, data_class, stored_ns, expires_ns, aged_ns, size, record)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
-ADD_TAG = "INSERT INTO tags VALUES (?, ?)"
+TAG = "INSERT INTO tags VALUES (?, ?)"
+LATER = "SELECT 1 FROM entries WHERE key = ? AND stored_ns > ? AND stored_ns <= ?"
+"""Looks for a value of a key that was computed later. One from the future is not: the clock was set back."""
 DELETE = """
 DELETE FROM entries WHERE id IN (
     SELECT id FROM (
@@ -51,7 +53,7 @@ FREE = """
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR}
 
 
-def add_missing(db: sqlite3.Connection) -> None:
+def upgrade(db: sqlite3.Connection) -> None:
     """Add what older files lack: legal holds and minimum ages. The entries stay; older versions can still use them.
 
     Raises ``sqlite3.Error`` or ``UnicodeDecodeError`` if the file lacks anything else.
@@ -68,7 +70,7 @@ def add_missing(db: sqlite3.Connection) -> None:
 
 def _compile(db: sqlite3.Connection) -> None:
     """Compile statements that use all tables and columns; one that has lost its name is an error (``SQLITE_ERROR``)."""
-    for statement in (INSERT, ADD_TAG, DELETE.format("key = ?" + FREE)):
+    for statement in (INSERT, TAG, DELETE.format("key = ?" + FREE)):
         db.execute(f"EXPLAIN {statement}", (None,) * statement.count("?"))
 
 
