@@ -70,7 +70,7 @@ class Stack(Wrapper):
     def __init__(self, *layers: Any, clock: Clock | None = None) -> None:
         if not layers:
             raise TypeError("layers: expected at least a backend or a service, got none")
-        check_clock("clock", clock)
+        clock = check_clock("clock", clock)
         from streaminfer._stack.composition import check_layers, compose  # noqa: PLC0415 - not at the package's import
 
         check_layers(layers)

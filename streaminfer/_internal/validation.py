@@ -135,22 +135,25 @@ def check_whole(name: str, value: Any, expectation: str) -> int:
     raise TypeError(expected(name, expectation, value))
 
 
-def check_clock(name: str, clock: Any) -> None:
-    """Check that a clock returns whole nanoseconds, by reading it once; ``None`` is fine.
+def check_clock(name: str, clock: Any) -> Any:
+    """Return a clock of whole nanoseconds, or ``None``, after reading it once; its integers are made Python's.
 
-    A clock that raises passes the check: it may belong to an event loop that does not run yet.
+    A clock that raises is returned: it may belong to an event loop that does not run yet.
 
     Raises:
         TypeError: not a callable, or it returns something else, such as seconds.
     """
     check_instance(name, clock, lambda it: it is None or callable(it), "a callable or None")
     if clock is None:
-        return
+        return None
     try:
         now_ns = clock()
     except Exception:  # noqa: BLE001 - the code that reads it for the time sees the error
-        return
+        return clock
     check_whole(f"{name}()", now_ns, "a whole number of nanoseconds, as time.monotonic_ns and time.time_ns return")
+    if isinstance(now_ns, int):
+        return clock
+    return lambda: operator.index(clock())  # NumPy's overflow, and SQLite stores them as bytes
 
 
 def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:

@@ -11,9 +11,9 @@ __all__ = ["StackClock", "unfailing"]
 
 
 class StackClock:
-    """Layer that uses the clock of a `Stack`, unless one was given. Its constructor must call ``_accept_clock``.
+    """Layer that uses the clock of a `Stack`, unless one was given.
 
-    A notebook shows its statistics.
+    Its constructor must call ``_accept_clock`` and use the clock that this returns. A notebook shows its statistics.
     """
 
     __slots__ = ()
@@ -22,9 +22,9 @@ class StackClock:
     _clock_given: bool
     statistics: Any
 
-    def _accept_clock(self, clock: object) -> None:
-        check_clock("clock", clock)
+    def _accept_clock(self, clock: object) -> Any:
         self._clock_given = clock is not None  # type: ignore[misc] # a subclass has the slot
+        return check_clock("clock", clock)
 
     def bind_clock(self, clock: Clock) -> None:
         """Use the clock of a `Stack`, unless one was given."""

@@ -57,8 +57,7 @@ class BackendRecorder:
 
     def __init__(self, workers: int, clock: Clock | None) -> None:
         self._workers = workers
-        check_clock("clock", clock)
-        self._clock = time.monotonic_ns if clock is None else clock
+        self._clock = check_clock("clock", clock) or time.monotonic_ns
         self._lock = new_lock()
         self._batches = self._rows = self._errors = self._cancelled = self._busy_ns = 0
 

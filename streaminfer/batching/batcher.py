@@ -158,8 +158,7 @@ class AdaptiveBatcher(Node):
         if self.policy == "lookahead":
             self.service_time = self._start_learning(service_time)
         self.device = device if device is None else _as_device(device)
-        check_clock("clock", clock)
-        self._clock = clock
+        self._clock = check_clock("clock", clock)
         self._overhead: PipelineOverhead | None = None
         self._service: BatchedService | None = None
 

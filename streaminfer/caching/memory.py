@@ -163,7 +163,7 @@ class Memory(StackClock, _Table):
         self.freshness = freshness
         self.retention: MemoryRetention | None = None
         self._own_log: RetentionLog | None = None
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         super().__init__(maxsize, max_bytes, freshness.lasts_ns(None, ()), freshness.stale_ns, policy, clock)
         self.revalidate_ns = freshness.revalidate_ns
         self.keeping = not IS_ATOMIC

@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from streaminfer._internal.forking import new_awaited_lock, new_lock
-from streaminfer._internal.validation import check_choice, check_clock, check_count, check_instance, check_secret
+from streaminfer._internal.validation import (
+    check_choice,
+    check_clock,
+    check_count,
+    check_instance,
+    check_secret,
+    check_whole,
+)
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, Verification, verified
 from streaminfer.compliance.log_file import RetentionFile, read_events
 from streaminfer.protocols import Clock
@@ -74,13 +81,12 @@ class RetentionLog:
         wall_clock: Clock | None = None,
     ) -> None:
         check_instance("path", path, lambda it: it is None or isinstance(it, (str, os.PathLike)), "a path or None")
-        check_clock("wall_clock", wall_clock)
         if secret is None:
             if path is not None:
                 raise ValueError("secret: expected secret bytes that outlive the process, for a log in a file")
             secret = secrets.token_bytes(32)
         self._secret = check_secret("secret", secret)
-        self._now = wall_clock or time.time_ns
+        self._now = check_clock("wall_clock", wall_clock) or time.time_ns
         self._lock = new_lock()
         self._append_lock = new_awaited_lock()  # held at a fork, so that a child has a whole record or none
         self._chain = Chain(self._secret)
@@ -92,7 +98,7 @@ class RetentionLog:
 
     def now_ns(self) -> int:
         """Return the current instant of the log's clock in nanoseconds."""
-        return int(self._now())
+        return self._now()
 
     def record(
         self,
@@ -129,7 +135,6 @@ class RetentionLog:
         for name, label in (("subject", subject), ("tag", tag)):
             check_instance(name, label, lambda it: it is None or isinstance(it, str), "a string or None")
         number = check_count("count", count, at_least=0)
-        check_instance("at_ns", at_ns, lambda it: it is None or isinstance(it, int), "an integer or None")
         if subject:
             for written in dict.fromkeys((subject, repr(subject)[1:-1], ascii(subject)[1:-1])):  # as messages quote it
                 reason = reason.replace(written, _REDACTED)
@@ -137,7 +142,7 @@ class RetentionLog:
         with self._lock:
             make = partial(
                 self._chain.seal,
-                at_ns=self.now_ns() if at_ns is None else at_ns,
+                at_ns=self.now_ns() if at_ns is None else check_whole("at_ns", at_ns, "an integer or None"),
                 action=action,
                 where=where,
                 data_class=data_class,

@@ -111,7 +111,7 @@ async def profile(
     max_batch_size = check_count("max_batch_size", max_batch_size)
     budget_s = check_duration("budget_s", budget_s, positive=True)
     check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
-    check_clock("clock", clock)
+    clock = check_clock("clock", clock)
     expectation = "a backend (an object with infer) or a batch function"
     check_instance("inner", inner, lambda it: is_backend(it) or callable(it), expectation)
     checked_buckets = as_buckets(buckets)

@@ -114,7 +114,7 @@ class StreamSession(AsyncClosing):
         check_instance("service", service, is_service, "a service (an object with call)")
         check_instance("resets_after_gap", resets_after_gap, lambda it: isinstance(it, bool), "True or False")
         check_instance("tenant", tenant, lambda it: it is None or isinstance(it, str), "a string or None")
-        check_clock("clock", clock)
+        clock = check_clock("clock", clock)
         _check_stream_id(stream_id)
         check_priority(priority)
         self._stream_id = stream_id

@@ -58,7 +58,7 @@ class Telemetry(StackClock):
         clock: Clock | None = None,
     ) -> None:
         check_instance("name", name, lambda value: isinstance(value, str), "a string")
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         self.name = name
         self.slo = slo
         self.recent = recent

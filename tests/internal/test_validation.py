@@ -92,9 +92,18 @@ def test_number_too_large_for_a_float_is_named(huge):
 
 def test_clock_in_seconds_is_rejected():
     """A clock that returns seconds is rejected, because its instants would pass for nanoseconds."""
-    check_clock("clock", lambda: np.int64(1))
     with pytest.raises(TypeError, match=r"clock\(\): expected a whole number of nanoseconds, .* got 2\.5 \(float\)"):
         check_clock("clock", lambda: 2.5)
+
+
+def test_numbers_of_numpy_become_those_of_python():
+    """A clock and a field with NumPy numbers have Python's, which neither overflow nor round; others are unchanged."""
+    clock, now = lambda: 5, check_clock("clock", lambda: np.int64(2**62))
+    record = Record("a", np.uint8(200))
+
+    assert check_clock("clock", clock) is clock
+    assert (type(now()), now() * 4) == (int, 2**64)
+    assert (type(record.count), record.count * 2) == (int, 400)
 
 
 def test_a_clock_that_cannot_be_read_yet_passes():

@@ -128,7 +128,7 @@ class TritonBackend(StackClock, Node):
         check_instance("version", version, lambda it: isinstance(it, str), expectation)
         check_instance("shared_memory", shared_memory, lambda it: isinstance(it, bool), "True or False")
         check_choice("non_finite", non_finite, ("allow", "reject"))
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         if statistics_every_s is not None:
             statistics_every_s = check_duration("statistics_every_s", statistics_every_s, positive=True)
         if keepalive_s is not None:

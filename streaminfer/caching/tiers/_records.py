@@ -164,10 +164,9 @@ class MediumTier(Tier):
     _delete: Callable[[str | bytes], Any]
 
     def __init__(self, keys: KeyProvider | None, wall_clock: Clock | None) -> None:
-        check_clock("wall_clock", wall_clock)
         self.keys = keys
         self.encrypted = keys is not None
-        self.wall_clock = wall_clock or time.time_ns
+        self.wall_clock = check_clock("wall_clock", wall_clock) or time.time_ns
         self._counters = Counters(self.name)
         self._records = Records(keys, self._counters)
 

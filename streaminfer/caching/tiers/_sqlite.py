@@ -1,4 +1,4 @@
-"""Files, write transactions and errors of SQLite, and the names of legal holds in a file."""
+"""Files, write transactions and error codes of SQLite, and the names of legal holds in a file."""
 
 import os
 import sqlite3
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["HOLDS", "code_of", "is_damage", "make_file", "set_hold", "transaction"]
+__all__ = ["HOLDS", "code_of", "make_file", "set_hold", "transaction"]
 
 HOLDS = "CREATE TABLE IF NOT EXISTS holds (name BLOB PRIMARY KEY) WITHOUT ROWID"
 
@@ -34,20 +34,6 @@ def set_hold(db: sqlite3.Connection, name: bytes, on: bool) -> None:
     """Begin or end a hold in a file that has the table `HOLDS`."""
     change = "INSERT OR IGNORE INTO holds VALUES (?)" if on else "DELETE FROM holds WHERE name = ?"
     db.execute(change, (name,))
-
-
-def is_damage(error: Exception) -> bool:
-    """Return whether an error of a `DiskStore` shows that its file is corrupt.
-
-    SQLite's message may quote a corrupt table name that is not valid text. A constraint fails only if an index
-    contradicts its table. A statement is wrong (``SQLITE_ERROR``) if a table or column has lost its name; the other
-    messages with that code tell what cannot be done now, such as in a transaction.
-    """
-    code = code_of(error)
-    if code == sqlite3.SQLITE_ERROR:
-        return "cannot" not in str(error)
-    damage = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
-    return isinstance(error, UnicodeDecodeError) or code in damage
 
 
 def code_of(error: Exception) -> int | None:

@@ -247,9 +247,8 @@ class StoredKeys:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, master: bytes, wall_clock: Clock | None = None) -> None:
-        check_clock("wall_clock", wall_clock)
         self._aes = _aes_gcm()
-        self._now = wall_clock or time.time_ns
+        self._now = check_clock("wall_clock", wall_clock) or time.time_ns
         self._new_keys = 0
         self._master = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         self._lock = new_awaited_lock()  # held at a fork: a child must not continue a transaction

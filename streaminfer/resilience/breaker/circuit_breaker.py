@@ -119,7 +119,7 @@ class CircuitBreaker(StackClock, BreakerCore):
         for argument, function in (("failure_result", failure_result), ("ignore_result", ignore_result)):
             check_instance(argument, function, lambda it: it is None or callable(it), "a function of a result or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         ignored, ignores = exception_classes("ignore", ignore)
         seed = random.getrandbits(31) if seed is None else check_count("seed", seed, at_least=0) % _SEEDS
         machine = _Machine(

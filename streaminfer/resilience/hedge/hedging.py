@@ -99,7 +99,7 @@ class Hedge(StackClock):
         self._min_delay_s = check_duration("min_delay_s", min_delay_s)
         check_instance("idempotent", idempotent, lambda it: it is None or isinstance(it, bool), "True, False or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         self._to_kind = None if to is None else _kind_of("to", to)
         self.to: Any = to
         self.idempotent = idempotent

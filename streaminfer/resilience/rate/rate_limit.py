@@ -121,7 +121,7 @@ class RateLimit(StackClock):
         self.rate = Rate(per_s, burst)
         check_instance("tenants", tenants, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         check_count("max_tenants", max_tenants, at_most=_MAX_TENANTS)
         own: dict[Hashable, Bucket | None] = {
             tenant: _bucket_of(f"tenants[{tenant!r}]", rate) for tenant, rate in (tenants or {}).items()

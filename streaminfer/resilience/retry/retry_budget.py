@@ -123,7 +123,7 @@ class RetryBudget(StackClock):
         self._max_wait_ns = check_duration("max_wait_s", max_wait_s) * 1e9
         check_instance("idempotent", idempotent, lambda it: it is None or isinstance(it, bool), "True, False or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         if seed is not None:
             seed = check_count("seed", seed, at_least=0)
         self._classes, self._predicate = exception_classes("retryable", retryable)

@@ -116,7 +116,7 @@ class Replicas(StackClock, Node):
         check_instance("discovery", discovery, lambda it: isinstance(it, DnsDiscovery | None), "a DnsDiscovery or None")
         check_instance("zone", zone, lambda it: isinstance(it, str), "a string")
         check_instance("retry", retry, lambda it: isinstance(it, bool), "True or False")
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         share = check_number("max_ejected", max_ejected, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
         factor = 0.0
         if latency_factor is not None:

@@ -103,7 +103,7 @@ class Shadow(StackClock):
         self._share = RequestShare(check_share(share), name)
         self._max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_MAX_COPIES)
         self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         self.name = name
         self._clock: Clock = clock or time.monotonic_ns
         self._validate = adapt(self.copy).capabilities().validate

@@ -46,7 +46,7 @@ class _MediaSource(Source):
         check_instance("realtime", realtime, lambda it: isinstance(it, bool), "True or False")
         check_instance("format", format, lambda it: it is None or isinstance(it, str), "a name of FFmpeg, or None")
         check_instance("options", options, _are_options, "a mapping of text to text, as {'framerate': '30'}, or None")
-        check_clock("clock", clock)
+        clock = check_clock("clock", clock)
         av = require("av", extra="media", purpose=type(self).__name__)
         location = locate(url, format=format, live=live, options=dict(options or {}))
         if location.format is not None:

@@ -129,7 +129,7 @@ def live_source(
         convert: makes an array of a picture that the reader takes.
         end: called once or twice, when the feeder takes no more items.
     """
-    check_clock("clock", clock)
+    clock = check_clock("clock", clock)
     is_sound = isinstance(target, AudioFormat)
     capacity = target.chunks_in(SOUND_BUFFER_S) if isinstance(target, AudioFormat) else 1
     maker = FrameMaker(av, target, counters, live=True, converts=False)

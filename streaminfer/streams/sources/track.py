@@ -46,8 +46,7 @@ def from_track(track: Track, *, connection: Any = None, clock: Clock | None = No
         MissingExtra: aiortc is not installed.
         TypeError, ValueError: an argument of the wrong type or out of range, or a track of another connection.
     """
-    check_clock("clock", clock)
-    read_clock = clock or time.monotonic_ns
+    read_clock = check_clock("clock", clock) or time.monotonic_ns
     ended = require("aiortc.mediastreams", extra="webrtc", purpose="from_track").MediaStreamError
     av = require("av", extra="webrtc", purpose="from_track")
     kinds = {"video": VideoFormat, "audio": AudioFormat}

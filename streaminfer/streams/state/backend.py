@@ -88,7 +88,7 @@ class StatefulBackend(Wrapper):
         self._ttl_ns = None if idle_ttl_s is None else check_duration_ns("idle_ttl_s", idle_ttl_s, positive=True)
         check_instance("keep_on_reload", keep_on_reload, lambda it: isinstance(it, bool), "True or False")
         self._keep_on_reload = keep_on_reload
-        check_clock("clock", clock)
+        clock = check_clock("clock", clock)
         self._clock: Clock = time.monotonic_ns if clock is None else clock
         self._clock_given = clock is not None
         self._copies_outputs = not capabilities.returns_new_arrays

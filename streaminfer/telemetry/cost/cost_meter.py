@@ -88,7 +88,7 @@ class CostMeter(StackClock, Node):
     ) -> None:
         for argument, value in (("currency", currency), ("name", name)):
             check_instance(argument, value, lambda it: isinstance(it, str), "a string")
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         workers = check_count("workers", workers, at_most=sys.maxsize)
         sets = check_count("max_label_sets", max_label_sets, at_most=sys.maxsize)
         prices = per_second if isinstance(per_second, Mapping) else {_ALL: per_second}

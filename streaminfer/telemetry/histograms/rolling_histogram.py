@@ -85,7 +85,7 @@ class RollingHistogram(StackClock, _State):
     ) -> None:
         window_ns = check_duration_ns("window_s", window_s, longest_ns=FAR_NS)
         slices = check_count("slices", slices)
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         if not slices <= window_ns < FAR_NS:
             raise ValueError(
                 expected("window_s", "at least a nanosecond for each slice, and below 2^62 of them", window_s)

@@ -160,7 +160,7 @@ class SLO(StackClock, _State):
         clock: Callable[[], int] | None = None,
     ) -> None:
         check_instance("name", name, lambda value: isinstance(value, str), "a string")
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         threshold_ns = check_duration_ns("threshold_s", threshold_s, positive=True, longest_ns=_MAX_INTEGER)
         allowed = _allowed(objective)
         if not 1.0 <= check_duration("period_s", period_s) <= _LONGEST_S:

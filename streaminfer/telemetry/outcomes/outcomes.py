@@ -100,7 +100,7 @@ class Outcomes(StackClock, SyncLayer):
         if not bounds or any(low >= high for low, high in pairwise(bounds)):
             raise ValueError(expected("latency_buckets_s", expectation, latency_buckets_s))
         check_instance("id_of", id_of, lambda value: value is None or callable(value), "a function or None")
-        self._accept_clock(clock)
+        clock = self._accept_clock(clock)
         self.clock = clock or time.monotonic_ns
         self._id_of = id_of
         self._id: ContextVar[Hashable] = ContextVar("streaminfer_request_id", default=None)

@@ -70,7 +70,7 @@ class FaultPlan:
     ) -> None:
         for each in faults:
             check_instance("faults", each, lambda it: isinstance(it, Fault), "faults, such as delay(0.1)")
-        check_clock("clock", clock)
+        clock = check_clock("clock", clock)
         check_instance("sleep", sleep, callable, "a function of seconds")
         self.faults = faults
         self.seed = check_count("seed", seed, at_least=0)

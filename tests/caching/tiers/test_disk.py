@@ -28,6 +28,7 @@ from streaminfer.caching.tiers.disk import store as disk_store
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.service_keys import ServiceKeys
+from streaminfer.compliance.retention_log import RetentionLog
 
 S = 10**9
 MIB = 2**20
@@ -171,6 +172,29 @@ def test_numpy_instants_are_whole_numbers(tier, whole):
     assert asyncio.run(main()) == (1, 2, int, NOW)
 
 
+def test_numpy_clock_purges_what_has_expired(tmp_path, wall):
+    """A wall clock that returns NumPy integers is as good as any, and a NumPy duration is not rounded."""
+
+    def clock():
+        return np.int64(wall())
+
+    keys = StoredKeys(":memory:", master=b"m" * 32, wall_clock=clock)
+    log = RetentionLog(wall_clock=clock)
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB, wall_clock=clock, keys=keys) as tier:
+            await tier.put("early", entry(1, ttl_s=np.float32(1.0), subject="anna"))
+            await tier.put("late", entry(2, ttl_s=np.float32(9.1), min_age_s=np.int64(1), subject="anna"))
+            wall.now_ns += 5 * S
+            purged = await tier.purge()
+            return purged, (await tier.get("late")).expires_ns
+
+    log.record("expired", where="memory", count=1, reason="test", at_ns=np.int64(NOW))
+    assert (type(log.now_ns()), type(log.events[0].at_ns)) == (int, int)
+    assert asyncio.run(main()) == (1, NOW + round(float(np.float32(9.1)) * 1e9))
+    keys.close()
+
+
 def test_expired_entries_are_purged_periodically(tmp_path, wall):
     async def main():
         async with DiskTier(tmp_path, max_bytes=MIB, purge_every_s=0.001, wall_clock=wall) as tier:
@@ -204,6 +228,20 @@ def test_erased_means_gone_from_the_file_and_its_log(tmp_path, tier, by):
     erased, seen = asyncio.run(main())
     assert erased == seen.erased == 300
     assert seen.entries == 300
+
+
+@pytest.mark.parametrize("later_s", [1.0, 5.0, 30.0])
+def test_put_does_not_replace_a_later_value(tier, tmp_path, wall, later_s):
+    """A value that another process computed later stays, but not one from the future, when the clock was set back."""
+
+    async def main():
+        async with tier, DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as other:
+            wall.now_ns += 5 * S
+            assert await other.put("k", entry("later", stored_ns=NOW + round(later_s * 1e9)))
+            stored = await tier.put("k", entry("promoted"))
+            return stored, (await other.get("k")).value
+
+    assert asyncio.run(main()) == ((True, "promoted") if later_s > 5.0 else (False, "later"))
 
 
 def test_replaced_entry_has_only_its_new_labels(tier):

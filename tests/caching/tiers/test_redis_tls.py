@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+import threading
 
 import pytest
 import trustme
@@ -130,6 +131,28 @@ def test_replaced_files_apply_to_next_connection(server, authorities, tmp_path):
 
     # an open connection keeps its certificates; the next one reads the files again
     assert asyncio.run(main()) == [True, False, True, True, True, False]
+
+
+def test_files_are_read_in_another_thread(server, authorities, tmp_path, monkeypatch):
+    """Reading the files and making the context, which takes many milliseconds, does not stop the event loop."""
+    made = []
+    default = ssl.create_default_context
+
+    def create(**options):
+        made.append(threading.current_thread())
+        return default(**options)
+
+    async def main():
+        async with (
+            tls_in_front_of(server, authorities[0].issue_cert(HOST)) as port,
+            tier_at(port, tls_ca=tmp_path / "ca.pem") as tier,
+        ):
+            monkeypatch.setattr(ssl, "create_default_context", create)
+            return await asyncio.gather(*(tier.put("k", Entry(value=1, stored_ns=tier.wall_clock())) for _ in "12"))
+
+    assert asyncio.run(main()) == [True, True]
+    assert made
+    assert threading.main_thread() not in made
 
 
 def test_encrypted_private_key_is_rejected_unprompted(server, authorities, tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ entries. Each record has its own checksum and contains its entry's name, so that
 * *Minimum ages*: an entry below its minimum age is not evicted, and a newer value of its key renames it instead of
   deleting it. No read looks for the new name; a purge deletes the entry at its minimum age.
 * *Holds*: a held entry is not evicted or purged, and renamed if a newer value of its key may not be stored.
-* *No older value*: if a put fails, as on a full disk, the old entry is deleted. If even that fails, or another process
-  kept the file locked, this process no longer returns the old entry, and deletes it at the next purge or at its close.
+* *No older value*: a put does not replace a value that was computed later. If it fails, as on a full disk, the old
+  entry is deleted, or else not returned by this process, which deletes it at the next purge or at its close.
 * *Forks*: a fork copies SQLite's list of the locks that a process has on a file, but not the locks themselves. A forked
   process therefore opens no file that its parent had open.
 * *Corruption*: a file that SQLite finds malformed is replaced by an empty one, unless another process has it open.
@@ -33,9 +33,9 @@ from typing import Any, TypeVar
 from streaminfer._internal.forking import at_fork, unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import PREFIX_BYTES, Counters, Records
-from streaminfer.caching.tiers._sqlite import code_of, is_damage, make_file, set_hold, transaction
+from streaminfer.caching.tiers._sqlite import code_of, make_file, set_hold, transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
-from streaminfer.caching.tiers.disk.schema import DELETE, FORMAT, FREE, INSERT, TABLES, add_missing
+from streaminfer.caching.tiers.disk.schema import DELETE, FORMAT, FREE, INSERT, LATER, TABLES, TAG, is_damage, upgrade
 from streaminfer.caching.tiers.encryption import SEALED_HEAD
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 from streaminfer.compliance.every_file import every_file
@@ -237,13 +237,10 @@ class DiskStore:
                 "fork before a tier opens it, or start this process by spawn"
             )
         self._db = db = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False)
-        db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-        db.execute(f"PRAGMA page_size = {_PAGE}")
-        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(f"PRAGMA busy_timeout = {_BUSY_MS}; PRAGMA page_size = {_PAGE}; PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the newest entries, never consistency
-        db.execute("PRAGMA secure_delete = ON")
+        db.executescript("PRAGMA secure_delete = ON; PRAGMA foreign_keys = ON")
         db.execute("PRAGMA temp_store = MEMORY")  # no copies of deleted data in temporary files
-        db.execute("PRAGMA foreign_keys = ON")
         db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * _PAGE}")
         version = self._pragma("user_version")
@@ -254,7 +251,7 @@ class DiskStore:
         db.execute(f"PRAGMA max_page_count = {self._max_pages}")
         if version == 0:
             db.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
-        add_missing(db)
+        upgrade(db)
         self._may_have_leftovers, self._searched_version = True, -1  # others may have deleted entries
         self._count()
 
@@ -291,7 +288,7 @@ class DiskStore:
         try:
             return operation(*args)
         except Exception as error:
-            if is_damage(error) and self._lock >= 0:
+            if is_damage(error, self._db) and self._lock >= 0:
                 self._rebuild()
             elif code_of(error) == sqlite3.SQLITE_FULL:  # the log may have taken the last room of the disk
                 self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -357,11 +354,14 @@ class DiskStore:
         subject = None if entry.subject is None else records.name(b"s", entry.subject)
         expires_ns = None if entry.expires_ns is None else min(entry.expires_ns, 2**63 - 1)
         with transaction(self._opened()) as db:
+            if db.execute(LATER, (name, entry.stored_ns, self._now())).fetchone():  # of another process
+                self._counters.rejected += 1
+                return False
             replaced = self._remove_replaced(db, "key = ?", name)
             deleted, purged, evicted = map(sum, zip(replaced, (0, *self._make_room(pages + _SPARE_PAGES)), strict=True))
             row = (name, subject, data_class, entry.stored_ns, expires_ns, entry.aged_ns, len(record), record)
             number = db.execute(INSERT, row).lastrowid
-            db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
+            db.executemany(TAG, [(records.name(b"t", tag), number) for tag in entry.tags])
         self._unread.pop(name, None)
         self._counters.stored += 1
         self._count_deleted(deleted, purged, evicted)  # only now: a failed put rolls back its deletions

@@ -4,7 +4,9 @@ This module makes the TLS contexts itself. Those of ``redis`` trust the system's
 ask on the terminal for the password of an encrypted key, and are never renewed while the client lives.
 """
 
+import asyncio
 import ssl
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -41,7 +43,7 @@ class TlsFiles:
             raise ValueError("tls_certificate: expected one, since there is a tls_key, got None")
 
     def get(self) -> ssl.SSLContext:
-        """Return the context of a new connection; ``redis.asyncio`` calls this method.
+        """Return the context of a new connection; blocks for milliseconds.
 
         Raises:
             OSError: a file cannot be read, or its content is invalid. The message names it, which those of ``ssl``
@@ -74,13 +76,16 @@ def own_tls(connection: type[Any], files: TlsFiles, *, blocking: bool = False) -
     """
 
     class Connection(connection):  # type: ignore[misc]
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self.ssl_context = files
-
         if blocking:
 
             def _wrap_socket_with_ssl(self, sock: Any) -> ssl.SSLSocket:
                 return files.get().wrap_socket(sock, server_hostname=self.host)
+
+        else:
+
+            async def _connect(self) -> None:
+                context = await asyncio.to_thread(files.get)
+                self.ssl_context = SimpleNamespace(get=lambda: context)  # as `redis` reads it
+                await super()._connect()
 
     return Connection
