@@ -7,6 +7,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_number, expected
 
@@ -139,13 +140,9 @@ class Distribution:
 
 def _numbers(name: str, values: ArrayLike, expectation: str = "finite numbers of seconds ≥ 0, at least one") -> Floats:
     """Return a one-dimensional copy of finite numbers ≥ 0, at least one."""
-    try:
-        array = np.atleast_1d(np.asarray(values))
-    except ValueError:  # lists of several lengths
-        raise TypeError(expected(name, expectation, values)) from None
-    if array.dtype.kind not in "fiu" or array.ndim != 1:
+    numbers = np.atleast_1d(real_array(name, values, expectation)).copy()
+    if numbers.ndim != 1:
         raise TypeError(expected(name, expectation, values))
-    numbers = array.astype(np.float64)
     if not numbers.size or not np.isfinite(numbers).all() or numbers.min() < 0:
         raise ValueError(expected(name, expectation, values))
     return numbers

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.files.whole_file import write_whole
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.validation import expected
-from streaminfer.simulation.arrivals import arrivals_in_ns, ascending, numbers, priorities_of
+from streaminfer.simulation.arrivals import arrivals_in_ns, ascending, priorities_of
 
 __all__ = ["Trace"]
 
@@ -131,7 +132,7 @@ def _from_zero(arrivals_s: ArrayLike) -> NDArray[np.float64]:
 def _limits(limits_s: ArrayLike | None, n: int) -> NDArray[np.float64]:
     if limits_s is None:
         return _constant(np.full(n, np.inf))
-    limits = numbers("limits_s", limits_s)
+    limits = real_array("limits_s", limits_s)
     if limits.shape != (n,):
         raise ValueError(expected("limits_s", f"one for each of {n} arrivals", limits.shape))
     limits = np.where(np.isnan(limits), np.inf, limits)

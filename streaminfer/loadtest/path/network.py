@@ -14,6 +14,7 @@ import functools
 import os
 import random
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.validation import (
     check_count,
     check_duration,
@@ -39,10 +41,6 @@ from streaminfer.loadtest.stored_arrays import load_arrays
 __all__ = ["DelayTrace", "Link", "NetworkProfile", "network_names", "network_profile"]
 
 
-def _seconds(values: ArrayLike) -> NDArray[np.float64]:
-    return np.asarray(values, np.float64)
-
-
 @attrs.frozen(eq=False)
 class DelayTrace:
     """Measured one-way delays.
@@ -52,8 +50,8 @@ class DelayTrace:
         delay_s: delay of each message.
     """
 
-    sent_s: NDArray[np.float64] = attrs.field(converter=_seconds)
-    delay_s: NDArray[np.float64] = attrs.field(converter=_seconds)
+    sent_s: NDArray[np.float64] = attrs.field(converter=partial(real_array, "sent_s"))
+    delay_s: NDArray[np.float64] = attrs.field(converter=partial(real_array, "delay_s"))
 
     def __attrs_post_init__(self) -> None:
         shape = self.sent_s.shape
@@ -72,7 +70,7 @@ class DelayTrace:
             sent_ms: send time of each message, in milliseconds.
             rtt_ms: round-trip time of each message, in milliseconds; messages with NaN or infinity are left out.
         """
-        sent, rtt = _seconds(sent_ms), _seconds(rtt_ms)
+        sent, rtt = real_array("sent_ms", sent_ms), real_array("rtt_ms", rtt_ms)
         if rtt.shape != sent.shape or rtt.ndim != 1:
             raise ValueError(expected("rtt_ms", "one number for each of sent_ms", rtt))
         is_finite = np.isfinite(rtt)

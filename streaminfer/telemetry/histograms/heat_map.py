@@ -26,6 +26,7 @@ from streaminfer._internal.display.figures import (
 )
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.loading.extras import require
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
 from streaminfer.telemetry.interval_log.interval_log import Interval, merge_widened
@@ -68,7 +69,7 @@ class LatencyHeatMap:
         Raises:
             ValueError: the shapes differ.
         """
-        at, latencies = np.asarray(at_s, np.float64), np.asarray(latencies_s, np.float64)
+        at, latencies = real_array("at_s", at_s), real_array("latencies_s", latencies_s)
         if at.ndim != 1 or at.shape != latencies.shape:
             raise ValueError(expected("latencies_s", f"an array of the shape of at_s, {at.shape}", latencies.shape))
         finite = np.isfinite(at) & np.isfinite(latencies)
