@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import check_count, check_number, expected
+from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 
 __all__ = ["Distribution"]
 
@@ -17,6 +17,7 @@ _TAIL_FROM = 0.9
 """Share of the samples for half of the points; the other half is for the tail, which an SLO is about."""
 
 _SUM_TOLERANCE = 1e-9
+_MAX_SAMPLES = 10**9
 
 Floats = NDArray[np.float64]
 
@@ -121,6 +122,8 @@ class Distribution:
         Returns:
             Shape (count,), float64, seconds.
         """
+        count = check_count("count", count, at_least=0, at_most=_MAX_SAMPLES)
+        check_instance("rng", rng, lambda it: isinstance(it, np.random.Generator), "a NumPy Generator")
         return rng.choice(self.values_s, size=count, p=self.shares)
 
     def __eq__(self, other: object) -> bool:

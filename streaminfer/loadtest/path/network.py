@@ -40,6 +40,9 @@ from streaminfer.loadtest.stored_arrays import load_arrays
 
 __all__ = ["DelayTrace", "Link", "NetworkProfile", "network_names", "network_profile"]
 
+_MAX_PACKETS = 1_000_000
+_MAX_SIZE = 2**40
+
 
 @attrs.frozen(eq=False)
 class DelayTrace:
@@ -189,6 +192,7 @@ class Link:
     """
 
     def __init__(self, profile: NetworkProfile, seed: int = 0) -> None:
+        check_instance("profile", profile, lambda it: isinstance(it, NetworkProfile), "a NetworkProfile")
         self._profile = profile
         self._rng = random.Random(check_whole("seed", seed, "a whole number"))  # noqa: S311 - repeatable, not secret
         self._losses = GilbertElliott(profile.loss, profile.loss_run, self._rng)
@@ -225,6 +229,8 @@ class Link:
             packets: number of packets, of equal size.
             now_ns: send time, not before that of an earlier call.
         """
+        packets = check_count("packets", packets, at_most=_MAX_PACKETS)
+        size = check_count("size", size, at_least=0, at_most=_MAX_SIZE)
         accepted, sent_ns = self._enqueue(max(size, 1) / packets, packets, now_ns)
         lost = self._losses.count(accepted)
         arrived_ns = sent_ns + self._delay_ns(sent_ns)

@@ -128,7 +128,7 @@ def compare(
     """
     share = "a share between 0 and 1"
     quantile = check_number("quantile", quantile, share, lambda number: 0 < number < 1)
-    false_alarm = check_number("false_alarm", false_alarm, share, lambda number: 0 < number < 1)
+    false_alarm = check_number("false_alarm", false_alarm, f"{share}, at least 1e-9", lambda it: 1e-9 <= it < 1)
     least_change = check_number("least_change", least_change, "a number > 0", lambda number: 0 < number < math.inf)
     first, second = _runs("before", before), _runs("after", after)
     settings = _Settings(quantile, false_alarm, least_change)

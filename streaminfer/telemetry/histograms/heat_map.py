@@ -28,7 +28,7 @@ from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance, expected
 from streaminfer.telemetry.interval_log.interval_log import Interval, merge_widened
 
 __all__ = ["LatencyHeatMap"]
@@ -98,7 +98,10 @@ class LatencyHeatMap:
         Raises:
             ValueError: the ends of the intervals do not ascend.
         """
+        check_instance("intervals", intervals, lambda it: isinstance(it, Iterable), "Intervals")
         ordered = list(intervals)
+        for interval in ordered:
+            check_instance("intervals", interval, lambda it: isinstance(it, Interval), "Intervals")
         ends_s = [interval.end_s for interval in ordered]
         if (np.diff(ends_s) <= 0).any():
             raise ValueError(expected("intervals", "intervals in order of time", ends_s))
