@@ -4,9 +4,11 @@ import contextlib
 import math
 import numbers
 import operator
+import os
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 from streaminfer._internal.signatures import signature_of
@@ -22,6 +24,7 @@ __all__ = [
     "check_duration_ns",
     "check_instance",
     "check_number",
+    "check_path",
     "check_secret",
     "check_whole",
     "expected",
@@ -210,6 +213,16 @@ def check_instance(name: str, value: Any, test: Callable[[Any], bool], expectati
     """
     if not test(value):
         raise TypeError(expected(name, expectation, value))
+
+
+def check_path(name: str, value: Any) -> Path:
+    """Return a path.
+
+    Raises:
+        TypeError: neither text nor a path.
+    """
+    check_instance(name, value, lambda it: isinstance(it, (str, os.PathLike)), "a path")
+    return Path(value)
 
 
 def check_secret(name: str, value: object, *, at_least: int = MIN_SECRET_BYTES, at_most: int | None = None) -> bytes:

@@ -15,6 +15,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.validation import LONGEST_S, check_count, check_duration, check_number, expected, field_check
 from streaminfer.loadtest.stored_arrays import load_arrays
 from streaminfer.simulation import arrivals as processes
@@ -37,11 +38,11 @@ class Arrivals(Protocol):
 
 
 def _rates(values: ArrayLike) -> Floats:
-    return processes.numbers("rates", values)
+    return real_array("rates", values).copy()
 
 
 def _instants(values: ArrayLike) -> Floats:
-    return processes.numbers("arrivals", values)
+    return real_array("arrivals", values).copy()
 
 
 def _trace(values: ArrayLike) -> Floats:

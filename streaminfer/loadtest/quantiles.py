@@ -6,9 +6,9 @@ from decimal import ROUND_DOWN, Decimal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
-from streaminfer.simulation.arrivals import numbers
 
 __all__ = ["quantile_of", "quantiles_of", "say_latency", "say_share"]
 
@@ -21,7 +21,7 @@ def quantiles_of(values: Floats, qs: ArrayLike) -> Floats:
     Raises:
         TypeError, ValueError: ``qs`` has other values than shares from 0 to 1.
     """
-    shares = numbers("q", qs)
+    shares = real_array("q", qs)
     if not ((shares >= 0) & (shares <= 1)).all():
         raise ValueError(expected("q", "a share from 0 to 1", qs))
     exact = np.nextafter(shares * values.size, 0)  # 0.07 · 100 must not round up to rank 8

@@ -34,6 +34,7 @@ from streaminfer._internal.validation import (
     check_duration,
     check_instance,
     check_number,
+    check_path,
     expected,
     field_check,
     make_from_table,
@@ -137,6 +138,12 @@ class RandomInput:
         return (rng.random(self.shape) if kind.kind == "f" else rng.integers(0, 128, self.shape)).astype(kind)
 
 
+def _are_inputs(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, Mapping) and all(isinstance(it, RandomInput) for it in value.values())
+    )
+
+
 @attrs.frozen(kw_only=True)
 class CapacitySettings:
     """Search for the capacity, after the run; see `find_capacity`."""
@@ -179,8 +186,12 @@ class Scenario:
     """
 
     name: str = attrs.field(validator=_TEXT)
-    service: ServiceSettings
-    inputs: str | Mapping[str, RandomInput] = ""
+    service: ServiceSettings = attrs.field(
+        validator=field_check(check_instance, lambda it: isinstance(it, ServiceSettings), "a ServiceSettings")
+    )
+    inputs: str | Mapping[str, RandomInput] = attrs.field(
+        default="", validator=field_check(check_instance, _are_inputs, "a string, or a mapping of names to RandomInput")
+    )
     arrivals: Arrivals | None = None
     duration_s: float = attrs.field(validator=field_check(check_run_s))
     slo_s: float = attrs.field(validator=field_check(check_duration, positive=True))
@@ -216,7 +227,7 @@ class Scenario:
             OSError: the file cannot be read.
             ValueError: the file is not TOML, or a field is missing, unknown or wrong; the message names file and field.
         """
-        file = Path(path)
+        file = check_path("path", path)
         text = file.read_bytes()
         try:
             return cls.from_dict(tomllib.loads(text.decode()), file.parent)
@@ -234,7 +245,8 @@ class Scenario:
         Raises:
             ValueError, TypeError: a field is missing, unknown or wrong.
         """
-        fields = dict(tables)
+        check_instance("scenario", tables, lambda it: isinstance(it, Mapping), "a table")
+        folder, fields = check_path("folder", folder), dict(tables)
         for name, make in (
             ("service", lambda table: make_from_table(ServiceSettings, table, "service")),
             ("arrivals", partial(_build_arrivals, folder)),
@@ -303,8 +315,7 @@ def _make_from_files(make: Callable[..., Any], table: Mapping[str, Any], path: s
 
 
 def _path_in(folder: Path, argument: str, path: Any) -> Path:
-    check_instance(argument, path, lambda it: isinstance(it, str), "a path")
-    return Path(folder, os.path.expandvars(path))
+    return folder / os.path.expandvars(check_path(argument, path))
 
 
 def _build_devices(folder: Path, table: Mapping[str, Any]) -> DeviceGroup:

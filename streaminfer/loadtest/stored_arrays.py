@@ -1,14 +1,13 @@
 """Arrays of recorded runs, in ``.npz`` files."""
 
 import os
-from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from streaminfer._internal.validation import check_count, expected
+from streaminfer._internal.validation import check_count, check_path, expected
 
 __all__ = ["load_arrays"]
 
@@ -29,7 +28,7 @@ def load_arrays(
         OSError: the file cannot be read.
         ValueError: the file has no such array or run.
     """
-    with Path(path).open("rb") as file:
+    with check_path("path", path).open("rb") as file:
         try:
             stored = NpzFile(file)
         except BadZipFile as error:

@@ -7,8 +7,9 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import check_count, check_number, expected
+from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 
 __all__ = ["Distribution"]
 
@@ -16,6 +17,7 @@ _TAIL_FROM = 0.9
 """Share of the samples for half of the points; the other half is for the tail, which an SLO is about."""
 
 _SUM_TOLERANCE = 1e-9
+_MAX_SAMPLES = 10**9
 
 Floats = NDArray[np.float64]
 
@@ -120,6 +122,8 @@ class Distribution:
         Returns:
             Shape (count,), float64, seconds.
         """
+        count = check_count("count", count, at_least=0, at_most=_MAX_SAMPLES)
+        check_instance("rng", rng, lambda it: isinstance(it, np.random.Generator), "a NumPy Generator")
         return rng.choice(self.values_s, size=count, p=self.shares)
 
     def __eq__(self, other: object) -> bool:
@@ -139,13 +143,9 @@ class Distribution:
 
 def _numbers(name: str, values: ArrayLike, expectation: str = "finite numbers of seconds ≥ 0, at least one") -> Floats:
     """Return a one-dimensional copy of finite numbers ≥ 0, at least one."""
-    try:
-        array = np.atleast_1d(np.asarray(values))
-    except ValueError:  # lists of several lengths
-        raise TypeError(expected(name, expectation, values)) from None
-    if array.dtype.kind not in "fiu" or array.ndim != 1:
+    numbers = np.atleast_1d(real_array(name, values, expectation)).copy()
+    if numbers.ndim != 1:
         raise TypeError(expected(name, expectation, values))
-    numbers = array.astype(np.float64)
     if not numbers.size or not np.isfinite(numbers).all() or numbers.min() < 0:
         raise ValueError(expected(name, expectation, values))
     return numbers

@@ -446,5 +446,5 @@ def check_unique(name: str, names: Sequence[str]) -> None:
 
 
 def _check_known(path: str, name: str, known: Iterable[str], kind: str) -> None:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(expected(path, f"a known {kind}, one of {sorted(known)[:10]}", name))

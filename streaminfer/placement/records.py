@@ -64,8 +64,10 @@ def _hints(kind: type) -> dict[str, Any]:
 def _read(hint: Any, stored: Any, path: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in {Union, types.UnionType}:
-        branch = next((one for one in arguments if get_origin(one) is tuple), None)
-        return _read(branch, stored, path) if branch is not None and isinstance(stored, list) else stored
+        is_list, is_table = isinstance(stored, list), isinstance(stored, Mapping)
+        branches = (it for it in arguments if (is_list and get_origin(it) is tuple) or (is_table and attrs.has(it)))
+        branch = next(branches, None)
+        return stored if branch is None else _read(branch, stored, path)
     if origin in {tuple, Sequence}:
         if not isinstance(stored, list):
             if arguments[0] is float:

@@ -12,6 +12,7 @@ same arrivals on every machine. Complexity: O(n); O(n log n) for cameras, whose 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.validation import check_count, check_duration, check_number, expected
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "check_size",
     "from_zero",
     "gamma",
-    "numbers",
     "on_off",
     "poisson",
     "priorities_of",
@@ -215,18 +215,6 @@ def ascending(arrivals_s: ArrayLike, name: str = "arrivals_s") -> NDArray[np.flo
     return instants
 
 
-def numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    """Return an array argument as float64.
-
-    Raises:
-        TypeError: it does not hold real numbers.
-    """
-    array = np.asarray(values)
-    if array.dtype.kind not in "iuf":
-        raise TypeError(expected(name, "an array of real numbers", values))
-    return array.astype(np.float64)
-
-
 def priorities_of(values: ArrayLike | None, n: int) -> NDArray[np.int32]:
     """Return the priorities of n arrivals; with ``None``, all are the same.
 
@@ -264,7 +252,7 @@ def _switching(
 
 
 def _instants(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    instants = numbers(name, values)
+    instants = real_array(name, values)
     if instants.ndim != 1:
         raise ValueError(expected(name, "one dimension", instants.shape))
     finite = np.isfinite(instants)

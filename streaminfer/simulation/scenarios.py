@@ -354,9 +354,11 @@ def _outcome(settings: Mapping[str, Any], result: SimulationResult) -> Scenario:
 
 def _alternatives(name: str, value: Any) -> list[Any]:
     """Return one value, or several, as a list of different ones."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     if isinstance(value, str) or not isinstance(value, Iterable):
         return [value]
-    different = list(dict.fromkeys(value.tolist() if isinstance(value, np.ndarray) else value))
+    values = list(value)
+    different = [it for at, it in enumerate(values) if it not in values[:at]]
     if not different:
         raise ValueError(expected(name, "at least one alternative", value))
     return different

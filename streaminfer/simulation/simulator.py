@@ -26,6 +26,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.validation import (
     check_choice,
     check_count,
@@ -48,7 +49,7 @@ from streaminfer.batching.policy import (
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.request import timeout_ns
-from streaminfer.simulation.arrivals import arrivals_in_ns, numbers, priorities_of
+from streaminfer.simulation.arrivals import arrivals_in_ns, priorities_of
 from streaminfer.simulation.model_run import ModelRun
 from streaminfer.simulation.simulation_result import SimulationResult
 
@@ -214,7 +215,7 @@ def _policy(
 
 
 def _deadlines_in_ns(deadlines_s: ArrayLike, n: int) -> NDArray[np.int64]:
-    deadlines = numbers("deadlines_s", deadlines_s)
+    deadlines = real_array("deadlines_s", deadlines_s)
     if deadlines.shape != (n,):
         raise ValueError(expected("deadlines_s", f"one for each of {n} arrivals", deadlines.shape))
     if np.isnan(deadlines).any():

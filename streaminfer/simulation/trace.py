@@ -6,7 +6,6 @@ it as compressed NumPy arrays, without pickle: loading a file runs no code of it
 
 import io
 import os
-from pathlib import Path
 from typing import IO, Any, Self
 
 import attrs
@@ -14,8 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.files.whole_file import write_whole
-from streaminfer._internal.validation import expected
-from streaminfer.simulation.arrivals import arrivals_in_ns, ascending, numbers, priorities_of
+from streaminfer._internal.real_arrays import real_array
+from streaminfer._internal.validation import check_path, expected
+from streaminfer.simulation.arrivals import arrivals_in_ns, ascending, priorities_of
 
 __all__ = ["Trace"]
 
@@ -68,7 +68,7 @@ class Trace:
             OSError: the file cannot be read.
             ValueError: the file has other content or another version; the message names the file and the problem.
         """
-        content = Path(path).read_bytes()
+        content = check_path("path", path).read_bytes()
         try:
             with _archive(io.BytesIO(content)) as stored:
                 return cls(*_read(stored))
@@ -131,7 +131,7 @@ def _from_zero(arrivals_s: ArrayLike) -> NDArray[np.float64]:
 def _limits(limits_s: ArrayLike | None, n: int) -> NDArray[np.float64]:
     if limits_s is None:
         return _constant(np.full(n, np.inf))
-    limits = numbers("limits_s", limits_s)
+    limits = real_array("limits_s", limits_s)
     if limits.shape != (n,):
         raise ValueError(expected("limits_s", f"one for each of {n} arrivals", limits.shape))
     limits = np.where(np.isnan(limits), np.inf, limits)

@@ -8,6 +8,7 @@ import attrs
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
+from streaminfer._internal.validation import check_instance
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.objectives.alerts import Alert, Severity
 
@@ -164,6 +165,9 @@ class TelemetryStatistics(Snapshot):
 
     def since(self, earlier: "TelemetryStatistics") -> "TelemetryStatistics":
         """Return the statistics after ``earlier``, a snapshot of the same service without a reset in between."""
+        check_instance(
+            "earlier", earlier, lambda it: isinstance(it, TelemetryStatistics), "earlier TelemetryStatistics"
+        )
         before = {each.labels: each for each in earlier.labeled}
         labeled = [each.since(before.get(each.labels)) for each in self.labeled]
         histograms: dict[str, Any] = {name: getattr(self, name).since(getattr(earlier, name)) for name in HISTOGRAMS}

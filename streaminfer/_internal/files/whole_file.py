@@ -5,6 +5,8 @@ import os
 import stat
 from pathlib import Path
 
+from streaminfer._internal.validation import check_path
+
 __all__ = ["write_whole"]
 
 _OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")
@@ -27,13 +29,14 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    path = check_path("path", path)
     target = Path(os.path.realpath(path))
     try:
-        before = os.stat(path)  # noqa: PTH116 - a path of any kind
+        before = path.stat()
     except FileNotFoundError:
         before = None
     if not _is_replaceable(path, target, before):
-        Path(path).write_bytes(content)
+        path.write_bytes(content)
         return
     temporary = target.with_name(f".{os.urandom(8).hex()}.new")
     try:
@@ -42,12 +45,12 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     except OSError as error:
         if error.errno not in _IN_PLACE_ERRNOS:
             raise
-        Path(path).write_bytes(content)
+        path.write_bytes(content)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _is_replaceable(path: str | os.PathLike[str], target: Path, before: os.stat_result | None) -> bool:
+def _is_replaceable(path: Path, target: Path, before: os.stat_result | None) -> bool:
     if not os.access(target.parent, os.W_OK | os.X_OK):
         return False
     if before is None:

@@ -65,7 +65,9 @@ async def find_capacity(
     low, high, step_s = check_rates(low, high, step_s)
     objective = check_number("objective", objective, "a share between 0 and 1", lambda share: 0 < share < 1)
     tolerance = check_number("tolerance", tolerance, "a number > 0", lambda number: number > 0)
-    confidence = check_number("confidence", confidence, "a share between 0 and 1", lambda share: 0 < share < 1)
+    confidence = check_number(
+        "confidence", confidence, "a share between 0 and 1, at most 1 - 1e-9", lambda share: 0 < share <= 1 - 1e-9
+    )
     most_steps = check_count("most_steps", most_steps, at_most=_MAX_STEPS)
     seed = check_count("seed", seed, at_least=0)
     check_instance("arrivals", arrivals, callable, "a function of the rate, such as si.loadtest.Poisson")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,7 @@ from streaminfer._internal.validation import (
     check_count,
     check_duration,
     check_instance,
+    check_path,
     expected,
     field_check,
 )
@@ -66,7 +68,7 @@ class DeviceGroup:
         prepare: makes an input of the model from an array.
     """
 
-    source: Path = attrs.field(converter=Path)
+    source: Path = attrs.field(converter=partial(check_path, "source"))
     device: DeviceProfile = attrs.field(converter=device_profile)
     network: NetworkProfile = attrs.field(converter=network_profile)
     count: int = attrs.field(default=1, validator=field_check(check_count))

@@ -14,6 +14,7 @@ import functools
 import os
 import random
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.validation import (
     check_count,
     check_duration,
@@ -38,9 +40,8 @@ from streaminfer.loadtest.stored_arrays import load_arrays
 
 __all__ = ["DelayTrace", "Link", "NetworkProfile", "network_names", "network_profile"]
 
-
-def _seconds(values: ArrayLike) -> NDArray[np.float64]:
-    return np.asarray(values, np.float64)
+_MAX_PACKETS = 1_000_000
+_MAX_SIZE = 2**40
 
 
 @attrs.frozen(eq=False)
@@ -52,8 +53,8 @@ class DelayTrace:
         delay_s: delay of each message.
     """
 
-    sent_s: NDArray[np.float64] = attrs.field(converter=_seconds)
-    delay_s: NDArray[np.float64] = attrs.field(converter=_seconds)
+    sent_s: NDArray[np.float64] = attrs.field(converter=partial(real_array, "sent_s"))
+    delay_s: NDArray[np.float64] = attrs.field(converter=partial(real_array, "delay_s"))
 
     def __attrs_post_init__(self) -> None:
         shape = self.sent_s.shape
@@ -72,7 +73,7 @@ class DelayTrace:
             sent_ms: send time of each message, in milliseconds.
             rtt_ms: round-trip time of each message, in milliseconds; messages with NaN or infinity are left out.
         """
-        sent, rtt = _seconds(sent_ms), _seconds(rtt_ms)
+        sent, rtt = real_array("sent_ms", sent_ms), real_array("rtt_ms", rtt_ms)
         if rtt.shape != sent.shape or rtt.ndim != 1:
             raise ValueError(expected("rtt_ms", "one number for each of sent_ms", rtt))
         is_finite = np.isfinite(rtt)
@@ -191,6 +192,7 @@ class Link:
     """
 
     def __init__(self, profile: NetworkProfile, seed: int = 0) -> None:
+        check_instance("profile", profile, lambda it: isinstance(it, NetworkProfile), "a NetworkProfile")
         self._profile = profile
         self._rng = random.Random(check_whole("seed", seed, "a whole number"))  # noqa: S311 - repeatable, not secret
         self._losses = GilbertElliott(profile.loss, profile.loss_run, self._rng)
@@ -227,6 +229,8 @@ class Link:
             packets: number of packets, of equal size.
             now_ns: send time, not before that of an earlier call.
         """
+        packets = check_count("packets", packets, at_most=_MAX_PACKETS)
+        size = check_count("size", size, at_least=0, at_most=_MAX_SIZE)
         accepted, sent_ns = self._enqueue(max(size, 1) / packets, packets, now_ns)
         lost = self._losses.count(accepted)
         arrived_ns = sent_ns + self._delay_ns(sent_ns)

@@ -6,7 +6,6 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Self
 
 import attrs
@@ -14,7 +13,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.files.whole_file import write_whole
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import (
+    check_count,
+    check_duration,
+    check_instance,
+    check_number,
+    check_path,
+    expected,
+    field_check,
+)
+from streaminfer.loadtest.arrivals import check_run_s
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.quantiles import quantile_of, quantiles_of, say_latency, say_share
 from streaminfer.loadtest.sending.record import ANSWERED, Floats, Record
@@ -26,6 +34,7 @@ _FORMAT = "streaminfer.loadtest.report"
 _VERSION = 1
 _LEAST_ERROR_S = 0.001
 _ERROR_SHARE = 0.1
+_MAX_WINDOWS = 1_000_000
 _FIELDS = ("name", "machine", "arrivals", "seed", "senders", "duration_s", "slo_s", "objective")
 """Fields of a report that are stored unchanged."""
 TAILS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
@@ -69,10 +78,14 @@ class Report:
         capacity: result of `find_capacity`, for pages and files; ``None`` without a search.
     """
 
-    record: Record
-    slo_s: float = attrs.field(kw_only=True)
-    objective: float = attrs.field(kw_only=True, default=0.99)
-    duration_s: float = attrs.field(kw_only=True)
+    record: Record = attrs.field(validator=field_check(check_instance, lambda it: isinstance(it, Record), "a Record"))
+    slo_s: float = attrs.field(kw_only=True, validator=field_check(check_duration, positive=True))
+    objective: float = attrs.field(
+        kw_only=True,
+        default=0.99,
+        validator=field_check(check_number, "a share between 0 and 1", lambda share: 0 < share < 1),
+    )
+    duration_s: float = attrs.field(kw_only=True, validator=field_check(check_run_s))
     name: str = attrs.field(kw_only=True, default="")
     seed: int = attrs.field(kw_only=True, default=0)
     arrivals: str = attrs.field(kw_only=True, default="")
@@ -193,8 +206,8 @@ class Report:
         return means
 
     def windows(self, count: int) -> Iterator[tuple[float, Floats]]:
-        """Yield equal windows of the run: the start of each, and the latencies of the requests due in it."""
-        edges = np.linspace(0.0, self.duration_s, count + 1)
+        """Yield equal windows, at most a million: the start of each, and the latencies of the requests due in it."""
+        edges = np.linspace(0.0, self.duration_s, check_count("count", count, at_most=_MAX_WINDOWS) + 1)
         bounds = np.searchsorted(self.record.due_s, edges)
         bounds[-1] = self.requests
         for begin_s, first, last in zip(edges[:-1].tolist(), bounds[:-1], bounds[1:], strict=True):
@@ -256,7 +269,7 @@ class Report:
             OSError: the file cannot be read.
             ValueError: the file is not a saved report.
         """
-        text = Path(path).read_bytes()
+        text = check_path("path", path).read_bytes()
         try:
             stored = json.loads(text)
             _check_format(stored)

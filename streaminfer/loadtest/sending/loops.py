@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from streaminfer._internal.validation import check_count, check_number
+from streaminfer._internal.validation import check_count, check_instance, check_number
 from streaminfer._runtime.timers import make_timer
 from streaminfer.loadtest.sending._requests_cy import DueRequests
 from streaminfer.testing import VirtualLoop
@@ -69,6 +69,9 @@ class OpenLoop(DueRequests):
         on_result: Callable[[int, Any], None] | None = None,
         begin: Begin | None = None,
     ) -> None:
+        check_instance("due_ns", due_ns, lambda it: isinstance(it, Sequence), "a sequence of nanoseconds")
+        check_instance("errors", errors, lambda it: isinstance(it, tuple), "a tuple of exception classes")
+        check_instance("on_result", on_result, lambda it: it is None or callable(it), "a function or None")
         super().__init__(call, begin, due_ns, errors, on_result, time.monotonic_ns, self._stop)
         self.due_ns = due_ns
         self._ended: asyncio.Future[None] | None = None
@@ -168,6 +171,7 @@ async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:
         TypeError, ValueError: an argument is wrong.
         BaseException: an error of a call; it ends all callers.
     """
+    check_instance("call", call, callable, "an async function of the request's number")
     callers = check_count("callers", callers, at_most=_MAX_CALLERS)
     seconds = check_number("seconds", seconds, f"seconds from 0 to {_WEEK_S:,}", lambda it: 0 <= it <= _WEEK_S)
     latencies: list[float] = []

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from streaminfer._internal.validation import check_count
+from streaminfer._internal.validation import check_count, check_instance
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.runner import run
 
@@ -35,6 +35,8 @@ async def interleave(
         The reports of each service, for `compare`.
     """
     pairs = check_count("pairs", pairs, at_most=_MAX_PAIRS)
+    seed = check_count("seed", seed, at_least=0)
+    check_instance("on_pair", on_pair, lambda it: it is None or callable(it), "a function or None")
     reports: tuple[list[Report], list[Report]] = ([], [])
     for number in range(pairs):
         order = ((before, reports[0]), (after, reports[1]))

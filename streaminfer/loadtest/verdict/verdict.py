@@ -19,6 +19,7 @@ import attrs
 import numpy as np
 
 from streaminfer._internal.distributions.quantiles import student_quantile
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.validation import check_number, expected
 from streaminfer.loadtest.quantiles import quantile_of, say_latency
 from streaminfer.loadtest.report.report import Report
@@ -127,7 +128,7 @@ def compare(
     """
     share = "a share between 0 and 1"
     quantile = check_number("quantile", quantile, share, lambda number: 0 < number < 1)
-    false_alarm = check_number("false_alarm", false_alarm, share, lambda number: 0 < number < 1)
+    false_alarm = check_number("false_alarm", false_alarm, f"{share}, at least 1e-9", lambda it: 1e-9 <= it < 1)
     least_change = check_number("least_change", least_change, "a number > 0", lambda number: 0 < number < math.inf)
     first, second = _runs("before", before), _runs("after", after)
     settings = _Settings(quantile, false_alarm, least_change)
@@ -195,10 +196,7 @@ def _runs(argument: str, value: Any) -> list[_Run]:
     if isinstance(value, Sequence) and value and all(isinstance(each, Report) for each in value):
         return [run for each in value for run in _runs(argument, each)]
     expectation = "a Report, a sequence of them, or latencies in seconds"
-    try:
-        latencies = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(expected(argument, expectation, value)) from None
+    latencies = real_array(argument, value, expectation)
     if latencies.ndim != 1 or not latencies.size or np.isnan(latencies).any() or latencies.min() < 0:
         raise ValueError(expected(argument, expectation, value))
     return [_Run(latencies, np.arange(latencies.size, dtype=np.float64))]

@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.distributions.quantiles import normal_quantile, student_quantile
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import check_choice, check_instance, check_number, expected
+from streaminfer._internal.validation import check_choice, check_count, check_instance, check_number, expected
 from streaminfer.errors import StreamInferError
 from streaminfer.placement.distribution import Distribution
 from streaminfer.placement.network.outages import Outages
 from streaminfer.placement.problem import AccessProfile
+from streaminfer.placement.records import read_record, write_record
 
 __all__ = ["MIN_RUNS", "AccessPromise", "FittedAccess", "Unpromisable", "access_names", "load_access"]
 
@@ -107,6 +109,11 @@ class FittedAccess:
     source: str = ""
     outages: Outages | None = None
 
+    def __attrs_post_init__(self) -> None:
+        counts = [check_count("messages", count) for count in self.messages]
+        if not counts or len(counts) != len(self.runs):
+            raise ValueError(expected("messages", "a number for each run, at least one", self.messages))
+
     @classmethod
     def fit(
         cls,
@@ -129,6 +136,8 @@ class FittedAccess:
             TypeError, ValueError: the arguments are not such runs.
         """
         check_instance("name", name, lambda it: isinstance(it, str) and bool(it), "a name")
+        for argument, several in (("runs_s", runs_s), ("sent_s", () if sent_s is None else sent_s)):
+            check_instance(argument, several, lambda it: isinstance(it, Sequence | np.ndarray), "a sequence of runs")
         if not len(runs_s):  # an array of runs has no truth value
             raise ValueError(expected("runs_s", "at least one run", runs_s))
         runs = tuple(Distribution.from_samples(run, points=_POINTS) for run in runs_s)
@@ -137,8 +146,8 @@ class FittedAccess:
             if len(sent_s) != len(runs_s):
                 raise ValueError(expected("sent_s", f"instants of each of the {len(runs_s)} runs", sent_s))
             timed = [
-                (np.asarray(sent, np.float64), np.asarray(run, np.float64))
-                for sent, run in zip(sent_s, runs_s, strict=True)
+                (real_array(f"sent_s[{at}]", sent), real_array("runs_s", run))
+                for at, (sent, run) in enumerate(zip(sent_s, runs_s, strict=True))
             ]
             for at, (sent, run) in enumerate(timed):
                 if sent.shape != run.shape or not (np.isfinite(sent).all() and (np.diff(sent) >= 0).all()):
@@ -223,22 +232,16 @@ class FittedAccess:
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile in a form for JSON, which `from_json` reads."""
-        stored: dict[str, Any] = {"name": self.name, "source": self.source}
-        if self.outages is not None:
-            stored["outages"] = self.outages.to_json()
-        return stored | {"messages": list(self.messages), "runs": [run.to_json() for run in self.runs]}
+        return dict(write_record(self))
 
     @classmethod
     def from_json(cls, stored: Any) -> Self:
         """Read what `to_json` returned.
 
         Raises:
-            KeyError, TypeError, ValueError: ``stored`` is something else.
+            TypeError, ValueError: ``stored`` is something else.
         """
-        outages = Outages.from_json(stored["outages"]) if "outages" in stored else None
-        runs = tuple(Distribution.from_json(run) for run in stored["runs"])
-        messages = tuple(stored["messages"])
-        return cls(name=stored["name"], source=stored["source"], runs=runs, messages=messages, outages=outages)
+        return read_record(cls, stored, "profile")
 
     def __repr__(self) -> str:
         p50, p99 = (format_duration(self.rtt.quantile(share)) for share in (0.5, 0.99))

@@ -20,8 +20,17 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, field_check
+from streaminfer._internal.validation import (
+    LONGEST_S,
+    check_count,
+    check_duration,
+    check_instance,
+    check_number,
+    expected,
+    field_check,
+)
 from streaminfer.placement.distribution import Distribution
+from streaminfer.placement.records import read_record, write_record
 
 __all__ = ["SLOW_S", "Outages"]
 
@@ -97,8 +106,10 @@ class Outages:
         """
         count = check_count("count", count)
         period_s = check_duration("period_s", period_s, positive=True)
-        sent_s = np.arange(count) * period_s
+        if count * period_s > LONGEST_S:
+            raise ValueError(expected("period_s", f"{count:,} messages within {LONGEST_S:,.0f} seconds", period_s))
         rtt_s = self.calm_s.sample(count, rng)
+        sent_s = np.arange(count) * period_s
         at_s = float(rng.exponential(3600.0 / self.per_hour))
         while at_s < sent_s[-1]:
             ends_s = at_s + float(self.length_s.sample(1, rng)[0])
@@ -109,13 +120,16 @@ class Outages:
 
     def to_json(self) -> dict[str, Any]:
         """Return the outages in a form for JSON."""
-        return {"per_hour": self.per_hour, "length_s": self.length_s.to_json(), "calm_s": self.calm_s.to_json()}
+        return dict(write_record(self))
 
     @classmethod
     def from_json(cls, stored: Any) -> Self:
-        """Read what `to_json` returned."""
-        length_s, calm_s = (Distribution.from_json(stored[name]) for name in ("length_s", "calm_s"))
-        return cls(per_hour=stored["per_hour"], length_s=length_s, calm_s=calm_s)
+        """Read what `to_json` returned.
+
+        Raises:
+            TypeError, ValueError: ``stored`` is something else.
+        """
+        return read_record(cls, stored, "outages")
 
 
 def _lengths(sent_s: Floats, rtt_s: Floats, calm_s: float) -> list[float]:

@@ -1,17 +1,18 @@
 """Load of one model on a device: the model and its requests."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.validation import check_count, check_duration
+from streaminfer._internal.validation import check_count, check_duration, check_instance
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.request import timeout_ns
 from streaminfer.simulation.arrivals import arrivals_in_ns
 from streaminfer.simulation.simulator import durations_in_ns
 
-__all__ = ["ModelLoad"]
+__all__ = ["ModelLoad", "check_loads"]
 
 
 class ModelLoad:
@@ -60,3 +61,15 @@ class ModelLoad:
         shown: dict[str, Any] = {"slo_s": self.slo_ns / 1e9, "max_batch_size": self.max_batch_size}
         settings = ", ".join(f"{name}={value}" for name, value in shown.items())
         return f"ModelLoad({self.arrivals_ns.size} arrivals, {settings}, {self.service_time!r})"
+
+
+def check_loads(loads: Any, expectation: str) -> None:
+    """Check loads by name; ``expectation`` describes them.
+
+    Raises:
+        TypeError: not a mapping of texts to `ModelLoad` objects.
+    """
+    check_instance("loads", loads, lambda it: isinstance(it, Mapping), expectation)
+    for name, load in loads.items():
+        check_instance("loads", name, lambda it: isinstance(it, str), expectation)
+        check_instance("loads", load, lambda it: isinstance(it, ModelLoad), expectation)

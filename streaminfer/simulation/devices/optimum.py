@@ -32,8 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer import _compiled_kernels
-from streaminfer._internal.validation import check_count, check_instance, expected
-from streaminfer.simulation.devices.model_load import ModelLoad
+from streaminfer._internal.validation import check_count, expected
+from streaminfer.simulation.devices.model_load import ModelLoad, check_loads
 
 __all__ = ["device_optimum", "load_kernel", "most_on_time"]
 
@@ -57,9 +57,7 @@ def device_optimum(loads: Mapping[str, ModelLoad], *, memory_bytes: int | None =
         TypeError, ValueError: there are not two models, or one alone does not fit.
     """
     expectation = "a mapping of two names to ModelLoad"
-    check_instance("loads", loads, lambda it: isinstance(it, Mapping), expectation)
-    for load in loads.values():
-        check_instance("loads", load, lambda it: isinstance(it, ModelLoad), expectation)
+    check_loads(loads, expectation)
     if len(loads) != _MODELS:
         raise ValueError(expected("loads", expectation, sorted(loads)))
     first, second = loads.values()

@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from streaminfer._internal.validation import check_count, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_number, expected
 from streaminfer.batching.device.claim import Claim
 from streaminfer.batching.device.device import Device
 from streaminfer.batching.device.member import Residence
@@ -29,7 +29,7 @@ from streaminfer.batching.planner.outlook import Outlook
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
-from streaminfer.simulation.devices.model_load import ModelLoad
+from streaminfer.simulation.devices.model_load import ModelLoad, check_loads
 from streaminfer.simulation.model_run import ModelRun
 from streaminfer.simulation.simulation_result import SimulationResult
 from streaminfer.simulation.simulator import check_noise
@@ -95,9 +95,7 @@ def simulate_device(
         TypeError, ValueError: an argument has the wrong type or is out of range.
     """
     expectation = "a mapping of name to ModelLoad"
-    check_instance("loads", loads, lambda it: isinstance(it, Mapping), expectation)
-    for load in loads.values():
-        check_instance("loads", load, lambda it: isinstance(it, ModelLoad), expectation)
+    check_loads(loads, expectation)
     if slowdown is not None:
         slowdown = check_number("slowdown", slowdown, "a finite number ≥ 1", lambda it: 1.0 <= it < float("inf"))
     if memory_bytes is not None and not shared:

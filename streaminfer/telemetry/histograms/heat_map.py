@@ -26,8 +26,9 @@ from streaminfer._internal.display.figures import (
 )
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.loading.extras import require
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance, expected
 from streaminfer.telemetry.interval_log.interval_log import Interval, merge_widened
 
 __all__ = ["LatencyHeatMap"]
@@ -68,7 +69,7 @@ class LatencyHeatMap:
         Raises:
             ValueError: the shapes differ.
         """
-        at, latencies = np.asarray(at_s, np.float64), np.asarray(latencies_s, np.float64)
+        at, latencies = real_array("at_s", at_s), real_array("latencies_s", latencies_s)
         if at.ndim != 1 or at.shape != latencies.shape:
             raise ValueError(expected("latencies_s", f"an array of the shape of at_s, {at.shape}", latencies.shape))
         finite = np.isfinite(at) & np.isfinite(latencies)
@@ -97,7 +98,10 @@ class LatencyHeatMap:
         Raises:
             ValueError: the ends of the intervals do not ascend.
         """
+        check_instance("intervals", intervals, lambda it: isinstance(it, Iterable), "Intervals")
         ordered = list(intervals)
+        for interval in ordered:
+            check_instance("intervals", interval, lambda it: isinstance(it, Interval), "Intervals")
         ends_s = [interval.end_s for interval in ordered]
         if (np.diff(ends_s) <= 0).any():
             raise ValueError(expected("intervals", "intervals in order of time", ends_s))

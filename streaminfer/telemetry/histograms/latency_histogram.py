@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streaminfer._internal.locking import thread_safe
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, expected
 from streaminfer.telemetry.histograms._histogram_cy import HistogramState
 
-__all__ = ["FAR_NS", "LONGEST_UNDER_LOCK", "LatencyHistogram", "lowest_at", "reals"]
+__all__ = ["FAR_NS", "LONGEST_UNDER_LOCK", "LatencyHistogram", "lowest_at"]
 
 LONGEST_UNDER_LOCK = 4096  # durations per step: about 12 µs in compiled code; other threads can run between steps
 FAR_NS = 2**62
@@ -111,7 +112,7 @@ class LatencyHistogram(_State):
             ValueError: a duration is NaN or negative.
             TypeError: the array has booleans or other values that are not real numbers.
         """
-        values = reals("seconds", seconds).ravel()
+        values = real_array("seconds", seconds).ravel()
         if values.size <= LONGEST_UNDER_LOCK:
             self.record_each(values)
             return
@@ -136,7 +137,7 @@ class LatencyHistogram(_State):
             ValueError: a share is NaN or outside 0 to 1.
             TypeError: ``qs`` has values that are not real numbers.
         """
-        shares = reals("qs", qs)
+        shares = real_array("qs", qs)
         if not np.all((shares >= 0.0) & (shares <= 1.0)):
             raise ValueError(expected("qs", "shares from 0 to 1", qs))
         seconds = np.empty(shares.size)
@@ -388,14 +389,6 @@ def _restored(
     histogram, counts = cls._read(text)
     histogram.add_counts(counts, minimum_ns, maximum_ns, clamped)
     return histogram
-
-
-def reals(name: str, numbers: ArrayLike) -> NDArray[np.float64]:
-    """Return real numbers as a C-contiguous array; a TypeError for other values names the argument."""
-    values = np.asarray(numbers)
-    if values.dtype.kind not in "fiu":
-        raise TypeError(expected(name, "real numbers", numbers))
-    return np.asarray(values, np.float64, order="C")
 
 
 def _encoding() -> ModuleType:

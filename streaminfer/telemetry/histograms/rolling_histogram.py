@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.locking import thread_safe
+from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration_ns, expected
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.telemetry.histograms._rolling_cy import RollingState
-from streaminfer.telemetry.histograms.latency_histogram import FAR_NS, LONGEST_UNDER_LOCK, LatencyHistogram, reals
+from streaminfer.telemetry.histograms.latency_histogram import FAR_NS, LONGEST_UNDER_LOCK, LatencyHistogram
 
 __all__ = ["RollingHistogram"]
 
@@ -109,7 +110,7 @@ class RollingHistogram(StackClock, _State):
             ValueError: a duration is NaN or negative.
             TypeError: the array has booleans or other values that are not real numbers.
         """
-        values = reals("seconds", seconds).ravel()
+        values = real_array("seconds", seconds).ravel()
         if values.size <= LONGEST_UNDER_LOCK:
             self.record_each(values)
             return

@@ -19,12 +19,11 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Self
 
 import attrs
 
-from streaminfer._internal.validation import check_instance, check_number, expected
+from streaminfer._internal.validation import check_instance, check_number, check_path, expected
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
 __all__ = ["Interval", "IntervalLog", "format_interval", "merge_interval_logs", "merge_widened", "read_interval_log"]
@@ -82,7 +81,7 @@ class IntervalLog:
         check_instance("path", path, lambda value: isinstance(value, (str, os.PathLike)), "a path")
         check_instance("comment", comment, lambda value: isinstance(value, str), "a string")
         # unbuffered: a buffer would keep what a full disk did not accept, and write it in a later call
-        self._file = Path(path).open("ab+", buffering=0)  # noqa: SIM115 - closed by close()
+        self._file = check_path("path", path).open("ab+", buffering=0)
         try:
             _check_first_line(self._file, path)
             _truncate_torn_line(self._file)
@@ -168,8 +167,12 @@ def read_interval_log(
         OSError: the file cannot be read.
         ValueError: the file is not an interval log; the message names the file and the line.
     """
+    since_s, until_s = (
+        check_number(name, value, "seconds since the epoch", lambda it: not math.isnan(it))
+        for name, value in (("since_s", since_s), ("until_s", until_s))
+    )
     origin = _Origin()
-    with Path(path).open(encoding="utf-8", errors="replace") as file:
+    with check_path("path", path).open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
                 parts = _parts(line, origin)

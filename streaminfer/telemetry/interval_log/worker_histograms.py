@@ -36,7 +36,7 @@ from streaminfer._internal import IMPORTED_NS
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.forking import unlock_and_close
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_duration, check_instance, expected
+from streaminfer._internal.validation import check_duration, check_instance, check_path, expected
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
 from streaminfer.telemetry.interval_log.interval_log import Interval, format_interval, read_interval_log
@@ -112,7 +112,7 @@ class WorkerHistograms:
             if not _NAME.fullmatch(key):
                 raise ValueError(expected("histograms", expectation, key))
         self.name = name
-        self.folder = Path(folder)
+        self.folder = check_path("folder", folder)
         self._histograms = dict(histograms)
         self._clock = clock
         self._failures = ErrorLog("streaminfer.telemetry")
