@@ -10,18 +10,23 @@ from typing import Any
 
 from streaminfer._internal.forking import new_reentrant_lock
 
-__all__ = ["is_atomic", "locked_subclass", "thread_safe", "under_lock"]
+__all__ = ["is_atomic", "locked_subclass", "public_methods", "thread_safe", "under_lock"]
 
 
-def thread_safe(state: type[Any], operations: Iterable[str]) -> type[Any]:
+def thread_safe(state: type[Any], operations: Iterable[str] = ()) -> type[Any]:
     """Return ``state`` if its methods cannot be interrupted, otherwise a subclass that holds a lock in each of them.
 
     Args:
         state: a class of a ``_cy`` module.
-        operations: names of its methods that must be atomic for other threads.
+        operations: names of its methods that must be atomic for other threads; empty: the public ones.
     """
-    operations = tuple(operations)
+    operations = tuple(operations) or public_methods(state)
     return state if is_atomic(state, operations[0]) else locked_subclass(state, operations)
+
+
+def public_methods(state: type[Any]) -> tuple[str, ...]:
+    """Return the names of the methods that a class defines for others."""
+    return tuple(name for name, it in vars(state).items() if callable(it) and not name.startswith("_"))
 
 
 def is_atomic(state: type[Any], operation: str) -> bool:

@@ -346,7 +346,9 @@ def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequen
     """
     named = isinstance(example, Mapping)
     arrays = dict(example) if named else {"inputs": example}
-    if not arrays or not all(map(_is_checkable, arrays.values())):
+    # values that fix the dtype of all requests; bytes do not, as their dtype has a length
+    fixed = [type(it) is np.ndarray and not it.dtype.hasobject and it.dtype.kind != "S" for it in arrays.values()]
+    if not fixed or not all(fixed):
         return None
     by_name = free if isinstance(free, Mapping) else dict.fromkeys(arrays, free)
     specs = []
@@ -364,11 +366,6 @@ def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequen
         dtype = TEXT if value.dtype.kind == "U" else value.dtype
         specs.append(TensorSpec(name, dtype, (None, *shape), 0))
     return Signature(specs, ())
-
-
-def _is_checkable(value: Any) -> bool:
-    """Return whether an example value fixes the dtype of all requests; bytes do not, as their dtype has a length."""
-    return type(value) is np.ndarray and not value.dtype.hasobject and value.dtype.kind != "S"
 
 
 def inputs_of_example(example: Any) -> tuple[TensorSpec, ...]:

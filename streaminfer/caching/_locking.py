@@ -8,7 +8,7 @@ freed. The user of a table therefore sets ``keeping``.
 from operator import attrgetter, methodcaller
 from typing import Any
 
-from streaminfer._internal.locking import locked_subclass, under_lock
+from streaminfer._internal.locking import locked_subclass, public_methods, under_lock
 
 __all__ = ["guarded", "guarded_mapping"]
 
@@ -18,16 +18,12 @@ _deliver_events = methodcaller("deliver_events")
 
 def guarded(table: type[Any]) -> type[Any]:
     """Return a subclass of a table: each operation holds a lock, releases it and then calls ``deliver_events``."""
-    return locked_subclass(table, _public_methods(table), after=_deliver_events, not_after=("drain",))
+    return locked_subclass(table, public_methods(table), after=_deliver_events, not_after=("drain",))
 
 
 def guarded_mapping(mapping: type[Any]) -> type[Any]:
     """Return a subclass of a mapping: each method holds the lock of its guarded table."""
-    names, memory_of = (*_public_methods(mapping), *_MAPPING_PROTOCOL), attrgetter("_memory")
+    names, memory_of = (*public_methods(mapping), *_MAPPING_PROTOCOL), attrgetter("_memory")
     operations = {name: under_lock(getattr(mapping, name), owner=memory_of, after=_deliver_events) for name in names}
     subclass: type[Any] = type("GuardedTableMapping", (mapping,), {"__slots__": (), **operations})
     return subclass
-
-
-def _public_methods(of: type[Any]) -> list[str]:
-    return [name for name, it in vars(of).items() if callable(it) and not name.startswith("_")]

@@ -17,7 +17,6 @@ __all__ = [
     "PLAIN",
     "exception_classes",
     "may_repeat",
-    "public_methods",
     "reject_awaitable",
     "reject_copy",
     "repeats",
@@ -54,11 +53,6 @@ def exception_classes(
         if not (isinstance(each, type) and issubclass(each, BaseException)):
             raise TypeError(expected(argument, expectation, each))
     return classes, None
-
-
-def public_methods(state: type[Any]) -> list[str]:
-    """Return the names of a state machine's operations; each operation must be one step for other threads."""
-    return [name for name, it in vars(state).items() if callable(it) and not name.startswith("_")]
 
 
 def reject_awaitable(

@@ -8,6 +8,8 @@ from streaminfer.protocols import BackgroundRuns
 
 __all__ = ["Claim"]
 
+_NO_RUNS = BackgroundRuns(lambda _: None, lambda: None, lambda: "its backend offers no BackgroundRuns")
+
 
 class Claim:
     """Claim of one model on a device.
@@ -21,16 +23,17 @@ class Claim:
         slo_ns: objective of its requests; the largest number if it has none.
         changed: called when the settings change; set by the device; ``None``: no device listens.
         full_at: number of queued requests that make a full batch.
+        runs: controls of its running batches; without ``background_runs``, some that do nothing.
     """
 
-    __slots__ = ("_background_runs", "_expected_ns", "_queue", "changed", "full_at", "slo_ns")
+    __slots__ = ("_expected_ns", "_queue", "changed", "full_at", "runs", "slo_ns")
 
     def __init__(
         self, queue: RequestQueue, expected_ns: Callable[[int], int], background_runs: BackgroundRuns | None
     ) -> None:
         self._queue = queue
         self._expected_ns = expected_ns
-        self._background_runs = background_runs
+        self.runs = _NO_RUNS if background_runs is None else background_runs
         self.changed: Callable[[], None] | None = None
         self.slo_ns = NEVER
         self.full_at = NEVER
@@ -41,38 +44,6 @@ class Claim:
         self.full_at = full_at
         if self.changed is not None:
             self.changed()
-
-    @property
-    def obstacle(self) -> str:
-        """Reason why its batches cannot run in the background; empty: they can."""
-        return (
-            "its backend offers no BackgroundRuns"
-            if self._background_runs is None
-            else self._background_runs.obstacle()
-        )
-
-    def set_background(self, is_background: bool) -> None:
-        """Run later batches in the background, or in the foreground again."""
-        if self._background_runs is not None:
-            self._background_runs.set_background(is_background)
-
-    def raise_running(self) -> None:
-        """Return the running batches to the usual priority."""
-        if self._background_runs is not None:
-            self._background_runs.raise_running()
-
-    def yield_running(self) -> None:
-        """Make the batches that run in the background yield their core once."""
-        if self._background_runs is not None:
-            self._background_runs.yield_running()
-
-    def running_ns(self) -> int | None:
-        """Return the CPU time in nanoseconds of the batch that runs in the background; ``None``: unknown."""
-        return None if self._background_runs is None else self._background_runs.running_ns()
-
-    def ended_ns(self) -> int | None:
-        """Return the CPU time in nanoseconds of the background batch that ended last; ``None``: unknown."""
-        return None if self._background_runs is None else self._background_runs.ended_ns()
 
     @property
     def is_full(self) -> bool:

@@ -236,7 +236,7 @@ class Device:
         self._account(member).batches += 1
         if level is self._front:
             for other in set(self._back.running.values()):
-                other.claim.yield_running()
+                other.claim.runs.yield_running()
         elif self._loop is not None:
             self._promotions.begin(self._loop, execution, member, now_ns)
 

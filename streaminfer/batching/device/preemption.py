@@ -68,7 +68,7 @@ class Preemption:
         members = {*self._is_background, member}
         tightest_ns = min(each.claim.slo_ns for each in members)
         for each in members:
-            if each.claim.slo_ns > tightest_ns and (obstacle := each.claim.obstacle):
+            if each.claim.slo_ns > tightest_ns and (obstacle := each.claim.runs.obstacle()):
                 raise ValueError(
                     f"{each.source} cannot run in the background of a preemptive device, as all models without the "
                     f"tightest slo_s must: {obstacle}"
@@ -97,11 +97,11 @@ class Preemption:
         tightest_ns = min((member.claim.slo_ns for member in self._is_background), default=NEVER)
         for member, before in list(self._is_background.items()):
             # objectives may change while requests run: a model whose batches cannot be lowered stays in the foreground
-            now = member.claim.slo_ns > tightest_ns and not member.claim.obstacle
+            now = member.claim.slo_ns > tightest_ns and not member.claim.runs.obstacle()
             if now != before:
                 self._is_background[member] = now
                 if now:
-                    member.claim.set_background(True)
+                    member.claim.runs.set_background(True)
                 else:
                     _move_to_foreground(member)
 
@@ -138,8 +138,8 @@ class Preemption:
 
 def _move_to_foreground(member: DeviceMember) -> None:
     """Return the batches of a model, including running ones, to the usual priority."""
-    member.claim.set_background(False)
-    member.claim.raise_running()
+    member.claim.runs.set_background(False)
+    member.claim.runs.raise_running()
 
 
 class _Pause(NamedTuple):

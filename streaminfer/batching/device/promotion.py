@@ -65,7 +65,7 @@ class Promotions:
         """Note that a background batch begins, and tell its backend whether it is lowered."""
         backoff = self._backoffs.get(member)
         is_lowered = backoff is None or not backoff.remaining
-        member.claim.set_background(is_lowered)
+        member.claim.runs.set_background(is_lowered)
         if backoff is not None and not is_lowered:
             backoff.remaining -= 1
             return
@@ -80,7 +80,7 @@ class Promotions:
         lowered = self._lowered.pop(execution, None)
         if lowered is None:
             return False
-        if (used_ns := member.claim.ended_ns()) is not None:
+        if (used_ns := member.claim.runs.ended_ns()) is not None:
             longest_ns = self._longest_ns.setdefault(member, {})
             size = len(execution.tickets)
             longest_ns[size] = max(used_ns, round((1 - _FORGET) * longest_ns.get(size, 0)))
@@ -112,7 +112,7 @@ class Promotions:
     def _needed_ns(self, execution: Execution, member: DeviceMember) -> int | None:
         """Return the CPU time that a batch still needs; ``None``: unknown."""
         longest_ns = self._longest_ns.get(member, {}).get(len(execution.tickets))
-        used_ns = member.claim.running_ns()
+        used_ns = member.claim.runs.running_ns()
         if longest_ns is None or used_ns is None:
             return None
         return max(longest_ns - used_ns, longest_ns // 10)  # not 0: a batch that has exceeded the longest still runs
@@ -120,7 +120,7 @@ class Promotions:
     def _promote(self, lowered: "_Lowered", used_full_core: bool) -> None:
         member = lowered.member
         self._count(member)
-        member.claim.raise_running()
+        member.claim.runs.raise_running()
         if used_full_core:  # so the foreground delayed it, not other processes
             self._backoffs.pop(member, None)
         else:

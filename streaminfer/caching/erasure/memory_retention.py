@@ -14,17 +14,15 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streaminfer._internal.forking import call_in_child, new_reentrant_lock
 from streaminfer._internal.validation import expected
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
@@ -66,8 +64,8 @@ class MemoryRetention:
         # living arrays of entries that expired or were erased
         self._outliving: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
         self._memory = memory
-        self._pid = os.getpid()
-        self._lock = threading.RLock()  # a finalizer that the garbage collector runs may use the cache
+        self._lock = new_reentrant_lock()  # a finalizer that the garbage collector runs may use the cache
+        call_in_child(self._forget_holds)
         self._numbers = itertools.count()
         self._preserved: dict[int, CacheEvent] = {}  # by number, oldest first
         self._until: list[tuple[int, int]] = []  # a heap of (end of preservation, number)
@@ -80,7 +78,7 @@ class MemoryRetention:
     def preserved(self) -> tuple[CacheEvent, ...]:
         """Entries that left memory and are preserved, oldest first."""
         self.process_events()
-        with self._locked():
+        with self._lock:
             return tuple(self._preserved.values())
 
     def process_events(self) -> None:
@@ -88,7 +86,7 @@ class MemoryRetention:
 
         Listeners get the events later. A slow one delays this in no thread, so an erasure finds all preserved entries.
         """
-        with self._locked():
+        with self._lock:
             noted = self._memory.drain()  # freed after the lock, because a finalizer may use the cache
             events = self._memory.events_of(noted)
             for event in events:
@@ -138,7 +136,7 @@ class MemoryRetention:
         """Free entries whose preservation has ended, write counts to the log, and return when to look again."""
         ended: list[CacheEvent] = []  # freed after the lock, because a finalizer may use the cache
         self._memory.deliver_events()
-        with self._locked():
+        with self._lock:
             self._follow_holds()
             while self._until and self._until[0][0] <= now_ns:
                 event = self._preserved.pop(heapq.heappop(self._until)[1], None)
@@ -151,11 +149,9 @@ class MemoryRetention:
         self.counts.flush()
         return next_ns
 
-    def _locked(self) -> AbstractContextManager[bool]:
-        if self._pid != os.getpid():  # forked: the thread that held the lock exists only in the parent
-            self._pid, self._lock = os.getpid(), threading.RLock()
-            self._holds = None  # it may have been interrupted in `_follow_holds`
-        return self._lock
+    def _forget_holds(self) -> None:
+        """Make `_until` again in a forked process: another thread may have been interrupted in `_follow_holds`."""
+        self._holds = None
 
     def _follow_holds(self) -> None:
         """Update the end of preservation of each entry if holds began or ended; call under the lock."""
@@ -170,7 +166,7 @@ class MemoryRetention:
         """Erase preserved entries of a subject or with a tag, record the whole erasure, and return their number."""
         erased: list[CacheEvent | None] = []  # freed after the lock, because a finalizer may use the cache
         self._memory.deliver_events()
-        with self._locked():
+        with self._lock:
             for number, event in self._preserved.copy().items():
                 if _matches(event.labels, subject, tag):
                     erased.append(self._preserved.pop(number, None))

@@ -12,7 +12,6 @@ records; while the disk fails they fail too, and lose nothing. Lost records are 
 """
 
 import asyncio
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -159,9 +158,9 @@ class _Writer:
 
     def __init__(self) -> None:
         self._begin()
+        call_in_child(self._begin)  # the parent writes the waiting records
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._changed = threading.Condition(new_reentrant_lock())
         self._waiting: deque[tuple[Callable[[], None], str]] = deque()
         self._thread: threading.Thread | None = None
@@ -172,21 +171,15 @@ class _Writer:
         self._retry_requested = False  # for another attempt at once
 
     @property
-    def runs(self) -> bool:
-        return self._thread is not None and self._pid == os.getpid()
-
-    @property
     def is_behind(self) -> bool:
         """Return whether a thread is writing, or records wait because no thread could start."""
-        return (self._thread is not None or bool(self._waiting)) and self._pid == os.getpid()
+        return self._thread is not None or bool(self._waiting)
 
     @property
     def failure(self) -> BackendError | None:
         return next(iter(self._failures), None) if self.is_behind else None
 
     def put(self, write: Callable[[], None], label: str) -> None:
-        if self._pid != os.getpid():  # forked: the parent writes the waiting records
-            self._begin()
         with self._changed:
             is_full = len(self._waiting) >= _MAX_WAITING
             if not is_full:
@@ -206,7 +199,7 @@ class _Writer:
             last, failed, self._retry_requested = self._accepted, self._attempts, True
             self._write_without_thread()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self.runs or self._ended >= last or self._attempts != failed)
+            self._changed.wait_for(lambda: self._thread is None or self._ended >= last or self._attempts != failed)
             if self.is_behind and self._ended < last:
                 message = "the retention log fails, and records wait until it no longer does"
                 raise BackendError(f"{message}: {self._failures[-1]}") from self._failures[-1]

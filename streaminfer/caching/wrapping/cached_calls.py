@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from streaminfer._internal.same_parameters import define_with_parameters
-from streaminfer._internal.signatures import signature_of
+from streaminfer._internal.signatures import define_with_parameters, signature_of
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.single_flight._flight_cy import Refreshes

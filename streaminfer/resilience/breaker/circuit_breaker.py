@@ -14,7 +14,7 @@ from streaminfer._internal.validation import check_count, check_duration_ns, che
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service
-from streaminfer.resilience._targets import exception_classes, public_methods, reject_copy, wrap_by_kind
+from streaminfer.resilience._targets import exception_classes, reject_copy, wrap_by_kind
 from streaminfer.resilience.breaker._guard_cy import BreakerCore
 from streaminfer.resilience.breaker._guarded_function_cy import GuardedFunction
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
@@ -35,7 +35,7 @@ _MAX_PROBES = 1024
 _SEEDS = 2**31
 _SECONDS = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*s\s*")
 
-_Machine: type[BreakerMachine] = thread_safe(BreakerMachine, public_methods(BreakerMachine))
+_Machine: type[BreakerMachine] = thread_safe(BreakerMachine)
 
 
 class CircuitBreaker(StackClock, BreakerCore):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from streaminfer._internal.listeners import LISTENER_ERRORS
-from streaminfer._internal.same_parameters import define_with_parameters
+from streaminfer._internal.signatures import define_with_parameters
 from streaminfer.protocols import (
     Admission,
     AdmissionReason,

@@ -42,7 +42,7 @@ from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import Admission, Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
-from streaminfer.resilience._targets import may_repeat, public_methods, reject_copy, repeats
+from streaminfer.resilience._targets import may_repeat, reject_copy, repeats
 from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hedge"]
 
-_Budget: type[CallBudget] = thread_safe(CallBudget, public_methods(CallBudget))
+_Budget: type[CallBudget] = thread_safe(CallBudget)
 _REPLICA = "hedge"  # label of `to` among the children, and route of its responses
 _REFRESH_NS = 50_000_000
 _DIGITS = 2

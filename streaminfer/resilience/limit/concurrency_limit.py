@@ -15,7 +15,7 @@ from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Backend, Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.request import check_priority
-from streaminfer.resilience._targets import public_methods, reject_copy, wrap_by_kind
+from streaminfer.resilience._targets import reject_copy, wrap_by_kind
 from streaminfer.resilience.limit._adaptation_cy import LimitAdaptation
 from streaminfer.resilience.limit._guard_cy import LimitCore
 from streaminfer.resilience.limit._state_machine_cy import UNKNOWN, LimitMachine
@@ -29,7 +29,7 @@ __all__ = ["ConcurrencyLimit"]
 
 _MAX_CALLS = 1_000_000
 _INITIAL = 20
-_Machine: type[LimitMachine] = thread_safe(LimitMachine, public_methods(LimitMachine))
+_Machine: type[LimitMachine] = thread_safe(LimitMachine)
 
 
 class ConcurrencyLimit(StackClock, LimitCore):

@@ -18,7 +18,7 @@ from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.errors import Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, P, R, Service, adapt
 from streaminfer.request import Request, Response
-from streaminfer.resilience._targets import public_methods, reject_copy
+from streaminfer.resilience._targets import reject_copy
 from streaminfer.resilience.rate.buckets import Bucket, TenantBuckets
 from streaminfer.sync_layer import SyncService
 
@@ -29,7 +29,7 @@ _MIN_PER_S = 1e-6
 _MAX_BURST = 1_000_000
 _MAX_TENANTS = 10_000_000
 _COUNTED = ("admitted", "rejected", "shared", "tenants")
-_Buckets: type[TenantBuckets] = thread_safe(TenantBuckets, public_methods(TenantBuckets))
+_Buckets: type[TenantBuckets] = thread_safe(TenantBuckets)
 
 
 _check_per_s = field_check(

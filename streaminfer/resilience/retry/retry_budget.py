@@ -42,7 +42,6 @@ from streaminfer.resilience._call_budget_cy import CallBudget
 from streaminfer.resilience._targets import (
     exception_classes,
     may_repeat,
-    public_methods,
     reject_awaitable,
     reject_copy,
     repeats,
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RetryBudget"]
 
-_Budget: type[CallBudget] = thread_safe(CallBudget, public_methods(CallBudget))
+_Budget: type[CallBudget] = thread_safe(CallBudget)
 _RETRIED_IF_NAMED = (CircuitOpen, Closed, DeadlineExceeded, InvalidInput)
 _DEFAULT = (BackendError, Overloaded)
 _MAX_ATTEMPTS = 100

@@ -34,7 +34,7 @@ class Member:
         self.lowered = []
         self.raised = 0
         self.raised_at_ms = []
-        self.claim = self
+        self.claim = self.runs = self
         self.running = self.ended = None
 
     def set_background(self, is_background):

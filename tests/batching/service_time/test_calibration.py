@@ -515,7 +515,7 @@ async def test_example_is_checked_as_requests_are(loop):
         await stack.start()
 
 
-async def test_a_padded_example_that_does_not_fit(loop):
+async def test_a_padded_example_names_the_buckets(loop):
     """The size in the message is of the padding, which the user did not write, so the message says who pads."""
     backend = ScriptedBackend(example=np.zeros(3))
     backend.validate = si.CpuBackend(abs, example=np.zeros(3)).validate

@@ -116,7 +116,7 @@ def record(ledger, count):
 def drained(ledger):
     """Wait until the ledger has written its records, including those that it retries."""
     until = time.monotonic() + PATIENCE_S
-    while ledger._writer.runs:
+    while ledger._writer.is_behind:
         assert time.monotonic() < until
         os.sched_yield()
 
@@ -176,7 +176,7 @@ def test_lost_records_are_an_error(caplog):
         os.sched_yield()
     log.free.set()
     draining.join(PATIENCE_S)
-    assert not ledger._writer.runs
+    assert not ledger._writer.is_behind
     assert log.events == []
     lost = [entry.getMessage() for entry in caplog.records if entry.levelname == "ERROR"]
     assert lost == [f"the retention log failed; not recorded: erased in memory, {count} entries" for count in (7, 8, 9)]

@@ -8,9 +8,8 @@ import threading
 import pytest
 
 import streaminfer as si
-from streaminfer._internal.locking import is_atomic, locked_subclass
+from streaminfer._internal.locking import is_atomic, locked_subclass, public_methods
 from streaminfer.resilience import CircuitBreaker
-from streaminfer.resilience._targets import public_methods
 from streaminfer.resilience.breaker import circuit_breaker
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 from streaminfer.testing import FakeClock
