@@ -19,7 +19,7 @@ import attrs
 import numpy as np
 
 from streaminfer._internal.distributions.quantiles import student_quantile
-from streaminfer._internal.real_arrays import real_array
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.validation import check_number, check_share, expected
 from streaminfer.loadtest.quantiles import quantile_of, say_latency
 from streaminfer.loadtest.report.report import Report

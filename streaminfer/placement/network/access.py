@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.distributions.quantiles import normal_quantile, student_quantile
-from streaminfer._internal.real_arrays import real_array
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import (
     check_choice,
