@@ -26,6 +26,7 @@ __all__ = [
     "check_number",
     "check_path",
     "check_secret",
+    "check_share",
     "check_whole",
     "expected",
     "field_check",
@@ -120,10 +121,20 @@ def check_number(name: str, value: object, expectation: str, fits: Callable[[flo
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf if value > 0 else -math.inf
+        number = -math.inf if value < 0 else math.inf
     if not fits(number):
         raise ValueError(expected(name, expectation, value))
     return number
+
+
+def check_share(name: str, value: object) -> float:
+    """Return a share between 0 and 1, so far from both that quantiles of distributions are finite.
+
+    Raises:
+        TypeError, ValueError: not such a number.
+    """
+    expectation = "a share between 0 and 1, at least 1e-9 from both"
+    return check_number(name, value, expectation, lambda share: 1e-9 <= share <= 1 - 1e-9)
 
 
 def check_whole(name: str, value: Any, expectation: str) -> int:

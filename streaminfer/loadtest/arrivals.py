@@ -15,7 +15,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.real_arrays import real_array
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.validation import LONGEST_S, check_count, check_duration, check_number, expected, field_check
 from streaminfer.loadtest.stored_arrays import load_arrays
 from streaminfer.simulation import arrivals as processes

@@ -18,7 +18,7 @@ import attrs
 
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_count, check_duration_ns, check_number, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, check_number, check_share, expected
 from streaminfer.errors import CircuitOpen, Closed, Overloaded
 from streaminfer.loadtest.arrivals import check_run_s
 from streaminfer.loadtest.runner import DRAIN_S, DRAIN_SLOS
@@ -33,15 +33,8 @@ _REJECTED_S = 1.0
 _REJECTIONS = (CircuitOpen, Closed, Overloaded, TimeoutError, asyncio.CancelledError)
 _LONGEST = 10.0
 """Longest run, as a multiple of the duration: then LoadGen stops sending."""
-_LOWEST_RATE = 1e-3
-"""LoadGen waits for the request after the end of the run, so a lower rate could keep it for years."""
-_HIGHEST_RATE = 1e6
 _MOST_SEED = 2**64 - 3
 """LoadGen takes three seeds of 64 bits, from this one on."""
-
-
-def _is_rate(rate: float) -> bool:
-    return _LOWEST_RATE <= rate <= _HIGHEST_RATE
 
 
 @attrs.frozen
@@ -85,11 +78,12 @@ async def run_mlperf(
     """
     loadgen = require("mlperf_loadgen", extra="loadgen", purpose="run_mlperf")
     check_service(service)
-    rate = check_number("rate", rate, f"a number from {_LOWEST_RATE:g} to {_HIGHEST_RATE:,.0f}", _is_rate)
+    # LoadGen waits for the request after the end of the run, so a lower rate could keep it for years
+    rate = check_number("rate", rate, "a number from 0.001 to 1,000,000", lambda it: 1e-3 <= it <= 1e6)
     slo_ns = check_duration_ns("slo_s", slo_s, positive=True)
     duration_s = check_run_s("duration_s", duration_s)
     check_size("rate * duration_s", rate * duration_s)
-    percentile = check_number("percentile", percentile, "a share between 0 and 1", lambda share: 0 < share < 1)
+    percentile = check_share("percentile", percentile)
     seed = check_count("seed", seed, at_most=_MOST_SEED)
     at = check_sequence(inputs, "a sequence of inputs")
     settings = loadgen.TestSettings()

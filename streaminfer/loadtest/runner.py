@@ -5,7 +5,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_share, expected
 from streaminfer.loadtest.arrivals import Arrivals, Instants, as_arrivals, check_run_s
 from streaminfer.loadtest.report.report import Report, describe_machine
 from streaminfer.loadtest.sending.sender import OnProgress, running, send
@@ -61,7 +61,7 @@ async def run(
     """
     duration_s = check_run_s("duration_s", duration_s)
     slo_s = check_duration("slo_s", slo_s, positive=True)
-    objective = check_number("objective", objective, "a share between 0 and 1", lambda share: 0 < share < 1)
+    objective = check_share("objective", objective)
     seed = check_count("seed", seed, at_least=0)
     senders = check_count("senders", senders, at_least=0)
     check_instance("name", name, lambda it: isinstance(it, str), "a string")

@@ -35,6 +35,7 @@ from streaminfer._internal.validation import (
     check_instance,
     check_number,
     check_path,
+    check_share,
     expected,
     field_check,
     make_from_table,
@@ -49,7 +50,7 @@ __all__ = ["CapacitySettings", "EdgeSettings", "RandomInput", "Scenario", "Servi
 Protocol = Literal["grpc", "http"]
 _RANDOM_ROWS = 64
 _TEXT = field_check(check_instance, lambda value: isinstance(value, str), "a string")
-_SHARE = field_check(check_number, "a share between 0 and 1", lambda share: 0 < share < 1)
+_SHARE = field_check(check_share)
 _POSITIVE = field_check(check_number, "a finite number > 0", lambda number: 0 < number < float("inf"))
 
 

@@ -21,6 +21,7 @@ from streaminfer._internal.validation import (
     check_duration,
     check_instance,
     check_number,
+    check_share,
     expected,
     field_check,
 )
@@ -147,9 +148,7 @@ class ServiceClass:
 
     name: str = _text()
     slo_s: float = attrs.field(validator=field_check(check_duration, positive=True))
-    share: float = attrs.field(
-        default=0.99, validator=_number("a number in 0 … 1, both excluded", lambda it: 0 < it < 1)
-    )
+    share: float = attrs.field(default=0.99, validator=field_check(check_share))
     min_quality: float = attrs.field(default=-math.inf, validator=_number("a number", lambda it: not math.isnan(it)))
 
 
@@ -445,6 +444,6 @@ def check_unique(name: str, names: Sequence[str]) -> None:
         raise ValueError(expected(name, "names that differ", repeated[0]))
 
 
-def _check_known(path: str, name: str, known: Iterable[str], kind: str) -> None:
+def _check_known(path: str, name: object, known: Iterable[str], kind: str) -> None:
     if not isinstance(name, str) or name not in known:
         raise ValueError(expected(path, f"a known {kind}, one of {sorted(known)[:10]}", name))

@@ -12,7 +12,7 @@ same arrivals on every machine. Complexity: O(n); O(n log n) for cameras, whose 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.real_arrays import real_array
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.validation import check_count, check_duration, check_number, expected
 
 __all__ = [

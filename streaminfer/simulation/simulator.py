@@ -26,7 +26,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.real_arrays import real_array
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.validation import (
     check_choice,
     check_count,

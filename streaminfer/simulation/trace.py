@@ -12,8 +12,8 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.files.whole_file import write_whole
-from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.validation import check_path, expected
 from streaminfer.simulation.arrivals import arrivals_in_ns, ascending, priorities_of
 

@@ -98,7 +98,6 @@ def evolved_failures(failures):
         (lambda: FittedAccess.fit("a", None), "runs_s"),
         (lambda: FittedAccess.fit("a", [[0.1]], sent_s=0.1), "sent_s"),
         (lambda: FittedAccess.fit("a", [[0.1]], sent_s=["x"]), r"sent_s\[0\]"),
-        (lambda: Outages.from_json([]), "outages"),
         (lambda: OUTAGES.sample(10, period_s=1e300, rng=np.random.default_rng(1)), "period_s"),
         (lambda: telemetry.Telemetry().statistics().since(None), "earlier"),
         (lambda: telemetry.LatencyHeatMap.of_requests("x", [0.1]), "at_s"),

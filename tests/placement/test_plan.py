@@ -1,6 +1,7 @@
 """Plans, prices, repairs and their check by simulation."""
 
 import itertools
+import pickle
 
 import attrs
 import numpy as np
@@ -33,6 +34,18 @@ def planned(kind, **options):
         except InfeasiblePlacement:
             continue
     raise AssertionError(kind)
+
+
+def test_plan_can_be_pickled():
+    """A pickled plan has the same predictions, and can be repaired in another process."""
+    problem, found = planned("plain")
+
+    restored = pickle.loads(pickle.dumps(found))
+
+    assert repr(restored) == repr(found)
+    assert restored.predictions == found.predictions
+    lost = [problem.sites[0].name]
+    assert repair(restored, lost).running == repair(found, lost).running
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -42,7 +42,7 @@ def test_json_round_trip(kind, tmp_path):
         (
             ("service_classes", 0, "share"),
             1.0,
-            r"service_classes\[0\].share: expected a number in 0 … 1, both excluded",
+            r"service_classes\[0\].share: expected a share between 0 and 1",
         ),
         (("access", 0, "rtt"), [2.0, 1.0], r"access\[0\].rtt: values_s: expected seconds in ascending order"),
         (("links", "c0"), {"nowhere": {"rtt": 0.1}}, r"links\['c0'\]: expected a known site, one of"),

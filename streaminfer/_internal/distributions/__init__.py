@@ -1,1 +1,1 @@
-"""Quantiles of distributions, in closed form."""
+"""Samples as arrays, and quantiles of distributions in closed form."""

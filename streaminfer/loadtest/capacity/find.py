@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.validation import check_count, check_instance, check_number
+from streaminfer._internal.validation import check_count, check_instance, check_number, check_share
 from streaminfer.loadtest.arrivals import Poisson
 from streaminfer.loadtest.capacity.search import Capacity, CapacitySearch, Step, check_rates
 from streaminfer.loadtest.report.report import Report
@@ -63,11 +63,9 @@ async def find_capacity(
         TypeError, ValueError: an argument is wrong.
     """
     low, high, step_s = check_rates(low, high, step_s)
-    objective = check_number("objective", objective, "a share between 0 and 1", lambda share: 0 < share < 1)
+    objective = check_share("objective", objective)
     tolerance = check_number("tolerance", tolerance, "a number > 0", lambda number: number > 0)
-    confidence = check_number(
-        "confidence", confidence, "a share between 0 and 1, at most 1 - 1e-9", lambda share: 0 < share <= 1 - 1e-9
-    )
+    confidence = check_share("confidence", confidence)
     most_steps = check_count("most_steps", most_steps, at_most=_MAX_STEPS)
     seed = check_count("seed", seed, at_least=0)
     check_instance("arrivals", arrivals, callable, "a function of the rate, such as si.loadtest.Poisson")

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,6 +48,10 @@ def as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _source(value: str | Path) -> Path:
+    return check_path("source", value)
+
+
 @attrs.frozen(kw_only=True)
 class DeviceGroup:
     """Devices of one kind on one network. All play the same recording, each from a different position.
@@ -68,7 +71,7 @@ class DeviceGroup:
         prepare: makes an input of the model from an array.
     """
 
-    source: Path = attrs.field(converter=partial(check_path, "source"))
+    source: Path = attrs.field(converter=_source)
     device: DeviceProfile = attrs.field(converter=device_profile)
     network: NetworkProfile = attrs.field(converter=network_profile)
     count: int = attrs.field(default=1, validator=field_check(check_count))

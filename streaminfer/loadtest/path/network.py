@@ -14,7 +14,6 @@ import functools
 import os
 import random
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.real_arrays import real_array
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.validation import (
     check_count,
     check_duration,
@@ -44,6 +43,14 @@ _MAX_PACKETS = 1_000_000
 _MAX_SIZE = 2**40
 
 
+def _sent(values: ArrayLike) -> NDArray[np.float64]:
+    return real_array("sent_s", values)
+
+
+def _delays(values: ArrayLike) -> NDArray[np.float64]:
+    return real_array("delay_s", values)
+
+
 @attrs.frozen(eq=False)
 class DelayTrace:
     """Measured one-way delays.
@@ -53,8 +60,8 @@ class DelayTrace:
         delay_s: delay of each message.
     """
 
-    sent_s: NDArray[np.float64] = attrs.field(converter=partial(real_array, "sent_s"))
-    delay_s: NDArray[np.float64] = attrs.field(converter=partial(real_array, "delay_s"))
+    sent_s: NDArray[np.float64] = attrs.field(converter=_sent)
+    delay_s: NDArray[np.float64] = attrs.field(converter=_delays)
 
     def __attrs_post_init__(self) -> None:
         shape = self.sent_s.shape

@@ -17,8 +17,8 @@ from streaminfer._internal.validation import (
     check_count,
     check_duration,
     check_instance,
-    check_number,
     check_path,
+    check_share,
     expected,
     field_check,
 )
@@ -80,11 +80,7 @@ class Report:
 
     record: Record = attrs.field(validator=field_check(check_instance, lambda it: isinstance(it, Record), "a Record"))
     slo_s: float = attrs.field(kw_only=True, validator=field_check(check_duration, positive=True))
-    objective: float = attrs.field(
-        kw_only=True,
-        default=0.99,
-        validator=field_check(check_number, "a share between 0 and 1", lambda share: 0 < share < 1),
-    )
+    objective: float = attrs.field(kw_only=True, default=0.99, validator=field_check(check_share))
     duration_s: float = attrs.field(kw_only=True, validator=field_check(check_run_s))
     name: str = attrs.field(kw_only=True, default="")
     seed: int = attrs.field(kw_only=True, default=0)

@@ -19,8 +19,8 @@ import attrs
 import numpy as np
 
 from streaminfer._internal.distributions.quantiles import student_quantile
-from streaminfer._internal.real_arrays import real_array
-from streaminfer._internal.validation import check_number, expected
+from streaminfer._internal.distributions.real_arrays import real_array
+from streaminfer._internal.validation import check_number, check_share, expected
 from streaminfer.loadtest.quantiles import quantile_of, say_latency
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.report.sentences import describe_lateness
@@ -126,9 +126,8 @@ def compare(
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    share = "a share between 0 and 1"
-    quantile = check_number("quantile", quantile, share, lambda number: 0 < number < 1)
-    false_alarm = check_number("false_alarm", false_alarm, f"{share}, at least 1e-9", lambda it: 1e-9 <= it < 1)
+    quantile = check_share("quantile", quantile)
+    false_alarm = check_share("false_alarm", false_alarm)
     least_change = check_number("least_change", least_change, "a number > 0", lambda number: 0 < number < math.inf)
     first, second = _runs("before", before), _runs("after", after)
     settings = _Settings(quantile, false_alarm, least_change)

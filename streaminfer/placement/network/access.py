@@ -22,9 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.distributions.quantiles import normal_quantile, student_quantile
-from streaminfer._internal.real_arrays import real_array
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import check_choice, check_count, check_instance, check_number, expected
+from streaminfer._internal.validation import (
+    check_choice,
+    check_count,
+    check_instance,
+    check_number,
+    check_share,
+    expected,
+)
 from streaminfer.errors import StreamInferError
 from streaminfer.placement.distribution import Distribution
 from streaminfer.placement.network.outages import Outages
@@ -166,7 +173,7 @@ class FittedAccess:
         Raises:
             TypeError, ValueError: not such numbers.
         """
-        share = check_number("share", share, "a share between 0 and 1", lambda it: 0 < it < 1)
+        share = check_share("share", share)
         within = check_number("within", within, "a number above 0", lambda it: it > 0)
         count = len(self.runs)
         rng = np.random.default_rng(0)  # a fixed seed: equal measurements give equal promises

@@ -14,7 +14,7 @@ Design:
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import attrs
 import numpy as np
@@ -30,7 +30,6 @@ from streaminfer._internal.validation import (
     field_check,
 )
 from streaminfer.placement.distribution import Distribution
-from streaminfer.placement.records import read_record, write_record
 
 __all__ = ["SLOW_S", "Outages"]
 
@@ -117,19 +116,6 @@ class Outages:
             rtt_s[affected] += ends_s - sent_s[affected]
             at_s = ends_s + float(rng.exponential(3600.0 / self.per_hour))
         return rtt_s
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the outages in a form for JSON."""
-        return dict(write_record(self))
-
-    @classmethod
-    def from_json(cls, stored: Any) -> Self:
-        """Read what `to_json` returned.
-
-        Raises:
-            TypeError, ValueError: ``stored`` is something else.
-        """
-        return read_record(cls, stored, "outages")
 
 
 def _lengths(sent_s: Floats, rtt_s: Floats, calm_s: float) -> list[float]:

@@ -24,7 +24,7 @@ import attrs
 
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_share, expected
 
 __all__ = ["LatencyPromise", "PromiseState", "PromiseWatch"]
 
@@ -104,14 +104,14 @@ class PromiseWatch:
 
     def __init__(self, promises: Mapping[str, LatencyPromise], *, block: int = 1, false_alarm: float = 0.001) -> None:
         self._block = check_count("block", block)
-        rate = check_number("false_alarm", false_alarm, "a share between 0 and 1", lambda it: 0 < it < 1)
+        rate = check_share("false_alarm", false_alarm)
         self._threshold = -math.log(rate)
         check_instance("promises", promises, lambda it: isinstance(it, Mapping), "LatencyPromises by name")
         self._bets: dict[str, _Bet] = {}
         for name, promise in promises.items():
             check_instance("promises", promise, lambda it: isinstance(it, LatencyPromise), "LatencyPromises by name")
             check_duration(f"latency_s of {name!r}", promise.latency_s, positive=True)
-            check_number(f"share of {name!r}", promise.share, "a share between 0 and 1", lambda it: 0 < it < 1)
+            check_share(f"share of {name!r}", promise.share)
             self._bets[name] = _Bet(promise)
 
     def observe(self, name: str, latency_s: float) -> bool:

@@ -33,7 +33,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.validation import check_number
+from streaminfer._internal.validation import check_share
 from streaminfer.placement.distribution import Distribution
 
 __all__ = ["CONFIDENCE", "LEVELS", "UNPROMISABLE_S", "Backtest", "PromisedRtt", "independent_samples", "promised_rtt"]
@@ -107,7 +107,7 @@ class Backtest:
         Raises:
             TypeError, ValueError: ``confidence`` is not such a number.
         """
-        confidence = check_number("confidence", confidence, "a number between 0 and 1", lambda it: 0 < it < 1)
+        confidence = check_share("confidence", confidence)
         usable = [column for column in columns if column.size >= _MIN_SAMPLES]
         pairs = len(usable)
         if pairs < MIN_PAIRS or _rank(pairs, confidence) > pairs:

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.validation import check_instance, check_number, expected, field_check
+from streaminfer._internal.validation import check_instance, check_number, check_share, expected, field_check
 from streaminfer.placement.distribution import Distribution
 from streaminfer.placement.network.promised_rtt import CONFIDENCE, Backtest, independent_samples, promised_rtt
 from streaminfer.placement.problem import AccessProfile, Link, check_unique
@@ -165,7 +165,7 @@ class RttSamples:
         Raises:
             TypeError, ValueError: not such numbers.
         """
-        share = check_number("share", share, "a share between 0 and 1", lambda it: 0 < it < 1)
+        share = check_share("share", share)
         backtest = Backtest.of(self._columns(), confidence)
         return {
             (cluster, site): PairSummary(

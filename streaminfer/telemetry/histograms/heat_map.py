@@ -25,8 +25,8 @@ from streaminfer._internal.display.figures import (
     time_unit,
 )
 from streaminfer._internal.display.html_table import html_table
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.telemetry.interval_log.interval_log import Interval, merge_widened

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.locking import thread_safe
-from streaminfer._internal.real_arrays import real_array
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration_ns, expected
 from streaminfer._runtime.stack_clock import StackClock

@@ -332,7 +332,7 @@ def test_live_options(virtually, device):
     ("wrong", "message"),
     [
         ({"confidence": 1.0}, "confidence: expected a share"),
-        ({"objective": "0.99"}, r"objective: expected a share between 0 and 1, got '0\.99'"),
+        ({"objective": "0.99"}, r"objective: expected a share between 0 and 1, at least 1e-9 from both, got '0\.99'"),
         ({"objective": 1.0}, "objective: expected a share"),
         ({"most_steps": 0}, "most_steps: expected a whole number"),
         ({"most_steps": 10**39}, "most_steps: expected a whole number ≥ 1 and ≤ 10000"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from streaminfer._internal.real_arrays import real_array
+from streaminfer._internal.distributions.real_arrays import real_array
 
 
 @pytest.mark.parametrize("values", [None, "x", ["1"], {}, [1, [2]], [10**400], [1j]], ids=lambda it: repr(it)[:8])
