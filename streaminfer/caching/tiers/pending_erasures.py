@@ -108,6 +108,12 @@ class PendingErasures:
             return False
         return (entry.subject, None) in self._selections or any((None, tag) in self._selections for tag in entry.tags)
 
+    def matching(self, entry: Entry | None) -> list[PendingErasure]:
+        """Return the pending erasures that apply to an entry; none of them to ``None``."""
+        if entry is None or not self.matches(entry):
+            return []
+        return [erasing for erasing in self.pending if erasing.matches(entry.subject, entry.tags)]
+
     def _remove(self, erasing: PendingErasure) -> None:
         at = self.pending.index(erasing)
         self.pending = self.pending[:at] + self.pending[at + 1 :]

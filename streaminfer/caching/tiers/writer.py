@@ -362,9 +362,8 @@ class TierWriter:
             self._failures.report(f"a write to the tier {self.name}", error)
         finally:
             self._writes_in_progress = 0
-            for erasing in self.pending:  # registered during the put
-                if write.entry is not None and erasing.matches(write.entry.subject, write.entry.tags):
-                    self.destruction.repeat(erasing)
+            for erasing in self._erasures.matching(write.entry):  # registered during the put
+                self.destruction.repeat(erasing)
             if stored and not (write.entry and self._is_excluded(write.key, write.entry)):
                 self._newer.settle(write.key)  # otherwise a newer value or a deletion is queued
             if write.entry is not None or write.deletes:
