@@ -230,9 +230,9 @@ def check_path(name: str, value: Any) -> Path:
     """Return a path.
 
     Raises:
-        TypeError: neither text nor a path.
+        TypeError: neither text nor a path, or with a null character, which no path has.
     """
-    check_instance(name, value, lambda it: isinstance(it, (str, os.PathLike)), "a path")
+    check_instance(name, value, lambda it: isinstance(it, (str, os.PathLike)) and "\0" not in str(it), "a path")
     return Path(value)
 
 

@@ -49,6 +49,7 @@ __all__ = ["CapacitySettings", "EdgeSettings", "RandomInput", "Scenario", "Servi
 
 Protocol = Literal["grpc", "http"]
 _RANDOM_ROWS = 64
+_MAX_AXIS = 10**9
 _TEXT = field_check(check_instance, lambda value: isinstance(value, str), "a string")
 _SHARE = field_check(check_share)
 _POSITIVE = field_check(check_number, "a finite number > 0", lambda number: 0 < number < float("inf"))
@@ -125,7 +126,7 @@ class RandomInput:
     def __attrs_post_init__(self) -> None:
         check_instance("shape", self.shape, lambda it: isinstance(it, tuple), "a list of whole numbers ≥ 1")
         for axis in self.shape:
-            check_count("shape", axis)
+            check_count("shape", axis, at_most=_MAX_AXIS)
         try:
             is_real = np.dtype(self.dtype).kind in {"f", "i", "u"}
         except TypeError:

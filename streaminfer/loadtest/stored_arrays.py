@@ -34,10 +34,10 @@ def load_arrays(
         except BadZipFile as error:
             raise ValueError(f"path: expected an .npz file, got {os.fspath(path)!r}: {error}") from error
         for key in keys:
-            if key not in stored:
+            if key not in stored.files:
                 raise ValueError(expected("key", f"one of {', '.join(map(repr, stored.files))}", key))
         arrays = [stored[key] for key in keys]
-        bounds = stored[offsets].tolist() if offsets in stored else [0, arrays[0].size]
+        bounds = stored[offsets].tolist() if offsets in stored.files else [0, arrays[0].size]
     if run is None:
         return arrays
     run = check_count("run", run, at_least=0, at_most=len(bounds) - 2)

@@ -72,6 +72,8 @@ def evolved_failures(failures):
         (lambda: REPORT.save(None), "path"),
         (lambda: load.Report.load(None), "path"),
         (lambda: load.Replay.load(3), "path"),
+        (lambda: load.Replay.load("\0"), "path"),
+        (lambda: load.RandomInput(shape=[10**400]), "shape"),
         (lambda: load.Scenario.from_dict(None), "scenario"),
         (lambda: load.Scenario.from_dict({}, None), "folder"),
         (lambda: load.Scenario(**{**SCENARIO, "inputs": {"x": None}}), "inputs"),
@@ -112,3 +114,11 @@ def test_wrong_argument_is_named(call, name):
     """The message begins with the name of the argument, and says what is expected and what came."""
     with pytest.raises((TypeError, ValueError), match=f"^{name}: expected .*, got "):
         call()
+
+
+def test_wrong_name_of_an_array_is_named(tmp_path):
+    """A name of an array that is no text is an error like an unknown name."""
+    np.savez(tmp_path / "trace.npz", t=np.zeros(1))
+
+    with pytest.raises(ValueError, match=r"^key: expected one of 't', got \[\]"):
+        load.Replay.load(tmp_path / "trace.npz", key=[])
