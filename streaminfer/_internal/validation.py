@@ -63,11 +63,10 @@ class _Brief(reprlib.Repr):
     def repr_str(self, x: str, level: int) -> str:
         return super().repr_str(x, level) if len(x) <= self.maxstring else f"{x[:100]!r}... of {len(x)} characters"
 
-    def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002 - the signature that reprlib calls
+    def repr_bytes(self, x: bytes | bytearray, level: int) -> str:  # noqa: ARG002 - the signature that reprlib calls
         return repr(x) if len(x) <= self.maxstring else f"{x[:100]!r}... of {len(x)} bytes"
 
-    def repr_bytearray(self, x: bytearray, level: int) -> str:
-        return self.repr_bytes(bytes(x[: self.maxstring + 1]), level) if len(x) > self.maxstring else repr(x)
+    repr_bytearray = repr_bytes
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         if len(x) <= self.maxdict and level > 0:  # in the order of the dictionary; reprlib sorts

@@ -7,7 +7,7 @@ import attrs
 import numpy as np
 import pytest
 
-from streaminfer._internal.validation import check_clock, check_count, check_number, field_check, make_from_table
+from streaminfer._internal.validation import brief, check_clock, check_count, check_number, field_check, make_from_table
 
 _share = field_check(check_number, "a share", lambda it: 0 <= it <= 1)
 
@@ -111,3 +111,9 @@ def test_a_clock_that_cannot_be_read_yet_passes():
     loops = []
 
     check_clock("clock", lambda: loops[-1].now_ns)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_brief_counts_the_bytes(kind):
+    """A long value is cut, and the text has its whole length."""
+    assert brief(kind(400)).endswith("... of 400 bytes")
