@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.owners import parts_of
 from streaminfer._stack._chain_cy import Chain
-from streaminfer._stack.optional_methods import check_layer_methods, check_part_methods
+from streaminfer._stack.optional_methods import LAYER_METHODS, check_methods
 from streaminfer.batching.batched_service import BatchedService
 from streaminfer.batching.policy import Greedy
 from streaminfer.protocols import Capabilities, Clock, adapt, check_infer, is_backend, is_layer, is_service
@@ -52,7 +52,7 @@ def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedSe
         except TypeError as error:
             name = type(layer).__name__
             raise TypeError(f"layers: {name} cannot wrap what follows it: {error}{_order(layers, layer)}") from error
-        check_part_methods(current)
+        check_methods(current)
         parts.append(current)
     if not is_service(current):
         raise TypeError(f"layers: {type(layers[0]).__name__} made no service: {current!r}")
@@ -105,14 +105,14 @@ def check_layers(layers: tuple[Any, ...]) -> None:
     if not is_service(layers[-1]):
         check_infer("layers", layers[-1])
     for part in parts_of(layers[-1]):
-        check_part_methods(part)
+        check_methods(part)
     for layer in layers[:-1]:
         if not is_layer(layer):
             reason = expected("layers", "layers (objects with wrap) before the last one", layer)
             if is_service(layer):
                 reason += "; a service comes last: layers after it go into what it calls, as the routes of a router"
             raise TypeError(reason)
-        check_layer_methods(layer)
+        check_methods(layer, LAYER_METHODS)
 
 
 def _needs_no_instance(layer: type, name: str) -> bool:

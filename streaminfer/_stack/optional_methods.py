@@ -1,13 +1,14 @@
 """Checks of optional methods of users' objects, because a wrong one would fail or be ignored while a stack runs."""
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from streaminfer._internal.signatures import signature_of
 from streaminfer._internal.validation import expected
 from streaminfer.protocols import Node
 
-__all__ = ["check_layer_methods", "check_part_methods"]
+__all__ = ["LAYER_METHODS", "check_methods"]
 
 _AWAITED: dict[str, tuple[str, ...]] = {"start": (), "stop": ("drain",)}  # by keyword
 _PLAIN: dict[str, tuple[str, ...]] = {
@@ -16,26 +17,22 @@ _PLAIN: dict[str, tuple[str, ...]] = {
     "validate": ("request",),
     "admission": ("request", "now_ns"),
 }
-_LAYER_METHODS = ("bind_clock", "statistics")
+LAYER_METHODS = ("bind_clock", "statistics")
+"""Methods of a layer that a stack calls."""
+_PART_METHODS = (*_AWAITED, *_PLAIN)
 
 
-def check_layer_methods(layer: Any) -> None:
-    """Check the methods of a layer that a stack calls.
+def check_methods(part: Any, names: Iterable[str] = _PART_METHODS) -> None:
+    """Check the methods of an object that a stack calls.
+
+    Args:
+        part: a backend, a service, a wrapped object or a layer.
+        names: names of the methods; the default is those of all but layers.
 
     Raises:
         TypeError: a method cannot be called in this way, or is async but would not be awaited.
     """
-    for name in _LAYER_METHODS:
-        _check(layer, name)
-
-
-def check_part_methods(part: Any) -> None:
-    """Check the methods of a backend, a service or a wrapped object that a stack calls.
-
-    Raises:
-        TypeError: as :func:`check_layer_methods`.
-    """
-    for name in (*_AWAITED, *_PLAIN):
+    for name in names:
         _check(part, name)
 
 
@@ -50,13 +47,11 @@ def _check(part: Any, name: str) -> None:
         signature = signature_of(method)
     except (TypeError, ValueError):  # of compiled code
         return
+    positional, keywords = _PLAIN.get(name, ()), _AWAITED.get(name, ())
     try:
-        if name in _AWAITED:
-            signature.bind(**dict.fromkeys(_AWAITED[name]))
-        else:
-            signature.bind(*_PLAIN[name])
+        signature.bind(*positional, **dict.fromkeys(keywords))
     except TypeError:
-        arguments = [f"{it}=" for it in _AWAITED[name]] if name in _AWAITED else _PLAIN[name]
+        arguments = [*positional, *(f"{it}=" for it in keywords)]
         raise TypeError(
             f"{method_name}: expected a method to call as {name}({', '.join(arguments)}), got {name}{signature}"
         ) from None
