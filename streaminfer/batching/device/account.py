@@ -21,14 +21,6 @@ class Account:
     load_s: float = 0.0
     promoted: int = 0
 
-    def statistics(self, slowdowns: Mapping[str, float]) -> DeviceModelStatistics:
-        """Return a frozen snapshot.
-
-        Args:
-            slowdowns: by other model, how many times as long a batch of this one takes beside it.
-        """
-        return DeviceModelStatistics(**attrs.asdict(self), slowdowns=slowdowns)
-
 
 def model_statistics(
     accounts: Mapping[str, Account], slowdowns: Mapping[tuple[Hashable, Hashable], float]
@@ -40,6 +32,9 @@ def model_statistics(
         slowdowns: by model and other model, how many times as long a batch of the first takes beside the other.
     """
     return {
-        name: account.statistics({str(other): how for (model, other), how in slowdowns.items() if model == name})
+        name: DeviceModelStatistics(
+            **attrs.asdict(account),
+            slowdowns={str(other): how for (model, other), how in slowdowns.items() if model == name},
+        )
         for name, account in sorted(accounts.items())
     }

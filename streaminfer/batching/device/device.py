@@ -410,8 +410,9 @@ class Device:
         return self._memory.victims(member.residence, self._needs(member), busy_residences, needed_ns)
 
     def _stake(self, member: DeviceMember, now_ns: int, batch: Sequence[Ticket] = ()) -> Stake:
-        load_ns = self._memory.load_ns(member.residence)
-        return Stake.of(member, self._names.get(member), self.weights, load_ns, now_ns, batch)
+        load_ns, name = self._memory.load_ns(member.residence), self._names.get(member)
+        outlook = None if name is None else member.outlook(now_ns, batch)
+        return Stake(outlook, self.weights.get(name or "", 1.0), load_ns, member.is_waiting, now_ns)
 
     def _load(self, member: DeviceMember, now_ns: int) -> bool:
         """Begin to load a model; return whether there is room for it."""
@@ -436,10 +437,9 @@ class Device:
 
     def _name(self, member: DeviceMember) -> str:
         """Return the unique name of a model on the device."""
-        name = self._names.get(member)
-        if name is None:
-            name = self._names[member] = unique_name(member.source, set(self._names.values()))
-        return name
+        if member not in self._names:
+            self._names[member] = unique_name(member.source, set(self._names.values()))
+        return self._names[member]
 
     def __repr__(self) -> str:
         running = sum(len(level.running) for level in self._levels)

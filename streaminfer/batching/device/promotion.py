@@ -136,10 +136,7 @@ class _Lowered:
     time_ns: int | None  # from its begin to its deadline
     process_time_ns: int
     timer: asyncio.TimerHandle | None = None
-    began_s: float = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.began_s = self.loop.time()
+    began_s: float = attrs.Factory(lambda it: it.loop.time(), takes_self=True)
 
     def elapsed_ns(self) -> int:
         return round((self.loop.time() - self.began_s) * 1e9)

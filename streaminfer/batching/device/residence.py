@@ -68,19 +68,16 @@ class LiveResidence:
         self.load_at_start = residency.load_at_start
         self.task: asyncio.Task[None] | None = None
         self._residency = residency
+        self._model = residency.load if isinstance(residency.load, MethodType) else id(residency)
         self._listener = listener
         self._now_ns = now_ns
         self._load_waiter: asyncio.Future[None] | None = None
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, LiveResidence):
-            return NotImplemented
-        own, other_residency = self._residency, other._residency
-        return own is other_residency or (isinstance(own.load, MethodType) and own.load == other_residency.load)
+        return isinstance(other, LiveResidence) and self._model == other._model
 
     def __hash__(self) -> int:
-        load = self._residency.load
-        return hash(load) if isinstance(load, MethodType) else id(load)
+        return hash(self._model)
 
     @asynccontextmanager
     async def held(self, device: "Device", member: "DeviceMember") -> AsyncIterator[None]:

@@ -9,13 +9,12 @@ was passed over for long, so that each model is served from time to time.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import attrs
 
-from streaminfer.batching.device.member import DeviceMember
 from streaminfer.batching.planner.outlook import Outlook
-from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER
 
 __all__ = ["Stake", "is_in_vain"]
 
@@ -37,30 +36,6 @@ class Stake:
     load_ns: int
     is_waiting: bool
     now_ns: int
-
-    @classmethod
-    def of(
-        cls,
-        member: DeviceMember,
-        name: str | None,
-        weights: Mapping[str, float],
-        load_ns: int,
-        now_ns: int,
-        batch: Sequence[Ticket],
-    ) -> "Stake":
-        """Return the stake of a batcher.
-
-        Args:
-            member: the batcher.
-            name: name of its model; ``None``: it has stopped.
-            weights: weights of the device, by name.
-            load_ns: expected nanoseconds of the model's load.
-            now_ns: the present instant.
-            batch: the batch that it would send; empty: none.
-        """
-        if name is None:
-            return cls(None, 1.0, load_ns, member.is_waiting, now_ns)
-        return cls(member.outlook(now_ns, batch), weights.get(name, 1.0), load_ns, member.is_waiting, now_ns)
 
     @property
     def needed_ns(self) -> float:
