@@ -43,10 +43,8 @@ def split_rows(results: Any, count: int, source: str, padded: int = 0) -> list[A
         As many results as rows, or a `BackendError` that says what is wrong.
     """
     try:
-        if isinstance(results, Mapping):
-            return _split_mapping(results, count, padded, "")
-        if isinstance(results, tuple):
-            return _split_tuple(results, count, padded, "")
+        if isinstance(results, (tuple, Mapping)):
+            return _split(results, count, padded, "")
         return _read_sequence(results, count, padded)
     except _Unreadable as reason:
         return BackendError(f"{source}: {reason}")
@@ -82,28 +80,23 @@ def _read_sequence(results: Any, count: int, padded: int) -> list[Any]:
     raise _Unreadable(message)
 
 
-def _split_mapping(results: Mapping[Any, Any], count: int, padded: int, where: str) -> list[Any]:
-    names = list(results)
-    columns = [_column(results[name], count, padded, f"{where}[{name!r}]", "mapping") for name in names]
+def _split(results: Mapping[Any, Any] | tuple[Any, ...], count: int, padded: int, where: str) -> list[Any]:
+    is_mapping = not isinstance(results, tuple)
+    kind, names = ("mapping", list(results)) if is_mapping else ("tuple", range(len(results)))
+    columns = [_column(results[name], count, padded, f"{where}[{name!r}]", kind) for name in names]
     if not columns:
-        raise _Unreadable(f"expected a mapping of arrays with the batch axis ({count} rows), got an empty one")
-    return [_first_error(row) or dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _split_tuple(results: tuple[Any, ...], count: int, padded: int, where: str) -> list[Any]:
-    columns = [_column(value, count, padded, f"{where}[{index}]", "tuple") for index, value in enumerate(results)]
-    if not columns:
-        raise _Unreadable(f"expected a tuple of arrays with the batch axis ({count} rows), got an empty one")
+        raise _Unreadable(f"expected a {kind} of arrays with the batch axis ({count} rows), got an empty one")
+    rows = zip(*columns, strict=True)
+    if is_mapping:
+        return [_first_error(row) or dict(zip(names, row, strict=True)) for row in rows]
     make = getattr(type(results), "_make", tuple)  # keeps the class of a named tuple
-    return [_first_error(row) or make(row) for row in zip(*columns, strict=True)]
+    return [_first_error(row) or make(row) for row in rows]
 
 
 def _column(value: Any, count: int, padded: int, where: str, kind: str) -> Any:
     """Return the ``count`` rows of one output among several."""
-    if isinstance(value, Mapping):
-        return _split_mapping(value, count, padded, where)
-    if isinstance(value, tuple):
-        return _split_tuple(value, count, padded, where)
+    if isinstance(value, (tuple, Mapping)):
+        return _split(value, count, padded, where)
     length = _length(value)
     if length == count:
         return value
