@@ -20,6 +20,8 @@ toward the bounds, because each of them halves the limit.
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import attrs
+
 from streaminfer.batching.assembly.model_calls import ModelCalls
 from streaminfer.batching.assembly.undelivered import close_unread_rows
 from streaminfer.batching.queue._queue_cy import RequestQueue
@@ -37,6 +39,7 @@ _MEMORY_TEXTS = ("out of memory", "failed to allocate memory", "bad_alloc", "can
 _MAX_CAUSES = 8
 
 
+@attrs.define(eq=False)
 class RowIsolator:
     """Sends failed batches again in parts; belongs to one dispatcher and its event loop.
 
@@ -53,23 +56,15 @@ class RowIsolator:
         memory_limits: by length bucket, the most rows that fit into memory, as far as failures have shown.
     """
 
-    def __init__(
-        self,
-        calls: ModelCalls,
-        queue: RequestQueue,
-        *,
-        expire: Callable[[int], None],
-        fail: Callable[[Sequence[Ticket], BaseException, int], None],
-    ) -> None:
-        self._calls = calls
-        self._queue = queue
-        self._expire = expire
-        self._fail = fail
-        self.unsplit = 0
-        self._unsplit_left = 0
-        self.on_limit: Callable[[int, int], None] | None = None
-        self.split_batches = 0
-        self.memory_limits: dict[int, int] = {}
+    _calls: ModelCalls
+    _queue: RequestQueue
+    _expire: Callable[[int], None] = attrs.field(kw_only=True)
+    _fail: Callable[[Sequence[Ticket], BaseException, int], None] = attrs.field(kw_only=True)
+    unsplit: int = attrs.field(default=0, init=False)
+    _unsplit_left: int = attrs.field(default=0, init=False)
+    on_limit: Callable[[int, int], None] | None = attrs.field(default=None, init=False)
+    split_batches: int = attrs.field(default=0, init=False)
+    memory_limits: dict[int, int] = attrs.field(factory=dict, init=False)
 
     def succeeded(self) -> None:
         """Note that a whole batch succeeded."""

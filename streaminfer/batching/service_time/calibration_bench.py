@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import attrs
+
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._queue_cy import RequestQueue
@@ -23,7 +25,6 @@ class Observation(NamedTuple):
     size: int
     duration_ns: int
     now_ns: int
-    bucket: int
 
 
 class CalibrationPolicy:
@@ -40,10 +41,10 @@ class CalibrationPolicy:
         """Return all queued requests as a batch."""
         return Decision(queue.first(queue.queued), "calibration")
 
-    def observe(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
+    def observe(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, _bucket: int = 0) -> None:
         """Store the observation of a batch."""
         if not cancelled:
-            self.observations.append(Observation(size, duration_ns, now_ns, bucket))
+            self.observations.append(Observation(size, duration_ns, now_ns))
 
 
 class UncountedBackend(Node):
@@ -61,10 +62,11 @@ class UncountedBackend(Node):
         return self._offered
 
 
+@attrs.frozen(eq=False)
 class CalibrationBench:
     """Runs batches of one request many times.
 
-    Args:
+    Attributes:
         service: service for the batches, with the policy.
         policy: stores their durations.
         example: inputs of one request.
@@ -74,23 +76,13 @@ class CalibrationBench:
         validate: checks a request like live ones.
     """
 
-    def __init__(
-        self,
-        service: Any,
-        policy: CalibrationPolicy,
-        example: ExampleInputs,
-        assembler: Assembler,
-        limit_ns: int,
-        learn: Learn | None,
-        validate: Callable[[Request], None] | None,
-    ) -> None:
-        self.assembler = assembler
-        self.example = example
-        self.learn = learn
-        self.limit_ns = limit_ns
-        self.service = service
-        self.validate = validate
-        self._policy = policy
+    service: Any
+    policy: CalibrationPolicy
+    example: ExampleInputs
+    assembler: Assembler
+    limit_ns: int
+    learn: Learn | None
+    validate: Callable[[Request], None] | None
 
     async def run(self, row: Any, size: int) -> list[Observation]:
         """Send ``size`` requests at once; if bytes are limited, they may form more than one batch.
@@ -98,7 +90,7 @@ class CalibrationBench:
         Raises:
             BackendError: the backend failed, for the batch or for a row.
         """
-        self._policy.observations.clear()
+        self.policy.observations.clear()
         tickets = [self.service.submit(Request(row), row, None, 0) for _ in range(size)]
         try:
             results = await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
@@ -111,7 +103,7 @@ class CalibrationBench:
                 raise result
             if isinstance(result, BaseException):
                 raise BackendError(text_of_error(result)) from result
-        return self._policy.observations.copy()
+        return self.policy.observations.copy()
 
     async def run_on_each(self, row: Any, size: int) -> list[Observation]:
         """Do the same as :meth:`run`, then run one such batch on each worker."""

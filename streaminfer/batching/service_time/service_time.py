@@ -104,13 +104,10 @@ class ServiceTime:
             OSError: the file cannot be read.
             ValueError: the file has other content or another version; the message names the file and the problem.
         """
+        file = Path(path)
         try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:  # not UTF-8, or not JSON
-            raise ValueError(f"{os.fspath(path)}: not a saved ServiceTime: {error}") from error
-        try:
-            return cls.from_dict(stored)
-        except (TypeError, ValueError) as error:
+            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:  # not UTF-8, not JSON, or of other content
             raise ValueError(f"{os.fspath(path)}: not a saved ServiceTime: {error}") from error
 
     @classmethod
