@@ -181,11 +181,10 @@ def _categories(where: str, cache: EdgeCache) -> Iterable[tuple[str, str, float 
 
 
 def _places(where: str, cache: EdgeCache) -> Sequence[tuple[str, str, bool, bool, bool]]:
-    tiers = [] if cache.tiers is None else [(worker.name, worker.tier) for worker in cache.tiers.workers]
     rows = [(where, "memory", False, False, False)]
-    for name, tier in tiers:
-        on_disk, shared, encrypted = (read(tier, it) is True for it in ("on_disk", "shared", "encrypted"))
-        rows.append((where, name, on_disk, shared, encrypted))
+    for worker in () if cache.tiers is None else cache.tiers.workers:
+        on_disk, shared, encrypted = (read(worker.tier, it) is True for it in ("on_disk", "shared", "encrypted"))
+        rows.append((where, worker.name, on_disk, shared, encrypted))
     return rows
 
 

@@ -62,16 +62,13 @@ class Telemetry(StackClock):
         self.name = name
         self.slo = slo
         self.recent = recent
-        self.clock: Clock = clock or time.monotonic_ns
+        self.clock: Clock = time.monotonic_ns
         self._failures = ListenerFailures("streaminfer", f"telemetry {name!r}")
         self._histograms = [LatencyHistogram() for _ in range(5)]
-        if slo is None and recent is None:
-            self._recorder = Recorder(*self._histograms)
-        else:
-            self._recorder = _recorder_with(slo, recent, self._histograms)
+        self._recorder = _recorder_with(slo, recent, self._histograms)
         self._labeled = None if not labels else _labeled_with(labels, max_label_sets)
         if clock is not None:
-            self._bind(clock)
+            self._use_clock(clock)
         self._services: weakref.WeakSet[RecordedService] = weakref.WeakSet()
         self._zero: TelemetryStatistics | None = None  # totals at the last reset
         self._interval: TelemetryStatistics | None = None
@@ -80,9 +77,6 @@ class Telemetry(StackClock):
 
     def _use_clock(self, clock: Clock) -> None:
         self.clock = clock
-        self._bind(clock)
-
-    def _bind(self, clock: Clock) -> None:
         for part in (self.slo, self.recent):
             if part is not None:
                 part.bind_clock(clock)
@@ -243,6 +237,8 @@ class Telemetry(StackClock):
 def _recorder_with(
     slo: "SLO | None", recent: "RollingHistogram | None", histograms: list[LatencyHistogram]
 ) -> Recorder:
+    if slo is None and recent is None:
+        return Recorder(*histograms)
     # imported here, so that it is loaded only with an objective or a rolling histogram
     from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram  # noqa: PLC0415
     from streaminfer.telemetry.objectives._budget_recorder_cy import BudgetRecorder  # noqa: PLC0415

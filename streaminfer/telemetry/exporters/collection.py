@@ -178,14 +178,11 @@ def _values(snapshot: Any, metric: Metric) -> Iterator[tuple[str, Any]]:
 
 
 def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    others = 0
-    for position, (key, value) in enumerate(values.items()):
-        if position < MAX_LABEL_VALUES:
-            yield label_value(f"{key:.12g}" if isinstance(key, float) else key), value
-        else:
-            others += value
-    if len(values) > MAX_LABEL_VALUES:
-        yield OTHER, others
+    pairs = list(values.items())
+    for key, value in pairs[:MAX_LABEL_VALUES]:
+        yield label_value(f"{key:.12g}" if isinstance(key, float) else key), value
+    if others := pairs[MAX_LABEL_VALUES:]:
+        yield OTHER, sum(value for _, value in others)
 
 
 def label_value(name: object, encoding: str = "utf-8") -> str:

@@ -256,13 +256,11 @@ class WorkerHistograms:
             for interval in _intervals(path.with_suffix(".hlog")):
                 if isinstance(self._histograms.get(interval.tag), RollingHistogram):
                     continue
-                before = totals.get(interval.tag)
-                if before is None:
-                    totals[interval.tag] = interval
-                else:
-                    before.histogram.merge(interval.histogram)
-                    start_s, end_s = min(before.start_s, interval.start_s), max(before.end_s, interval.end_s)
-                    totals[interval.tag] = Interval(start_s, end_s, interval.tag, before.histogram)
+                total = totals.setdefault(interval.tag, interval)
+                if total is not interval:
+                    total.histogram.merge(interval.histogram)
+                    start_s, end_s = min(total.start_s, interval.start_s), max(total.end_s, interval.end_s)
+                    totals[interval.tag] = Interval(start_s, end_s, interval.tag, total.histogram)
         names = " ".join(path.stem for path in dead)
         lines = [format_interval(it.histogram, it.start_s, it.end_s, it.tag) for it in totals.values()]
         self._replace(_DEAD_FILE, [f"{_FOLDED_PREFIX}{names}]\n", *lines])
@@ -313,12 +311,11 @@ class WorkerHistograms:
     @contextmanager
     def _lock_if_free(self) -> Iterator[bool]:
         number = os.open(self.folder / "merging", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        is_free = False
         try:
-            try:
+            with suppress(BlockingIOError):
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 is_free = True
-            except BlockingIOError:
-                is_free = False
             yield is_free
         finally:
             unlock_and_close(number)

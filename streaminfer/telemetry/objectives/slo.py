@@ -193,7 +193,8 @@ class SLO(StackClock, _State):
             (Overloaded, CircuitOpen),
             ignoring,
             self.signal,
-            _check_interval_ns(self.alert_pairs),
+            # between two checks of the alert pairs from records
+            round(min((pair.short_s for pair in self.alert_pairs), default=3600.0) / _FINEST_SHARE * 1e9),
         )
         self._states = AlertStates(name, self.alert_pairs, minimum_events)
         self._alert_lock = new_lock()
@@ -434,8 +435,3 @@ def _levels(period_s: float, shortest_s: float) -> tuple[int, int]:
         if width_ns * _FINEST_SHARE <= shortest_s * 1e9 or width_ns <= 1000:
             return width_ns, levels
         levels += 1
-
-
-def _check_interval_ns(pairs: tuple[AlertPair, ...]) -> int:
-    """Return the nanoseconds between two checks from records."""
-    return round(min((pair.short_s for pair in pairs), default=3600.0) / _FINEST_SHARE * 1e9)

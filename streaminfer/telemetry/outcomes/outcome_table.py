@@ -214,22 +214,18 @@ def _rows(
         return [(rank.get(value, len(rank)), str(value)) for value in item[0]]
 
     return tuple(
-        _row(dict(zip(fields, values, strict=True)), outcome, cell)
+        OutcomeRow(
+            of=dict(zip(fields, values, strict=True)),
+            outcome=outcome,
+            requests=cell.requests,
+            reported=sums.reported,
+            rate=_wilson(sums.reported, cell.requests),
+            mean=_mean(sums),
+        )
         for values, cell in sorted(merged.items(), key=sort_key)
         if cell.requests
         for outcome in outcomes
-    )
-
-
-def _row(of: dict[str, Any], outcome: str, cell: OutcomeCell) -> OutcomeRow:
-    sums = cell.outcomes.get(outcome, Sums())
-    return OutcomeRow(
-        of=of,
-        outcome=outcome,
-        requests=cell.requests,
-        reported=sums.reported,
-        rate=_wilson(sums.reported, cell.requests),
-        mean=_mean(sums),
+        for sums in (cell.outcomes.get(outcome, Sums()),)
     )
 
 

@@ -51,13 +51,11 @@ _IGNORED = {"q", "escaping"}  # "escaping" is for names with non-ASCII letters, 
 def choose_format(accept: str) -> Format | None:
     """Return the format that an ``Accept`` header prefers; ``None`` if it accepts none. An empty header accepts any."""
     accepted = list(_elements(accept or "*/*"))
-    best: Format | None = None
-    best_quality = 0.0
-    for offer in FORMATS:
-        quality = _quality(offer, accepted)
-        if quality > best_quality:
-            best, best_quality = offer, quality
-    return best
+
+    def quality(offer: Format) -> float:
+        return _quality(offer, accepted)
+
+    return max((offer for offer in FORMATS if quality(offer) > 0.0), key=quality, default=None)
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
