@@ -35,7 +35,11 @@ class _Limited(Wrapper):
         self._enter = limit.enter
         self._leave = limit.leave
         self._fail = limit.fail
-        self._admission = adapt(inner).capabilities().admission
+        capabilities = adapt(inner).capabilities()
+        self._admission = capabilities.admission
+        # whether the timings of a response separate queueing from service: a batcher with workers for all requests
+        # never queues them, so its timings show nothing
+        self._waits = capabilities.max_in_flight is not None and capabilities.max_in_flight < _UNBOUNDED
 
     def capabilities(self) -> Capabilities:
         """Return the capabilities of the inner object, with the `admission` of the limit."""
@@ -56,10 +60,6 @@ class _Limited(Wrapper):
 
 class LimitedService(_Limited, SyncService):
     """A service with a limit on requests in flight; further requests are rejected."""
-
-    def __init__(self, limit: LimitCore, inner: Any) -> None:
-        super().__init__(limit, inner)
-        self._waits = _separates_queueing(inner)
 
     async def call(self, request: Request) -> Response:
         """Serve the request without a `Stack`; as the inherited one does, in fewer calls.
@@ -105,7 +105,6 @@ class QueuedService(_Limited):
     def __init__(self, limit: LimitCore, inner: Any) -> None:
         super().__init__(limit, inner)
         self._call: Callable[[Request], Any] = inner.call
-        self._waits = _separates_queueing(inner)
 
     async def call(self, request: Request) -> Response:
         """Serve the request when there is a permit for it.
@@ -122,15 +121,6 @@ class QueuedService(_Limited):
             raise
         self._leave(permit, response, self._waits)
         return response
-
-
-def _separates_queueing(inner: Any) -> bool:
-    """Return whether the timings of a response separate queueing from service.
-
-    A batcher with workers for all requests never queues them, so its timings show nothing.
-    """
-    workers = adapt(inner).capabilities().max_in_flight
-    return workers is not None and workers < _UNBOUNDED
 
 
 class LimitedBackend(_Limited):
