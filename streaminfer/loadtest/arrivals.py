@@ -255,7 +255,8 @@ class Ramp:
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
         at_s = np.linspace(0.0, duration_s, 1001)
-        return _changing(at_s, np.interp(at_s, [0.0, duration_s], [self.from_rate, self.to_rate]), seed)
+        mean_rates = self.from_rate + (self.to_rate - self.from_rate) * at_s / (2 * duration_s)
+        return _poisson_through(at_s, mean_rates * at_s, duration_s, seed)
 
 
 @attrs.frozen(eq=False)
@@ -413,12 +414,6 @@ def _draw_until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -
     while (drawn := draw(count))[-1] < duration_s:
         count *= 2
     return drawn[: np.searchsorted(drawn, duration_s)]
-
-
-def _changing(at_s: Floats, rates: Floats, seed: int) -> Floats:
-    """Return a Poisson process with a rate that is linear between the given instants."""
-    steps = np.diff(at_s) * (rates[1:] + rates[:-1]) / 2
-    return _poisson_through(at_s, np.concatenate([[0.0], np.cumsum(steps)]), float(at_s[-1]), seed)
 
 
 def _poisson_through(at_s: Floats, expected_counts: Floats, duration_s: float, seed: int) -> Floats:

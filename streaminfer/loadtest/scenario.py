@@ -100,11 +100,9 @@ class ServiceSettings:
 
     def maker(self) -> Callable[[], Any]:
         """Return a function that makes the service; it works in any process."""
-        return (
-            load_function("service.make", self.make)
-            if self.make
-            else partial(inference_server, self.url, self.model, self.protocol)
-        )
+        if self.make:
+            return load_function("service.make", self.make)
+        return partial(inference_server, self.url, self.model, self.protocol)
 
 
 def _are_groups(value: object) -> bool:
@@ -280,7 +278,7 @@ class Scenario:
         return {name: getattr(self, name) for name in names}
 
 
-def load_function(argument: str, target: str) -> Any:
+def load_function(argument: str, target: str) -> Callable[..., Any]:
     """Import a function by ``"module:name"``.
 
     Raises:
@@ -292,7 +290,7 @@ def load_function(argument: str, target: str) -> Any:
     if not (separator and module and name):
         raise ValueError(expected(argument, expectation, target))
     try:
-        function = getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{expected(argument, expectation, target)}: {error}") from error
     check_instance(argument, function, callable, expectation)

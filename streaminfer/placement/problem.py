@@ -289,9 +289,7 @@ class Scenario:
         default=_NO_ENTRIES,
         validator=field_check(check_instance, lambda it: isinstance(it, Mapping), "a mapping of clusters to profiles"),
     )
-    rate_factor: float = attrs.field(
-        default=1.0, validator=_number("a finite number ≥ 0", lambda it: 0 <= it < math.inf)
-    )
+    rate_factor: float = _amount(1.0)
 
 
 @attrs.frozen(kw_only=True)
