@@ -227,7 +227,7 @@ class Diurnal:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
-        period_s = self.period_s or duration_s
+        period_s = self.period_s or duration_s or 1.0  # of any length, if nothing arrives
         at = np.linspace(0.0, 1.0, 1001)  # all periods are the same, so the curve of one is enough
         expected_counts = at - (self.peak - 1) * np.sin(2 * np.pi * at) / (2 * np.pi)
 
@@ -254,8 +254,9 @@ class Ramp:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
-        at_s = np.linspace(0.0, duration_s, 1001)
-        mean_rates = self.from_rate + (self.to_rate - self.from_rate) * at_s / (2 * duration_s)
+        shares = np.linspace(0.0, 1.0, 1001)  # of the duration, which may be 0
+        at_s = shares * duration_s
+        mean_rates = self.from_rate + (self.to_rate - self.from_rate) * shares / 2
         return _poisson_through(at_s, mean_rates * at_s, duration_s, seed)
 
 

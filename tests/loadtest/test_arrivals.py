@@ -56,6 +56,11 @@ class TestSchedule:
 
         np.testing.assert_array_equal(process.schedule(50.0, 4)[: short.size], short)
 
+    @pytest.mark.parametrize("process", PROCESSES, ids=kind)
+    def test_no_duration_no_arrivals(self, process):
+        """Nothing arrives within 0 seconds."""
+        assert process.schedule(0.0, 1).size == 0
+
     def test_every_kind_is_listed(self):
         """A scenario file can name each process."""
         assert {process.kind for process in PROCESSES} == set(ARRIVALS)
