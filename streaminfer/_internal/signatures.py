@@ -26,7 +26,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def define_with_parameters(function: Any, source: str, names: Mapping[str, Any]) -> dict[str, Any]:
-    """Define functions that have the same parameters as a function; ``(*args, **kwargs)`` if that collects arguments.
+    """Define functions that have the same parameters as a function, or ``(*args, **kwargs)``, which take the same.
 
     They are compiled from text, as attrs and dataclasses do: collecting any arguments in a tuple and a mapping, and
     passing them on, costs more than the rest of a thin wrapper.
@@ -41,9 +41,11 @@ def define_with_parameters(function: Any, source: str, names: Mapping[str, Any])
         The defined functions by name.
     """
     parameters, arguments, values = "*args, **kwargs", "*args, **kwargs", "(args, kwargs)"
-    plain = isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED
-    if plain:
-        code = function.__code__
+    code = function.__code__ if isinstance(function, types.FunctionType) else None
+    # a parameter with two underscores could have the name of an object in the source
+    if code and (code.co_flags & _STARRED or any(name.startswith("__") for name in code.co_varnames)):
+        code = None
+    if code:
         positional = list(code.co_varnames[: code.co_argcount])
         by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
         values = "(" + "".join(f"{name}, " for name in (*positional, *by_name)) + ")"
@@ -54,7 +56,7 @@ def define_with_parameters(function: Any, source: str, names: Mapping[str, Any])
     text = source.format(parameters=parameters, arguments=arguments, values=values)
     defined: dict[str, Any] = {}
     exec(text, {"__function": function, **names}, defined)  # noqa: S102 - made of names of parameters, all identifiers
-    if plain:
+    if code:
         for each in defined.values():
             each.__defaults__ = function.__defaults__
             each.__kwdefaults__ = function.__kwdefaults__ and dict(function.__kwdefaults__)

@@ -93,6 +93,10 @@ def collected(a, *args, **kwargs):
     return a, args, kwargs
 
 
+def named_as_in_the_source(__function, __seen=0):  # noqa: PYI063 - an older way to write positional parameters
+    return __function, __seen
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "keywords", "values"),
     [
@@ -100,6 +104,7 @@ def collected(a, *args, **kwargs):
         (plain, (1,), {"b": 2, "c": 0, "d": 4, "e": 6}, (1, 2, 0, 4, 6)),
         (none, (), {}, ()),
         (collected, (1, 2), {"x": 3}, ((1, 2), {"x": 3})),
+        (named_as_in_the_source, (1,), {}, ((1,), {})),
         (functools.partial(plain, 1), (2,), {"d": 4}, ((2,), {"d": 4})),
     ],
 )
