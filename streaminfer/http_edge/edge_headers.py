@@ -41,9 +41,10 @@ def _names(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
-def _check_seconds(name: str, value: Any) -> None:
-    if check_duration(name, value) < 1.0:
+def _check_seconds(name: str, value: Any) -> float:
+    if (seconds := check_duration(name, value)) < 1.0:
         raise ValueError(expected(name, "at least one second, the unit of HTTP", value))
+    return seconds
 
 
 _is_flag = field_check(check_instance, lambda it: isinstance(it, bool), "True or False")

@@ -2,12 +2,17 @@
 
 import math
 from fractions import Fraction
+from functools import partial
 
 import attrs
 import numpy as np
 import pytest
 
 from streaminfer._internal.validation import brief, check_clock, check_count, check_number, field_check, make_from_table
+from streaminfer.http_edge import EdgePolicy
+from streaminfer.loadtest.devices import CameraProfile
+from streaminfer.streams.sources.formats import VideoFormat
+from streaminfer.telemetry import AlertPair, BurnSignal
 
 _share = field_check(check_number, "a share", lambda it: 0 <= it <= 1)
 
@@ -104,6 +109,21 @@ def test_numbers_of_numpy_become_those_of_python():
     assert check_clock("clock", clock) is clock
     assert (type(now()), now() * 4) == (int, 2**64)
     assert (type(record.count), record.count * 2) == (int, 400)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (partial(AlertPair, long_s=3600.0, short_s=300.0), "burn_rate"),
+        *((BurnSignal, field) for field in ("window_s", "starts_at", "minimum_events", "grace_s")),
+        *((partial(CameraProfile, name="a"), field) for field in ("width", "height", "rate", "noise")),
+        (EdgePolicy, "fresh_s"),
+        (VideoFormat, "rate"),
+    ],
+)
+def test_records_have_python_numbers(make, field):
+    """The fields of records of all families have Python's numbers."""
+    assert type(getattr(make(**{field: np.int16(32)}), field)) in {int, float}
 
 
 def test_a_clock_that_cannot_be_read_yet_passes():

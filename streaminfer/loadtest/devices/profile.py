@@ -31,19 +31,19 @@ _RATES = {"opus": OPUS_RATES, "aac": AAC_RATES}
 def _number(
     expectation: str, least: float, most: float, default: Any = attrs.NOTHING, *, optional: bool = False
 ) -> Any:
-    def check(name: str, value: object) -> None:
-        check_number(name, value, f"{expectation} from {least:g} to {most:g}", lambda it: least <= it <= most)
-
-    return attrs.field(default=default, validator=field_check(check, optional=optional))
+    expectation += f" from {least:g} to {most:g}"
+    check = field_check(check_number, expectation, lambda it: least <= it <= most, optional=optional)
+    return attrs.field(default=default, validator=check)
 
 
 def _name() -> Any:
     return attrs.field(validator=field_check(check_instance, lambda it: isinstance(it, str) and bool(it), "a name"))
 
 
-def _side(name: str, value: object) -> None:
-    if check_count(name, value, at_least=16, at_most=16_384) % 2:
+def _side(name: str, value: object) -> int:
+    if (side := check_count(name, value, at_least=16, at_most=16_384)) % 2:
         raise ValueError(expected(name, "an even number of pixels", value))
+    return side
 
 
 _check_delivery = field_check(check_instance, lambda it: isinstance(it, Delivery), "a Delivery")

@@ -11,9 +11,9 @@ __all__ = ["AudioFormat", "Dtype", "PixelFormat", "VideoFormat"]
 PixelFormat = Literal["rgb24", "bgr24", "rgba", "bgra", "gray", "yuv420p"]
 Dtype = Literal["float32", "int16"]
 
-
-def _check_rate(name: str, value: object) -> None:
-    check_number(name, value, "a number of frames per second, from 1e-6 to 1,000", lambda it: 1e-6 <= it <= 1_000.0)
+_check_rate = field_check(
+    check_number, "a number of frames per second, from 1e-6 to 1,000", lambda it: 1e-6 <= it <= 1_000.0, optional=True
+)
 
 
 def _check_size(name: str, value: object) -> None:
@@ -34,7 +34,7 @@ class VideoFormat:
         pixel_format: one of `PixelFormat`, as FFmpeg names it.
     """
 
-    rate: float | None = attrs.field(default=None, validator=field_check(_check_rate, optional=True))
+    rate: float | None = attrs.field(default=None, validator=_check_rate)
     size: tuple[int, int] | None = attrs.field(default=None, validator=field_check(_check_size, optional=True))
     pixel_format: PixelFormat = attrs.field(default="rgb24", validator=field_check(check_choice, get_args(PixelFormat)))
 

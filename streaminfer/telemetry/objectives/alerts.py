@@ -43,14 +43,14 @@ _WORKBOOK_PERIOD_S = 30 * 86400.0
 _ENDS_AT = 0.9
 
 
-def check_rate(name: str, value: object) -> None:
-    """Check that a burn rate is a finite number > 0.
+def check_rate(name: str, value: object) -> float:
+    """Return a burn rate: a finite number > 0.
 
     Raises:
         TypeError: ``value`` is not a real number.
         ValueError: ``value`` is NaN, infinite, zero or negative.
     """
-    check_number(name, value, "a finite number > 0", lambda it: 0.0 < it < math.inf)
+    return check_number(name, value, "a finite number > 0", lambda it: 0.0 < it < math.inf)
 
 
 @attrs.frozen
