@@ -52,7 +52,7 @@ class WriteQueue:
         """Queue a write, and return those that the tier will not make, as these were replaced or there is no room.
 
         Args:
-            write: a put, or a removal, for which there is always room.
+            write: a put, a removal, or a deletion, for which there is always room.
             now_ns: the current instant of the tier's wall clock.
             accepts: false if there is no room for any.
         """
@@ -67,7 +67,7 @@ class WriteQueue:
                 self._append(name, earlier)
             else:
                 rejected.append(earlier)
-        while self._earlier and self._is_full_for(write):
+        while write.entry and self._earlier and self._is_full_for(write):
             rejected.append(self._take(next(iter(self._earlier))))
         if self._is_full_for(write):
             rejected.append(write)
@@ -76,9 +76,9 @@ class WriteQueue:
         return rejected
 
     def _is_full_for(self, write: PendingWrite) -> bool:
-        if write.entry is None or not self._puts:
-            return False
-        return self._puts >= MAX_QUEUED_WRITES or self._bytes + write.size > MAX_QUEUED_BYTES
+        if write.entry is None:
+            return not write.deletes and len(self) - self._puts >= MAX_QUEUED_WRITES
+        return self._puts >= MAX_QUEUED_WRITES or (self._puts > 0 and self._bytes + write.size > MAX_QUEUED_BYTES)
 
     def pop(self) -> PendingWrite:
         """Remove and return the first write."""

@@ -7,7 +7,7 @@ writes. One task makes the puts and erasures of a tier, so that no two run at on
 * it waits for the running put, and then erases what that put stored;
 * until it has succeeded, the writer puts nothing that it matches, and instead removes the older value of the key.
 
-**Bounds.** A tier has at most 256 writes, or 64 MiB, queued; the writer drops and counts other puts, but no deletion. A
+**Bounds.** A tier has at most 256 puts, or 64 MiB, and 256 removals queued; the writer drops others, but no deletion. A
 later value of a key replaces a queued one. If that is below its minimum age and the tier preserves such values, the
 writer puts both, in order, while there is room. A put may take 5 s; an attempt of an erasure may take 30 s for the keys
 and 30 s for the entries.
@@ -75,7 +75,7 @@ class TierUsage(Snapshot):
         dropped: writes that were not tried: no room in the queue, a later value of the key, a stop, or an erasure.
         disallowed: values that the policy does not allow there, or with a subject on a tier that does not encrypt. They
             do not count as writes, nor do the removals of older values in their place.
-        queued: writes that are queued or running.
+        queued: writes and removals that are queued or running.
         pending: erasures that the tier has not carried out.
         tier: the tier's own statistics.
     """
@@ -334,7 +334,7 @@ class TierWriter:
                         await wake.wait()
 
     def _reject(self, write: PendingWrite) -> None:
-        self.dropped += 1
+        self.dropped += write.entry is not None or write.deletes
         self._settle(write, False)
 
     def _settle(self, write: PendingWrite, stored: bool) -> None:

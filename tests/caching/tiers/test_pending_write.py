@@ -66,6 +66,21 @@ def test_full_queue_takes_newer_value_and_deletion(queue, add):
     assert popped(queue)[7:] == [("k", None), ("absent", None), ("another", 1)]
 
 
+def test_removals_are_bounded(queue, loop, add):
+    """A tier that hangs does not collect removals without end; they and puts take no room from each other."""
+
+    def remove(key):
+        return queue.add(PendingWrite(key, None, 0, loop.create_future()), S, accepts=True)
+
+    add(queue, "k", "old", AGED)
+    add(queue, "k", "new", AGED)
+    removed = [write.key for number in range(10) for write in remove(f"absent {number}")]
+
+    assert removed == ["absent 8", "absent 9"]
+    assert add(queue, "other", 1) == []
+    assert popped(queue)[:2] == [("k", "old"), ("k", "new")]
+
+
 def test_one_key_leaves_room_for_others(queue, add):
     """Earlier values of a key take only the room that the latest writes of all keys leave, the oldest first out."""
     dropped = [value for number in range(20) for value in add(queue, "hot", number, AGED)]

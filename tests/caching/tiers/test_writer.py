@@ -70,6 +70,20 @@ def test_erased_while_queued_leaves_no_older_value(stops):
     run(main)
 
 
+def test_removal_in_place_of_a_value_is_no_write():
+    """A removal whose key gets a later value is not made, and is no dropped write."""
+
+    async def main(loop):
+        tier = ScriptedTier(loop.clock)
+        async with cache_of(loop, tier, retention=POLICY, ttl_s=None) as cache:
+            puts = [cache.put_through("k", "new", **MAY_NOT["disallowed"]), cache.put_through("k", "newer", **PLAIN)]
+            assert await asyncio.gather(*puts) == [False, True]
+            seen = cache.tiers.statistics()[0]
+            assert (seen.stored, seen.dropped, seen.disallowed) == (1, 0, 1)
+
+    run(main)
+
+
 @pytest.mark.parametrize("why", MAY_NOT)
 def test_older_value_that_stays_is_not_used(why):
     """If the older value cannot be removed, ``put_through`` returns false, and the cache uses only a later value."""
