@@ -287,6 +287,23 @@ def test_altered_record_is_a_miss_and_removed(server, damage):
             assert not client.exists("{n}:eksk")
 
 
+@pytest.mark.parametrize("later_s", [1.0, 30.0])
+def test_put_does_not_replace_a_later_value(server, later_s):
+    """A value that was computed later stays, but not one from the future, nor one of another type."""
+    stored_ns = time.time_ns() - 10 * S
+
+    async def main():
+        async with RedisTier(server.url, namespace="n", **PATIENT) as tier:
+            assert await tier.put("k", entry("later", stored_ns=stored_ns + round(later_s * S)))
+            is_put = await tier.put("k", entry("old", stored_ns=stored_ns))
+            with server.client() as client:
+                client.set("{n}:eksm", "not a hash")
+            assert await tier.put("m", entry(1))
+            return is_put, (await tier.get("k")).value
+
+    assert asyncio.run(main()) == ((False, "later") if later_s < 10.0 else (True, "old"))
+
+
 def test_unstorable_value_leaves_no_older_value(server):
     """A value that cannot be stored is rejected, and the older value of its key is removed."""
 

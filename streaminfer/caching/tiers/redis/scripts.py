@@ -17,7 +17,8 @@ processes then compute at once, instead of waiting for one another in turn.
 **A put that comes too late.** A server that stalls may execute a put long after the caller stopped waiting, and after
 an erasure from another connection. A put therefore first reads the random bytes of the namespace. Its script does
 nothing if they have changed or are gone by then. A put that began before an erasure thus has no effect after it,
-whichever process erased.
+whichever process erased. Nor has one of an older value than the entry, unless that is from the future: then the clock
+was set back.
 """
 
 __all__ = ["BEGIN", "ERASE", "LOOK", "OPEN", "PUT", "TAKE"]
@@ -43,9 +44,11 @@ PUT = """
 local prefix, record, ttl = ARGV[1], ARGV[3], tonumber(ARGV[4])
 if redis.call('GET', prefix .. 'g') ~= ARGV[7] then return 0 end
 local entry = prefix .. 'e' .. ARGV[2]
+local stored = tonumber(redis.pcall('HGET', entry, 's')) or 0
+if stored > tonumber(ARGV[6]) and stored <= tonumber(ARGV[8]) then return 0 end
 redis.call('UNLINK', entry, prefix .. 'l' .. ARGV[2])
 redis.call('HSET', entry, 'd', record, 'c', ARGV[5], 's', ARGV[6])
-for at = 8, #ARGV do redis.call('HSET', entry, 'l' .. ARGV[at], '') end
+for at = 9, #ARGV do redis.call('HSET', entry, 'l' .. ARGV[at], '') end
 if ttl >= 0 then redis.call('PEXPIRE', entry, ttl) end
 return 1
 """

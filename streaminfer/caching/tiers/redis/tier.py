@@ -291,10 +291,10 @@ class RedisTier(MediumTier):
             places.append((b"s", entry.subject))
         labels = [kind + self._records.name(kind, text) for kind, text in places]
         about = self._records.name(b"c", entry.data_class), entry.stored_ns
-        stored = await self._script(PUT, self._prefix, name, record, ttl_ms, *about, token, *labels)
+        stored = await self._script(PUT, self._prefix, name, record, ttl_ms, *about, token, now_ns, *labels)
         if stored != 1:
             self._counters.rejected += 1
-            self._counters.last_error = "not put: something was erased meanwhile"
+            self._counters.last_error = "not put: something was erased meanwhile, or a later value is stored"
             return False
         self._counters.stored += 1
         return True
