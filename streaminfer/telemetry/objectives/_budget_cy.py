@@ -148,7 +148,11 @@ class BudgetState(_monotonic_cy.MonotonicClock):
             self.count_ns(_histogram_cy._nanoseconds(_histogram_cy._duration("outcome", outcome)))
         elif not isinstance(outcome, Exception) or isinstance(outcome, self.ignoring):
             self.ignored += 1
-        elif timeout_s is not None and isinstance(outcome, TimeoutError) and timeout_s * 1e9 < self.quickest_ns:
+        elif (
+            timeout_s is not None
+            and isinstance(outcome, TimeoutError)
+            and timeout_s * 1e9 < self.quickest_ns <= self.threshold_ns  # otherwise the service is too slow for anyone
+        ):
             self.ignored += 1  # an idle service would be late too
         elif isinstance(outcome, self.rejections):
             _count(self, _REJECTED)

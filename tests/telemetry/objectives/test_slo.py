@@ -89,6 +89,16 @@ def test_less_time_than_any_response_took_is_no_event(clock, timeout_s, counted_
     assert (slo.failed - 2, slo.ignored) == ((0, 1) if counted_as == "ignored" else (1, 0))
 
 
+def test_misses_of_a_service_that_is_too_slow_count(clock):
+    """If no response was good, the service is at fault, not the deadline."""
+    slo = SLO("x", threshold_s=0.05, clock=clock)
+    slo.record(0.051)  # of a request with more time
+
+    slo.record(si.DeadlineExceeded(), 0.049)
+
+    assert (slo.late, slo.failed, slo.ignored) == (1, 1, 0)
+
+
 @pytest.mark.parametrize("outcome", [-0.1, math.nan, "0.1", True, None, KeyError])
 def test_outcome_of_wrong_type_or_value_raises(slo, outcome):
     """An outcome that is neither a latency nor an error raises and is not counted."""
