@@ -44,11 +44,11 @@ _MAX_SIZE = 2**40
 
 
 def _sent(values: ArrayLike) -> NDArray[np.float64]:
-    return real_array("sent_s", values)
+    return real_array("sent_s", values).copy()
 
 
 def _delays(values: ArrayLike) -> NDArray[np.float64]:
-    return real_array("delay_s", values)
+    return real_array("delay_s", values).copy()
 
 
 @attrs.frozen(eq=False)

@@ -5,8 +5,10 @@ import pytest
 
 from streaminfer._internal.distributions.real_arrays import real_array
 
+OTHERS = [None, "x", ["1"], {}, [1, [2]], [10**400], [1j], np.ma.array([1.0, 2.0], mask=[False, True])]
 
-@pytest.mark.parametrize("values", [None, "x", ["1"], {}, [1, [2]], [10**400], [1j]], ids=lambda it: repr(it)[:8])
+
+@pytest.mark.parametrize("values", OTHERS, ids=lambda it: repr(it)[:8])
 def test_other_values_are_named(values):
     """The error names the argument, whatever NumPy says of the value."""
     with pytest.raises(TypeError, match=r"^delays: expected an array of real numbers, got "):
