@@ -7,6 +7,7 @@ from scripted_tier import ScriptedTier, cache_of
 
 import streaminfer as si
 from streaminfer.caching import RetentionLog
+from streaminfer.caching.tiers.writer import TierWriter
 from streaminfer.compliance.retention import Retention
 from streaminfer.testing import run
 
@@ -22,6 +23,11 @@ async def erasing(cache, tier):
     tier.erase_error = si.BackendError("away")
     assert not (await cache.erase_everywhere(subject="anna")).complete
     tier.erase_error = None
+
+
+async def reject(key):
+    """Remove nothing, in place of the `supersede` of a tier."""
+    return False
 
 
 @pytest.mark.parametrize("why", MAY_NOT)
@@ -91,14 +97,11 @@ def test_older_value_that_stays_is_not_used(why):
     async def main(loop):
         tier = ScriptedTier(loop.clock, encrypted=why != "without keys")
 
-        async def fail(key):
-            return False
-
         async with cache_of(loop, tier, ttl_s=500.0, retention=POLICY) as cache:
             await cache.put_through("k", "old", **PLAIN)
             if why == "erased":
                 await erasing(cache, tier)
-            tier.supersede = fail
+            tier.supersede = reject
             assert not await cache.put_through("k", "new", **MAY_NOT[why])
             cache.clear()
             assert (tier.held["k"].value, await cache.fetch("k")) == ("old", None)
@@ -109,25 +112,86 @@ def test_older_value_that_stays_is_not_used(why):
     run(main)
 
 
-def test_computed_value_not_stored_leaves_no_older():
-    """A computed response of a class that a tier may not store takes the older response of its key with it."""
+@pytest.mark.parametrize("stays", [False, True], ids=["removed", "stays"])
+@pytest.mark.parametrize("why", MAY_NOT)
+def test_computed_value_not_stored_leaves_no_older(why, stays):
+    """A computed response that a tier may not store takes the older one of its key with it, or that is not used."""
 
     async def main(loop):
-        tier = ScriptedTier(loop.clock)
+        tier = ScriptedTier(loop.clock, encrypted=why != "without keys")
         async with cache_of(loop, tier, maxsize=1, retention=POLICY, ttl_s=None) as cache:
 
-            async def compute(x, label):
+            async def compute(user, label):
                 return "new"
 
             compute.fingerprint = "compute 1"
-            cached = cache.wrap(compute, tags=["label"])
-            key = cached.key_of("x", "face")
+            cached = cache.wrap(compute, subject="user", tags=["label"])
+            arguments = MAY_NOT[why].get("subject"), *MAY_NOT[why].get("tags", ["plain"])
+            key = cached.key_of(*arguments)
             await cache.put_through(key, "old")
             cache.clear()
-            tier.get_s = 5.0  # longer than the call waits
-            assert await cached("x", "face") == "new"
-            await asyncio.sleep(1.0)
+            if why == "erased":
+                await erasing(cache, tier)
+            if stays:
+                tier.supersede = reject
+            tier.get = None  # a call fails
+            assert await cached(*arguments) == "new"
+            await asyncio.sleep(0.5)
+            del tier.get
+            cache.clear()
+            assert (list(tier.held), await cache.fetch(key)) == ([key] * stays, None)
+
+    run(main)
+
+
+def test_later_value_stays_queued():
+    """A tier that preserves values makes the later put of a key, if a pending erasure forbids the earlier one."""
+
+    async def main(loop):
+        tier = ScriptedTier(loop.clock)
+        tier.preserves = True
+        async with cache_of(loop, tier, ttl_s=500.0, retention=Retention(1000.0, min_age_s=100.0)) as cache:
+            await erasing(cache, tier)
+            puts = cache.put_through("k", "new", subject="anna"), cache.put_through("k", "newer")
+            assert await asyncio.gather(*puts) == [False, True]
+            assert tier.held["k"].value == "newer"
+
+    run(main)
+
+
+def test_erased_by_another_thread_leaves_no_older_value():
+    """A value that is erased while it is put takes the older value of its key with it."""
+
+    async def main(loop):
+        tier = ScriptedTier(loop.clock)
+        async with cache_of(loop, tier) as cache:
+            await cache.put_through("k", "old")
+            replace = TierWriter.replace
+
+            def erase_and_replace(writer, key):
+                cache.erase(subject="anna")
+                replace(writer, key)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(TierWriter, "replace", erase_and_replace)
+                assert not await cache.put_through("k", "new", subject="anna")
             assert tier.held == {}
+
+    run(main)
+
+
+def test_promoted_value_removes_nothing():
+    """A value that a faster tier may not store, and a slower one has, removes nothing there at each promotion."""
+
+    async def main(loop):
+        disk, server = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis", on_disk=False)
+        async with cache_of(loop, disk, server, retention=POLICY, ttl_s=None) as cache:
+            await cache.put_through("k", "new", **MAY_NOT["disallowed"])
+            disk.supersede = None  # a call would fail
+            cache.clear()
+            assert await cache.fetch("k") == "new"
+            await asyncio.sleep(1.0)
+            assert cache.tiers.statistics()[0].queued == 0
 
     run(main)
 
