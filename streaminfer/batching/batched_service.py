@@ -341,7 +341,7 @@ class BatchedService(Node):
         raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
 
     async def _make_ready(self) -> None:
-        await enter_at_start(self._device, self._dispatcher, self._dispatcher.residence)
+        await enter_at_start(self._device, self._dispatcher)
         self.check_max_batch_size(self._max_batch_size)
         workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
         if self._policy_for is not None and workers != self.max_in_flight and not self._dispatcher.runner.batches:
@@ -361,7 +361,7 @@ class BatchedService(Node):
         model = 0 if offered.fingerprint_changes is None else offered.fingerprint_changes()
         if self._calibrator is None or model != self._calibrated_model:
             self._calibrator, self._calibrated_model = Calibration(self.source), model
-        async with in_memory(self._device, self._dispatcher, self._dispatcher.residence):
+        async with in_memory(self._dispatcher.residence):
             self.calibration = await self._calibrator.run(
                 self._make_calibration_service,
                 example,

@@ -21,8 +21,8 @@ import functools
 import inspect
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypedDict, Unpack, overload
 
 from streaminfer._internal.validation import check_clock, check_count, check_duration, check_instance, expected
 from streaminfer.batching.assembly._compatibility_cy import kind_of
@@ -42,17 +42,16 @@ _FIRST_RUNS_SHARE = 0.5
 _SHORTEST_NS = 1
 
 
+class _Options(TypedDict, total=False):
+    budget_s: float
+    preferred_sizes: Sequence[int] | None
+    stack: bool
+    clock: Clock | None
+
+
 @overload
 async def profile(
-    inner: Any,
-    examples: Sequence[Any],
-    *,
-    max_batch_size: int,
-    budget_s: float = ...,
-    buckets: None = ...,
-    preferred_sizes: Sequence[int] | None = ...,
-    stack: bool = ...,
-    clock: Clock | None = ...,
+    inner: Any, examples: Sequence[Any], *, max_batch_size: int, buckets: None = ..., **options: Unpack[_Options]
 ) -> ServiceTime: ...
 
 
@@ -62,11 +61,8 @@ async def profile(
     examples: Sequence[Any],
     *,
     max_batch_size: int,
-    budget_s: float = ...,
     buckets: Buckets | Sequence[int],
-    preferred_sizes: Sequence[int] | None = ...,
-    stack: bool = ...,
-    clock: Clock | None = ...,
+    **options: Unpack[_Options],
 ) -> dict[int, ServiceTime]: ...
 
 
@@ -154,11 +150,14 @@ async def _measure(run: Callable[[int], Awaitable[int]], sizes: list[int], budge
             if len(durations_ns) < _MOST_RUNS and spent_ns + statistics.median_low(durations_ns) <= budget_ns
         ]
         if not fits:
-            return _curve(runs)
+            break
         size = min(fits, key=lambda one: sum(runs[one]))
         duration_ns = await run(size)
         runs[size].append(duration_ns)
         spent_ns += duration_ns
+    medians_s = [statistics.median_low(durations_ns) / 1e9 for durations_ns in runs.values()]
+    times_s = isotonic_curve(medians_s, [len(durations_ns) for durations_ns in runs.values()])
+    return ServiceTime.table(dict(zip(runs, times_s, strict=True)))
 
 
 async def _run(inner: Any, rows: list[Any], assembler: Assembler, clock: Clock, size: int) -> int:
@@ -203,11 +202,3 @@ def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool
             raise ValueError(expected(f"examples[{number}]", "one that can be stacked with the others", example))
         alike_rows.append(row)
     return rows
-
-
-def _curve(runs: Mapping[int, list[int]]) -> ServiceTime:
-    sizes = sorted(runs)
-    times_s = isotonic_curve(
-        [statistics.median_low(runs[size]) / 1e9 for size in sizes], [len(runs[size]) for size in sizes]
-    )
-    return ServiceTime.table(dict(zip(sizes, times_s, strict=True)))
