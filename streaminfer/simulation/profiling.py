@@ -18,7 +18,7 @@ batch that seems faster was measured wrongly.
 
 import asyncio
 import functools
-import inspect
+import itertools
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,13 +26,15 @@ from typing import Any, TypedDict, Unpack, overload
 
 from streaminfer._internal.validation import check_clock, check_count, check_duration, check_instance, expected
 from streaminfer.batching.assembly._compatibility_cy import kind_of
-from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
+from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.buckets import Buckets, as_buckets
-from streaminfer.batching.assembly.unbatch import split_rows
+from streaminfer.batching.assembly.model_calls import ModelCalls, make_assembler
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
 from streaminfer.batching.service_time._isotonic_cy import isotonic_curve
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Clock, adapt, is_backend
+from streaminfer.protocols import Clock, adapt, is_backend, name_of
 from streaminfer.request import Request
 
 __all__ = ["profile"]
@@ -111,18 +113,15 @@ async def profile(
     expectation = "a backend (an object with infer) or a batch function"
     check_instance("inner", inner, lambda it: is_backend(it) or callable(it), expectation)
     checked_buckets = as_buckets(buckets)
-    assembler = Assembler(
-        stack=stack,
-        batch_axes=adapt(inner).capabilities().batch_axes,
-        max_batch_size=max_batch_size,
-        buckets=checked_buckets,
-        preferred_sizes=preferred_sizes,
+    assembler = make_assembler(
+        inner, stack=stack, max_batch_size=max_batch_size, buckets=checked_buckets, preferred_sizes=preferred_sizes
     )
+    calls = ModelCalls(inner, stack=stack, assembler=assembler, source=name_of(inner), clock=clock or time.monotonic_ns)
     rows = _rows(examples, inner, assembler, stack)
     budget_ns = budget_s * 1e9 / len(rows)
     by_bucket: dict[int, ServiceTime] = {}
     for bucket, alike_rows in sorted(rows.items()):
-        run = functools.partial(_run, inner, alike_rows, assembler, clock or time.monotonic_ns)
+        run = functools.partial(_run, calls, alike_rows)
         by_bucket[bucket] = await _measure(run, assembler.sizes_of(bucket), budget_ns)
     return (
         by_bucket[0]
@@ -160,27 +159,22 @@ async def _measure(run: Callable[[int], Awaitable[int]], sizes: list[int], budge
     return ServiceTime.table(dict(zip(runs, times_s, strict=True)))
 
 
-async def _run(inner: Any, rows: list[Any], assembler: Assembler, clock: Clock, size: int) -> int:
+async def _run(calls: ModelCalls, rows: list[Any], size: int) -> int:
     """Return the nanoseconds of one batch of compatible rows, from requests to rows."""
-    inputs = [rows[number % len(rows)] for number in range(size)]
-    requests = [Request(row) for row in inputs]
-    started_ns = clock()
-    if is_backend(inner):
-        assemble = functools.partial(assembler.assemble, inputs)
-        results = await inner.infer(AssembledBatch(assemble, requests, None, clock, size))
-    else:
-        results = inner(assembler.assemble(inputs))
-        if inspect.isawaitable(results):
-            results = await results
-    outputs = split_rows(results, size, type(inner).__name__)
-    duration_ns = clock() - started_ns
+    queue = RequestQueue(size)
+    for row in itertools.islice(itertools.cycle(rows), size):
+        queue.admit(Request(row), row, None, 0, NEVER, 0)
+    batch = queue.take(queue.first(size), 0, "full")
+    if calls.infer is None:
+        await asyncio.sleep(0)  # the function runs on the event loop: let other tasks run first
+    started_ns = calls.clock()
+    outputs, _ = await calls.send(batch)
+    duration_ns = calls.clock() - started_ns
     if isinstance(outputs, BackendError):
         raise outputs
     for row in outputs:
         if isinstance(row, BaseException):
             raise row
-    if not is_backend(inner):
-        await asyncio.sleep(0)
     return max(duration_ns, _SHORTEST_NS)
 
 
