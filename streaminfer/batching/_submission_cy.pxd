@@ -21,10 +21,7 @@ cdef class Submission:
     cdef object _assembler
     cdef object _number_dtype
     cdef long long _slo_ns
-    cdef object _enter
-    cdef object _reject
-    cdef object _make_room
-    cdef object _outcomes
+    cdef object _service
     cdef public object clock
     cdef public object loop
     cdef public object new_future

@@ -1,22 +1,21 @@
 """Acceptance of a request by a batcher: all code that runs for each request before its caller waits.
 
 One source, compiled with the C types of ``_submission_cy.pxd`` or run uncompiled. Rare cases (another event loop, a
-full queue, a rejection) are left to functions that the batcher passes in.
+full queue, a rejection) are left to the batcher's service.
 """
 
 from __future__ import annotations
 
 import asyncio
 from asyncio import get_running_loop
-from collections.abc import Callable, Hashable
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 from numpy import ndarray
 
 from streaminfer.batching.assembly._prepare_cy import SCALARS, prepare
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
-from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.protocols import Clock
 
 __all__ = ["DispatchState", "Submission"]
@@ -55,10 +54,7 @@ class Submission:
         stack: the model gets stacked arrays, not lists.
         in_order: requests of a stream run one after the other.
         clock: returns monotonic nanoseconds.
-        enter: called with the running loop if it differs from :attr:`loop`; sets :attr:`loop`.
-        reject: called with the present instant and the deadline of a request that is not accepted; raises.
-        make_room: called if the queue is full, with stream, priority and deadline of the request; may raise.
-        outcomes: counts inputs that cannot be stacked as failed.
+        service: the `BatchedService`, for the rare cases; its ``outcomes`` count inputs that cannot be stacked.
 
     Attributes:
         loop: the event loop of the callers.
@@ -76,20 +72,14 @@ class Submission:
         stack: bool,
         in_order: bool,
         clock: Clock,
-        enter: Callable[[asyncio.AbstractEventLoop], None],
-        reject: Callable[[int, int], NoReturn],
-        make_room: Callable[[Hashable, int, int], None],
-        outcomes: RequestOutcomes,
+        service: Any,
     ) -> None:
         self._queue = queue
         self._dispatcher = dispatcher
         self._stack = stack
         self._in_order = in_order
         self.clock: Clock = clock
-        self._enter = enter
-        self._reject = reject
-        self._make_room = make_room
-        self._outcomes = outcomes
+        self._service = service
         self._assembler: Any = None
         self._plain = True
         self._number_dtype: Any = None  # dtype of the latest array that needed no preparation
@@ -137,7 +127,7 @@ class Submission:
         if loop is None:
             loop = get_running_loop()
         if loop is not self.loop:
-            self._enter(loop)
+            self._service.enter(loop)
         self.submitted += 1
         present_ns = now_ns or self.clock()
         due_ns = _NEVER
@@ -146,7 +136,7 @@ class Submission:
         elif self._slo_ns >= 0:
             due_ns = present_ns + self._slo_ns
         if self.stopping or due_ns <= present_ns:
-            self._reject(present_ns, due_ns)
+            self._service.reject(present_ns, due_ns)
         bucket = 0
         cost = 0.0
         if not self._plain or (self._stack and type(inputs) not in SCALARS):
@@ -163,11 +153,11 @@ class Submission:
                     bucket = self._assembler.bucket_of(inputs)
                     cost = self._assembler.cost_of(inputs)
             except BaseException:  # including an interrupt raised in row_cost
-                self._outcomes.failed += 1
+                self._service.outcomes.failed += 1
                 raise
         queue = self._queue
         if queue.full:
-            self._make_room(None if request is None else request.stream_id, priority, due_ns)
+            self._service.make_room(None if request is None else request.stream_id, priority, due_ns)
         stream_id = request.stream_id if self._in_order and request is not None else None
         if future is None:
             future = self.new_future()

@@ -8,6 +8,7 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any
 
+import attrs
 from numpy import array, ndarray
 
 from streaminfer._internal.own_arrays import own_arrays
@@ -26,6 +27,7 @@ from streaminfer.protocols import adapt
 __all__ = ["BatchRunner"]
 
 
+@attrs.define(eq=False, slots=False)
 class BatchRunner:
     """Runs the batches of one queue on one backend or function.
 
@@ -52,21 +54,19 @@ class BatchRunner:
         abandoned_batches: number of batches that were cancelled because no caller was left.
     """
 
-    def __init__(
-        self,
-        calls: ModelCalls,
-        *,
-        queue: RequestQueue,
-        outcomes: RequestOutcomes,
-        finish: Callable[[Execution, int, Any, BaseException | None], None],
-        settle: Callable[[], None],
-    ) -> None:
-        self._calls = calls
-        self._queue = queue
-        self._events = queue.events
-        self._outcomes = outcomes
-        self._finish = finish
-        self._settle = settle
+    _calls: ModelCalls
+    _queue: RequestQueue
+    _outcomes: RequestOutcomes
+    _finish: Callable[[Execution, int, Any, BaseException | None], None]
+    _settle: Callable[[], None]
+    batches: dict[Execution, None] = attrs.field(factory=dict, init=False)  # ordered, so that runs can be repeated
+    loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False)
+    # batches belong to no caller: they must not see the context variables of the caller that started them
+    context: contextvars.Context = attrs.field(factory=contextvars.Context, init=False)
+    abandoned_batches: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        calls = self._calls
         node = adapt(calls.inner)
         self._infer_now = node.infer_now
         self._begin_infer = node.begin_infer
@@ -74,17 +74,12 @@ class BatchRunner:
         self.in_threads = self._begin_infer is not None
         self.run: Callable[[Execution], None] = self._call_function if calls.infer is None else self._call_backend
         self._isolates = not node.capabilities().isolates_rows
-        self.isolator = RowIsolator(calls, queue, expire=self.expire, fail=outcomes.fail)
-        self.batches: dict[Execution, None] = {}  # ordered, so that a run in virtual time is reproducible
-        self.loop: asyncio.AbstractEventLoop | None = None
-        # batches belong to no caller: they must not see the context variables of the caller that started them
-        self.context = contextvars.Context()
-        self.abandoned_batches = 0
+        self.isolator = RowIsolator(calls, self._queue, expire=self.expire, fail=self._outcomes.fail)
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop, now_ns: int) -> None:
         """Run batches on another event loop; forget those that a closed loop left behind."""
         for execution in self.batches:
-            self._events.finished(execution.record, now_ns, False)
+            self._queue.events.finished(execution.record, now_ns, False)
         self.batches.clear()
         self.loop = loop
 
@@ -159,36 +154,30 @@ class BatchRunner:
                 if execution.live:  # requests whose callers have just cancelled
                     close_unread_rows(execution.tickets, rows, have_ended=False)
         if error is not None or not rows:
-            self._events.finished(execution.record, inferred_ns, error is None)
+            self._queue.events.finished(execution.record, inferred_ns, error is None)
         if error is not None:
             self._outcomes.fail(execution.tickets, error, inferred_ns, assembled_ns)
         return error
 
     def _call_backend(self, execution: Execution) -> None:
         batch = self._calls.make_batch(execution)
-        if self._begin_infer is not None:
-            self._begin(execution, batch, self._begin_infer)
-            return
         infer: Any = self._infer_now or self._calls.infer
         try:
-            results = infer(batch)
-            if self._infer_now is not None and self._calls.copies:
-                results = own_arrays(results)
+            if self._begin_infer is not None:
+                execution.task = self._begin_infer(batch, functools.partial(self._ended, execution, batch))
+            else:
+                results = infer(batch)
+                if self._infer_now is not None and self._calls.copies:
+                    results = own_arrays(results)
         except BaseException as error:  # noqa: BLE001 - it failed before it awaited anything
             self._fail(execution, execution.started_ns, error)
         else:
-            if self._infer_now is None:
+            if self._begin_infer is not None:
+                self.batches[execution] = None
+            elif self._infer_now is None:
                 self._start_task(execution, self._complete(execution, results, batch, execution.started_ns))
             else:
                 self._finish(execution, batch.assembled_ns or execution.started_ns, results, None)
-
-    def _begin(self, execution: Execution, batch: AssembledBatch, begin: Callable[..., Any]) -> None:
-        try:
-            execution.task = begin(batch, functools.partial(self._ended, execution, batch))
-        except BaseException as error:  # noqa: BLE001 - it belongs to this batch's callers
-            self._fail(execution, execution.started_ns, error)
-        else:
-            self.batches[execution] = None
 
     def _ended(self, execution: Execution, batch: AssembledBatch, results: Any, error: BaseException | None) -> None:
         """Finish a batch that ran without a task, or send it again in parts, in a task."""

@@ -52,6 +52,7 @@ class BatchedService(Node):
         events: record of recent arrivals, releases and drops.
         slo_s: the objective in seconds, for requests without a deadline.
         slo_ns: the same in nanoseconds.
+        outcomes: completes the requests that get no response, and counts them.
         submit: accepts a request, as `Submission.submit`.
         calibration: measurements of the latest start; ``None`` before it, or if the backend offers no example.
     """
@@ -80,11 +81,11 @@ class BatchedService(Node):
         self._queue = RequestQueue(max_queue_size) if weights is None else FairQueue(max_queue_size, weights)
         self._fair_queue = self._queue if isinstance(self._queue, FairQueue) else None
         self.events = self._queue.events
-        self._outcomes = RequestOutcomes(self._queue, self.source)
+        self.outcomes = RequestOutcomes(self._queue, self.source)
         self._dispatcher = Dispatcher(
             self._calls,
             queue=self._queue,
-            outcomes=self._outcomes,
+            outcomes=self.outcomes,
             policy=policy,
             max_in_flight=max_in_flight,
             device=device,
@@ -100,10 +101,7 @@ class BatchedService(Node):
             stack=stack,
             in_order=self._in_order,
             clock=clock,
-            enter=self._enter,
-            reject=self._reject,
-            make_room=self._make_room,
-            outcomes=self._outcomes,
+            service=self,
         )
         self.submit = self._submission.submit
         self.change(slo_s, max_batch_size, policy, assembler)
@@ -145,7 +143,7 @@ class BatchedService(Node):
             return  # it completed, and its consequences were handled
         execution = ticket.execution
         if self._queue.end(ticket):
-            self._outcomes.cancelled += 1
+            self.outcomes.cancelled += 1
             if execution is not None:
                 self._dispatcher.runner.cancel_if_abandoned(execution)
         if self._in_order:
@@ -259,7 +257,7 @@ class BatchedService(Node):
             BackendError: the model could not be loaded, or failed on an example that the user gave.
         """
         await self.load_kernels()
-        self._enter(asyncio.get_running_loop())
+        self.enter(asyncio.get_running_loop())
         try:
             await self._make_ready()
         except BaseException:
@@ -297,7 +295,7 @@ class BatchedService(Node):
             drain: complete the requests in flight first; otherwise they end with ``Closed`` and running batches are
                 cancelled. If a draining stop is itself cancelled, the remaining requests end with ``Closed``.
         """
-        self._enter(asyncio.get_running_loop())
+        self.enter(asyncio.get_running_loop())
         self._submission.stopping = True
         self._dispatcher.set_policy(Greedy(self._max_batch_size))  # no later request can fill a batch
         await self._dispatcher.stop(drain=drain)
@@ -306,7 +304,7 @@ class BatchedService(Node):
         """Return a snapshot of the counters."""
         from streaminfer.batching.batcher_statistics import BatcherStatistics  # noqa: PLC0415 - loaded at the first snapshot
 
-        queue, outcomes, dispatcher, runner = self._queue, self._outcomes, self._dispatcher, self._dispatcher.runner
+        queue, outcomes, dispatcher, runner = self._queue, self.outcomes, self._dispatcher, self._dispatcher.runner
         return BatcherStatistics(
             submitted=self._submission.submitted,
             queued=queue.queued + queue.held_back,
@@ -333,16 +331,17 @@ class BatchedService(Node):
     def __repr__(self) -> str:
         return f"BatchedService({self.source}, queued={self._queue.queued}, running={self._queue.running})"
 
-    def _reject(self, now_ns: int, deadline_ns: int) -> NoReturn:
+    def reject(self, now_ns: int, deadline_ns: int) -> NoReturn:
+        """Reject a request that came after the stop, or after its deadline."""
         if self._submission.stopping:
-            self._outcomes.count_rejected("closed", now_ns)
+            self.outcomes.count_rejected("closed", now_ns)
             raise Closed("the batcher has stopped")
-        self._outcomes.deadline_exceeded += 1
+        self.outcomes.deadline_exceeded += 1
         self.events.dropped(now_ns, "deadline_exceeded_on_arrival", 1)
         raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
 
     async def _make_ready(self) -> None:
-        await enter_at_start(self._device, self._dispatcher, self._dispatcher.residence)
+        await enter_at_start(self._device, self._dispatcher)
         self.check_max_batch_size(self._max_batch_size)
         workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
         if self._policy_for is not None and workers != self.max_in_flight and not self._dispatcher.runner.batches:
@@ -362,7 +361,7 @@ class BatchedService(Node):
         model = 0 if offered.fingerprint_changes is None else offered.fingerprint_changes()
         if self._calibrator is None or model != self._calibrated_model:
             self._calibrator, self._calibrated_model = Calibration(self.source), model
-        async with in_memory(self._device, self._dispatcher, self._dispatcher.residence):
+        async with in_memory(self._dispatcher.residence):
             self.calibration = await self._calibrator.run(
                 self._make_calibration_service,
                 example,
@@ -399,7 +398,7 @@ class BatchedService(Node):
             return ticket.priority > priority
         return self._fair_queue.precedes(stream_id, ticket)
 
-    def _make_room(self, stream_id: Hashable, priority: int, deadline_ns: int) -> None:
+    def make_room(self, stream_id: Hashable, priority: int, deadline_ns: int) -> None:
         """Make a place in a full queue, or raise.
 
         If a worker is free, its dispatch, due at the end of this loop iteration, happens now. Otherwise the newest of
@@ -409,13 +408,13 @@ class BatchedService(Node):
             try:
                 self._dispatcher.runner.context.copy().run(self._dispatcher.dispatch)
             except BaseException:
-                self._outcomes.failed += 1  # an interrupt raised by another batch ends this call too
+                self.outcomes.failed += 1  # an interrupt raised by another batch ends this call too
                 raise
             if not self._queue.full:
                 return
         last = self._queue.least_urgent()
         if last is not None and last.future.done():
-            self._outcomes.drop_cancelled(last)
+            self.outcomes.drop_cancelled(last)
             return
         now_ns = self.clock()
         retry_after_s = self._dispatcher.retry_after_s(now_ns)
@@ -423,10 +422,10 @@ class BatchedService(Node):
         message = f"{waiting} requests are queued already (max_queue_size={self._queue.max_size})"
         if last is not None and self._is_shed_for(last, stream_id, priority):
             displacer = "a more urgent request" if last.priority > priority else "a stream with a shorter backlog"
-            self._outcomes.shed(last, now_ns, f"shed for {displacer}; {message}", retry_after_s)
+            self.outcomes.shed(last, now_ns, f"shed for {displacer}; {message}", retry_after_s)
             return
         self.events.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
-        self._outcomes.count_rejected("queue_full", now_ns)
+        self.outcomes.count_rejected("queue_full", now_ns)
         raise Overloaded(message, retry_after_s=retry_after_s)
 
     def _prepare_policy(self) -> None:
@@ -434,7 +433,8 @@ class BatchedService(Node):
         if (prepare := self._dispatcher.expectations.offered.prepare) is not None:
             prepare(wait=True)
 
-    def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
+    def enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Serve requests of another event loop, the running one."""
         submission, dispatcher, before = self._submission, self._dispatcher, self._submission.loop
         if before is loop:
             return
@@ -442,7 +442,7 @@ class BatchedService(Node):
             raise RuntimeError(
                 f"{self!r} serves requests of another event loop; a batcher belongs to one loop at a time"
             )
-        self._outcomes.forget(dispatcher.tickets())
+        self.outcomes.forget(dispatcher.tickets())
         dispatcher.bind_loop(loop)
         submission.loop = loop
         self._prepare_policy()

@@ -104,9 +104,9 @@ class Dispatcher(DispatchState):
         self._idle = IdleWaiters()
         self.batch_sizes: dict[int, int] = {}
         self.observers: BatchObservers | None = None
-        swaps = device is not None and device.memory_bytes is not None
-        residency = offered.residency if swaps else None
-        self.residence = None if residency is None else LiveResidence(residency, self, self._now_ns)
+        self.residence: LiveResidence | None = None
+        if device is not None and device.memory_bytes is not None and offered.residency is not None:
+            self.residence = LiveResidence(offered.residency, self, device, self._now_ns)
         self.claim = Claim(queue, self.expectations.expected_of_size_ns, offered.background_runs)
 
     def _now_ns(self) -> int:

@@ -18,21 +18,23 @@ batch that seems faster was measured wrongly.
 
 import asyncio
 import functools
-import inspect
+import itertools
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypedDict, Unpack, overload
 
 from streaminfer._internal.validation import check_clock, check_count, check_duration, check_instance, expected
 from streaminfer.batching.assembly._compatibility_cy import kind_of
-from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
+from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.buckets import Buckets, as_buckets
-from streaminfer.batching.assembly.unbatch import split_rows
+from streaminfer.batching.assembly.model_calls import ModelCalls, make_assembler
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
 from streaminfer.batching.service_time._isotonic_cy import isotonic_curve
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Clock, adapt, is_backend
+from streaminfer.protocols import Clock, adapt, is_backend, name_of
 from streaminfer.request import Request
 
 __all__ = ["profile"]
@@ -42,17 +44,16 @@ _FIRST_RUNS_SHARE = 0.5
 _SHORTEST_NS = 1
 
 
+class _Options(TypedDict, total=False):
+    budget_s: float
+    preferred_sizes: Sequence[int] | None
+    stack: bool
+    clock: Clock | None
+
+
 @overload
 async def profile(
-    inner: Any,
-    examples: Sequence[Any],
-    *,
-    max_batch_size: int,
-    budget_s: float = ...,
-    buckets: None = ...,
-    preferred_sizes: Sequence[int] | None = ...,
-    stack: bool = ...,
-    clock: Clock | None = ...,
+    inner: Any, examples: Sequence[Any], *, max_batch_size: int, buckets: None = ..., **options: Unpack[_Options]
 ) -> ServiceTime: ...
 
 
@@ -62,11 +63,8 @@ async def profile(
     examples: Sequence[Any],
     *,
     max_batch_size: int,
-    budget_s: float = ...,
     buckets: Buckets | Sequence[int],
-    preferred_sizes: Sequence[int] | None = ...,
-    stack: bool = ...,
-    clock: Clock | None = ...,
+    **options: Unpack[_Options],
 ) -> dict[int, ServiceTime]: ...
 
 
@@ -115,18 +113,15 @@ async def profile(
     expectation = "a backend (an object with infer) or a batch function"
     check_instance("inner", inner, lambda it: is_backend(it) or callable(it), expectation)
     checked_buckets = as_buckets(buckets)
-    assembler = Assembler(
-        stack=stack,
-        batch_axes=adapt(inner).capabilities().batch_axes,
-        max_batch_size=max_batch_size,
-        buckets=checked_buckets,
-        preferred_sizes=preferred_sizes,
+    assembler = make_assembler(
+        inner, stack=stack, max_batch_size=max_batch_size, buckets=checked_buckets, preferred_sizes=preferred_sizes
     )
+    calls = ModelCalls(inner, stack=stack, assembler=assembler, source=name_of(inner), clock=clock or time.monotonic_ns)
     rows = _rows(examples, inner, assembler, stack)
     budget_ns = budget_s * 1e9 / len(rows)
     by_bucket: dict[int, ServiceTime] = {}
     for bucket, alike_rows in sorted(rows.items()):
-        run = functools.partial(_run, inner, alike_rows, assembler, clock or time.monotonic_ns)
+        run = functools.partial(_run, calls, alike_rows)
         by_bucket[bucket] = await _measure(run, assembler.sizes_of(bucket), budget_ns)
     return (
         by_bucket[0]
@@ -154,34 +149,32 @@ async def _measure(run: Callable[[int], Awaitable[int]], sizes: list[int], budge
             if len(durations_ns) < _MOST_RUNS and spent_ns + statistics.median_low(durations_ns) <= budget_ns
         ]
         if not fits:
-            return _curve(runs)
+            break
         size = min(fits, key=lambda one: sum(runs[one]))
         duration_ns = await run(size)
         runs[size].append(duration_ns)
         spent_ns += duration_ns
+    medians_s = [statistics.median_low(durations_ns) / 1e9 for durations_ns in runs.values()]
+    times_s = isotonic_curve(medians_s, [len(durations_ns) for durations_ns in runs.values()])
+    return ServiceTime.table(dict(zip(runs, times_s, strict=True)))
 
 
-async def _run(inner: Any, rows: list[Any], assembler: Assembler, clock: Clock, size: int) -> int:
+async def _run(calls: ModelCalls, rows: list[Any], size: int) -> int:
     """Return the nanoseconds of one batch of compatible rows, from requests to rows."""
-    inputs = [rows[number % len(rows)] for number in range(size)]
-    requests = [Request(row) for row in inputs]
-    started_ns = clock()
-    if is_backend(inner):
-        assemble = functools.partial(assembler.assemble, inputs)
-        results = await inner.infer(AssembledBatch(assemble, requests, None, clock, size))
-    else:
-        results = inner(assembler.assemble(inputs))
-        if inspect.isawaitable(results):
-            results = await results
-    outputs = split_rows(results, size, type(inner).__name__)
-    duration_ns = clock() - started_ns
+    queue = RequestQueue(size)
+    for row in itertools.islice(itertools.cycle(rows), size):
+        queue.admit(Request(row), row, None, 0, NEVER, 0)
+    batch = queue.take(queue.first(size), 0, "full")
+    if calls.infer is None:
+        await asyncio.sleep(0)  # the function runs on the event loop: let other tasks run first
+    started_ns = calls.clock()
+    outputs, _ = await calls.send(batch)
+    duration_ns = calls.clock() - started_ns
     if isinstance(outputs, BackendError):
         raise outputs
     for row in outputs:
         if isinstance(row, BaseException):
             raise row
-    if not is_backend(inner):
-        await asyncio.sleep(0)
     return max(duration_ns, _SHORTEST_NS)
 
 
@@ -203,11 +196,3 @@ def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool
             raise ValueError(expected(f"examples[{number}]", "one that can be stacked with the others", example))
         alike_rows.append(row)
     return rows
-
-
-def _curve(runs: Mapping[int, list[int]]) -> ServiceTime:
-    sizes = sorted(runs)
-    times_s = isotonic_curve(
-        [statistics.median_low(runs[size]) / 1e9 for size in sizes], [len(runs[size]) for size in sizes]
-    )
-    return ServiceTime.table(dict(zip(sizes, times_s, strict=True)))

@@ -18,11 +18,11 @@ Complexity: O(log n) per event, with 2 events per request and 1 per batch, plus 
 request with the greedy policy.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Any
 
-import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -37,15 +37,7 @@ from streaminfer._internal.validation import (
 )
 from streaminfer.batching.planner import kernel_loader
 from streaminfer.batching.planner.lookahead import Lookahead
-from streaminfer.batching.policy import (
-    POLICY_NAMES,
-    Decision,
-    Greedy,
-    Policy,
-    PolicyName,
-    adapt_policy,
-    is_policy,
-)
+from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName, adapt_policy, is_policy
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.request import timeout_ns
@@ -114,17 +106,10 @@ def simulate(
     resolved = _policy(
         policy, max_batch_size, service_time, workers, check_duration("max_queue_delay_s", max_queue_delay_s)
     )
-    simulation = _Simulation(
-        model=ModelRun(resolved, arrivals_ns, deadlines_ns, priorities_of(priorities, n)),
-        policy=resolved,
-        observe=adapt_policy(resolved).observe,
-        durations_ns=durations_ns.tolist(),
-        free=list(range(workers)),
-        noise=check_noise(noise),
-        rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
-    )
-    simulation.run()
-    return simulation.model.result(workers)
+    model = ModelRun(resolved, arrivals_ns, deadlines_ns, priorities_of(priorities, n))
+    rng = np.random.default_rng(check_count("seed", seed, at_least=0))
+    _run(model, resolved, workers, durations_ns.tolist(), check_noise(noise), rng)
+    return model.result(workers)
 
 
 def check_noise(noise: object) -> float:
@@ -151,50 +136,34 @@ def durations_in_ns(service_time: ServiceTime, max_batch_size: int) -> NDArray[n
     return service_time.table_ns(check_count("max_batch_size", max_batch_size, at_most=_MOST))
 
 
-@attrs.define(kw_only=True, eq=False)
-class _Simulation:
-    """The clock and the workers of one run."""
-
-    model: ModelRun
-    policy: Policy
-    observe: Callable[..., object] | None
-    durations_ns: list[int]
-    free: list[int]  # heap of workers
-    noise: float
-    rng: np.random.Generator
-    running: list[tuple[int, int, Execution]] = attrs.field(init=False, factory=list)  # heap of end, worker, batch
-
-    def run(self) -> None:
-        """Move from event to event until none is left."""
-        model, running = self.model, self.running
-        while True:
-            now_ns = min(model.next_ns, running[0][0]) if running else model.next_ns
-            if now_ns == NEVER:
-                if model.queue.queued:
-                    raise RuntimeError(f"{self.policy!r} leaves {model.queue.queued} requests queued for ever")
-                return
-            while running and running[0][0] <= now_ns:
-                self._finish(now_ns)
-            model.admit(now_ns)
-            while self.free and (decision := model.propose(now_ns, len(self.free))) is not None:
-                self._launch(decision, now_ns)
-
-    def _launch(self, decision: Decision, now_ns: int) -> None:
-        size = len(decision.batch)
-        if size >= len(self.durations_ns):
-            raise RuntimeError(f"{self.policy!r} sends a batch of {size}, above {len(self.durations_ns) - 1}")
-        execution = self.model.take(decision.batch, now_ns, decision.reason)
-        duration_ns = self.durations_ns[size]
-        if self.noise:
-            duration_ns = max(1, round(duration_ns * float(np.exp(self.noise * self.rng.standard_normal()))))
-        heappush(self.running, (now_ns + duration_ns, heappop(self.free), execution))
-
-    def _finish(self, now_ns: int) -> None:
-        _, worker, execution = heappop(self.running)
-        heappush(self.free, worker)
-        self.model.end(execution, now_ns)
-        if self.observe is not None:
-            self.observe(len(execution.inputs), now_ns - execution.started_ns, now_ns)
+def _run(
+    model: ModelRun, policy: Policy, workers: int, durations_ns: list[int], noise: float, rng: np.random.Generator
+) -> None:
+    """Move from event to event until none is left."""
+    observe = adapt_policy(policy).observe
+    running: list[tuple[int, int, Execution]] = []  # heap of end, number, batch
+    numbers = itertools.count()
+    while True:
+        now_ns = min(model.next_ns, running[0][0] if running else NEVER)
+        if now_ns == NEVER:
+            break
+        while running and running[0][0] <= now_ns:
+            execution = heappop(running)[2]
+            model.end(execution, now_ns)
+            if observe is not None:
+                observe(len(execution.inputs), now_ns - execution.started_ns, now_ns)
+        model.admit(now_ns)
+        while len(running) < workers and (decision := model.propose(now_ns, workers - len(running))) is not None:
+            size = len(decision.batch)
+            if size >= len(durations_ns):
+                raise RuntimeError(f"{policy!r} sends a batch of {size}, above {len(durations_ns) - 1}")
+            execution = model.take(decision.batch, now_ns, decision.reason)
+            duration_ns = durations_ns[size]
+            if noise:
+                duration_ns = max(1, round(duration_ns * float(np.exp(noise * rng.standard_normal()))))
+            heappush(running, (now_ns + duration_ns, next(numbers), execution))
+    if model.queue.queued:
+        raise RuntimeError(f"{policy!r} leaves {model.queue.queued} requests queued for ever")
 
 
 def _policy(

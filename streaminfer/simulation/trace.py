@@ -6,7 +6,7 @@ it as compressed NumPy arrays, without pickle: loading a file runs no code of it
 
 import io
 import os
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import attrs
 import numpy as np
@@ -70,8 +70,7 @@ class Trace:
         """
         content = check_path("path", path).read_bytes()
         try:
-            with _archive(io.BytesIO(content)) as stored:
-                return cls(*_read(stored))
+            return cls(*_read(content))
         except Exception as error:  # a damaged archive raises many classes of errors, all with this meaning
             raise ValueError(f"{os.fspath(path)}: not a saved Trace: {error}") from error
 
@@ -146,14 +145,10 @@ def _constant(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _archive(file: IO[bytes]) -> Any:
-    stored = np.load(file, allow_pickle=False)
+def _read(content: bytes) -> list[NDArray[Any]]:
+    stored = np.load(io.BytesIO(content), allow_pickle=False)
     if not isinstance(stored, np.lib.npyio.NpzFile):
         raise TypeError("it is one array")
-    return stored
-
-
-def _read(stored: Any) -> list[NDArray[Any]]:
     stored_format = f"{stored['format']} {stored['version']}"
     if stored_format != f"{_FORMAT} {_VERSION}":
         raise ValueError(expected("format", f"{_FORMAT} {_VERSION}", stored_format))

@@ -215,25 +215,16 @@ class Assembler:
         buckets = self.buckets
         if buckets is None:
             return prepared
-        bucket = self.bucket_of(prepared)
+        ragged = buckets.lengths_of([prepared])
+        is_full = ragged[0] == [ragged[1]]
         if type(prepared) is not dict:
-            return self._as_padded(None, prepared, buckets.lengths[bucket], buckets)
-        padded: dict[str, Any] = {}
-        real = 0
+            return prepared if is_full else self._pad(None, [prepared], ragged, 0, buckets)[0]
+        padded = prepared.copy()
         for name, value in prepared.items():
-            padded[name] = value
-            if buckets.is_ragged(name, value):
-                real = value.shape[buckets.axis]
-                padded[name] = self._as_padded(name, value, buckets.lengths[bucket], buckets)
+            if not is_full and buckets.is_ragged(name, value):
+                padded[name] = self._pad(name, [value], ragged, 0, buckets)[0]
         if buckets.mask is not None:
-            padded[buckets.mask] = make_mask([real], buckets.lengths[bucket], buckets.mask_dtype)[0]
-        return padded
-
-    def _as_padded(self, name: str | None, row: NDArray[Any], length: int, buckets: Buckets) -> NDArray[Any]:
-        real = row.shape[buckets.axis]
-        if real == length:
-            return row
-        padded: NDArray[Any] = self._pad(name, [row], ([real], length), 0, buckets)[0]
+            padded[buckets.mask] = make_mask(*ragged, buckets.mask_dtype)[0]
         return padded
 
     def sizes_of(self, bucket: int) -> list[int]:

@@ -1,6 +1,5 @@
 """Calls of the model with the requests of a batch, and the rows of its results."""
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Callable
@@ -74,10 +73,10 @@ class ModelCalls:
         )
 
     async def send(self, part: Execution) -> tuple[list[Any] | BackendError, int]:
-        """Call the model once, with requests of a batch that failed.
+        """Call the model once, with requests of a batch that failed, or with examples whose batches do not count.
 
         Args:
-            part: some of the requests.
+            part: the requests.
 
         Returns:
             The rows, or an error for all of them, and the instant at which the inputs were assembled.
@@ -87,7 +86,6 @@ class ModelCalls:
             results = await self.infer(batch)
             assembled_ns = batch.assembled_ns or self.clock()
         else:
-            await asyncio.sleep(0)  # the function runs on the event loop: let other tasks run first
             inputs = self.assembler.assemble(part.inputs)
             assembled_ns = self.clock()
             results = self.inner(inputs)

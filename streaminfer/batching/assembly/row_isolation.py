@@ -17,6 +17,7 @@ rows, until the batcher is reconfigured; the policy gets that limit and plans no
 toward the bounds, because each of them halves the limit.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -159,6 +160,8 @@ class RowIsolator:
         part.deadline_ns = max(ticket.deadline_ns for ticket in part.tickets)
         part.effective_start_ns = now_ns
         execution.settled_ns = 0
+        if self._calls.infer is None:
+            await asyncio.sleep(0)  # the function runs on the event loop: let other tasks run first
         try:
             results, assembled_ns = await self._calls.send(part)
         except Exception as error:  # noqa: BLE001 - it is halved, or handed to the callers of this part

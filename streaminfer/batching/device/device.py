@@ -17,7 +17,7 @@ from streaminfer.batching.device.member import DeviceMember, Residence
 from streaminfer.batching.device.preemption import Preemption
 from streaminfer.batching.device.promotion import Promotions
 from streaminfer.batching.device.resident_set import ResidentSet
-from streaminfer.batching.device.stake import Stake, is_in_vain
+from streaminfer.batching.device.stake import is_in_vain, needed_ns
 from streaminfer.batching.device.statistics import DeviceStatistics
 from streaminfer.batching.device.turns import Bid, Turns
 from streaminfer.batching.policy import Decision
@@ -97,7 +97,8 @@ class Device:
         self.max_wait_s = check_duration("max_wait_s", max_wait_s, positive=True)
         self._turns = Turns(timeout_ns(self.max_wait_s))
         check_instance("preemptive", preemptive, lambda it: isinstance(it, bool), "True or False")
-        self._preemption = Preemption() if preemptive else None
+        self.preemptive = preemptive
+        self._preemption = Preemption()
         self._promotions = Promotions(timeout_ns(self.max_wait_s), self._count_promotion)
         self._front, self._back = _Level(), _Level()
         self._levels = (self._front, self._back) if preemptive else (self._front,)
@@ -111,11 +112,6 @@ class Device:
         self._memory: ResidentSet[Residence] = ResidentSet(memory_bytes or 0)
         self._pinned: dict[DeviceMember, Callable[[], None]] = {}
         self._loaded_for: DeviceMember | None = None  # a model that was loaded for a turn, and has not had it yet
-
-    @property
-    def preemptive(self) -> bool:
-        """Whether batches of models with a tighter objective begin while those of others run."""
-        return self._preemption is not None
 
     @property
     def is_free(self) -> bool:
@@ -141,7 +137,7 @@ class Device:
         self.check_fits(member)
         if self._loop is not loop:
             self._bind_loop(loop)
-        if self._preemption is not None:
+        if self.preemptive:
             self._preemption.enter(member)
 
     def check_fits(self, member: DeviceMember) -> None:
@@ -173,8 +169,7 @@ class Device:
         self._waiting.pop(member, None)
         self._turns.forget(self._name(member))
         del self._names[member]
-        if self._preemption is not None:
-            self._preemption.leave(member)
+        self._preemption.leave(member)
 
     def free_at_ns(self, now_ns: int, member: DeviceMember) -> int:
         """Return when the next batch of a batcher is expected to be able to begin."""
@@ -224,7 +219,7 @@ class Device:
 
     def may_dispatch(self, now_ns: int) -> bool:
         """Return whether a batcher has queued requests, or waits for a load, while a slot is free."""
-        if self._preemption is None:
+        if not self.preemptive:
             return self.is_free and (bool(self._pinned) or any(member.is_waiting for member in self._waiting))
         return any(it.is_waiting and self.is_free_for(it) and self._pause_ends_ns(it) <= now_ns for it in self._waiting)
 
@@ -247,12 +242,11 @@ class Device:
         if member is None:
             return  # a batch of a closed loop
         self._account(member).busy_s += (now_ns - execution.started_ns) / 1e9
-        if self._preemption is not None:
-            if level is self._back:
-                is_promoted = self._promotions.end(execution, member)
-                self._preemption.end_background(execution, now_ns, is_promoted=is_promoted)
-            else:
-                self._preemption.end_foreground(member, execution.started_ns, now_ns)
+        if level is self._back:
+            is_promoted = self._promotions.end(execution, member)
+            self._preemption.end_background(execution, now_ns, is_promoted=is_promoted)
+        elif self.preemptive:
+            self._preemption.end_foreground(member, execution.started_ns, now_ns)
         expected_ns = member.expected_ns(execution) if succeeded else 0
         alone_ns = level.interference.end(execution, expected_ns, now_ns)
         if self.concurrency > 1:
@@ -262,7 +256,6 @@ class Device:
         """Return a frozen snapshot; exporters read it in other threads, while batchers enter and leave."""
         named, memory = self._names.get, self._memory
         resident = {it.residence: name for it, name in self._names.copy().items()}
-        background = [] if self._preemption is None else self._preemption.background()
         slowdowns = {**self._front.interference.slowdowns(), **self._back.interference.slowdowns()}
         return DeviceStatistics(
             name=self.name,
@@ -273,7 +266,7 @@ class Device:
             memory_bytes=self.memory_bytes,
             loaded=tuple(resident.get(it, it.source) for it in tuple(memory.bytes_of) if memory.is_loaded(it)),
             preemptive=self.preemptive,
-            background=tuple(sorted(named(it, it.source) for it in background)),
+            background=tuple(sorted(named(it, it.source) for it in self._preemption.background())),
             models=model_statistics(self._accounts, slowdowns),
         )
 
@@ -291,22 +284,20 @@ class Device:
         for level in self._levels:
             level.running.clear()  # batches that a closed loop left behind occupy no slot
             level.interference.forget()
-        if self._preemption is not None:
-            self._preemption.forget()
-            self._promotions.forget()
+        self._preemption.forget()
+        self._promotions.forget()
         self._memory.end(0, succeeded=False)
         self._pinned.clear()
 
     def _level(self, member: DeviceMember) -> _Level:
-        is_background = self._preemption is not None and self._preemption.is_background(member)
-        return self._back if is_background else self._front
+        return self._back if self._preemption.is_background(member) else self._front
 
     def _has_slot(self, level: _Level) -> bool:
         return len(level.running) + (self._memory.loading is not None) < self.concurrency
 
     def _pause_ends_ns(self, member: DeviceMember) -> int:
         """Return the end of the pause of a model in the foreground; 0: it does not pause."""
-        if self._preemption is None or self._preemption.is_background(member):
+        if not self.preemptive or self._preemption.is_background(member):
             return 0
         is_busy = self._back.running or any(it.is_waiting and self._level(it) is self._back for it in self._waiting)
         return self._preemption.pause_ends_ns(member) if is_busy else 0
@@ -345,25 +336,16 @@ class Device:
                 continue
             name = self._name(member)
             is_overdue = self._turns.is_overdue(name, now_ns)
-            if self.concurrency > 1 and not is_overdue and level.interference.keeps_apart(name):
+            if not is_overdue and level.interference.keeps_apart(name):
                 continue
-            if not self._is_loaded(member):
+            bid = self._bid(member, now_ns, decision.batch, level.interference.slowdown(name))
+            if not bid.is_loaded:
                 leaving = self._leaving(member, now_ns, self._pinned)
-                own = self._stake(member, now_ns, decision.batch)
-                others = (stake for it in leaving or () for stake in self._stakes(it, now_ns))
-                if leaving is None or (not is_overdue and is_in_vain(own, others)):
+                others = (self._bid(it, now_ns) for it in self._names if it.residence in (leaving or ()))
+                if leaving is None or (not is_overdue and is_in_vain(bid, others, now_ns)):
                     continue
             decisions.append((member, decision))
-            bids.append(
-                Bid(
-                    name,
-                    decision.batch,
-                    member.outlook(now_ns, decision.batch),
-                    self.weights.get(name, 1.0),
-                    level.interference.slowdown(name) if self.concurrency > 1 else 1.0,
-                    *self._place(member),
-                )
-            )
+            bids.append(bid)
         return bids, decisions
 
     def _choose(
@@ -377,11 +359,8 @@ class Device:
             self._turns.forget(self._names[loaded_for])  # it has nothing to send, so the load counts as its turn
         if self.memory_bytes is None:
             return self._turns.choose(bids, now_ns)
-        idle = [
-            Bid(name, (), outlook, self.weights.get(name, 1.0), 1.0, *self._place(member))
-            for member, name in self._names.items()
-            if member not in members and self._needs(member) and (outlook := member.outlook(now_ns, ())) is not None
-        ]
+        others = (self._bid(it, now_ns) for it in self._names if it not in members and self._needs(it))
+        idle = [bid for bid in others if bid.outlook is not None]
         return self._turns.choose(bids, now_ns, idle, self.memory_bytes - sum(self._memory.bytes_of.values()))
 
     def _needs(self, member: DeviceMember) -> int:
@@ -390,29 +369,23 @@ class Device:
     def _is_loaded(self, member: DeviceMember) -> bool:
         return self.memory_bytes is None or member.residence is None or self._memory.is_loaded(member.residence)
 
-    def _stakes(self, residence: Residence, now_ns: int) -> list[Stake]:
-        """Return the stakes of a model's batchers: none if they have stopped, or several."""
-        return [self._stake(member, now_ns) for member in self._names if member.residence == residence]
-
-    def _place(self, member: DeviceMember) -> tuple[int, int, bool]:
-        """Return the bytes of a model, its expected load time and whether it is loaded, for a bid."""
-        return self._needs(member), self._memory.load_ns(member.residence), self._is_loaded(member)
+    def _bid(self, member: DeviceMember, now_ns: int, batch: Sequence[Ticket] = (), slowdown: float = 1.0) -> Bid:
+        """Return the bid of a model; without a batch, it has none to send."""
+        name, load_ns = self._name(member), self._memory.load_ns(member.residence)
+        outlook, weight = member.outlook(now_ns, batch), self.weights.get(name, 1.0)
+        return Bid(name, batch, outlook, weight, slowdown, self._needs(member), load_ns, self._is_loaded(member))
 
     def _leaving(self, member: DeviceMember, now_ns: int, busy: Collection[DeviceMember]) -> list[Residence] | None:
         """Return the models to evict for another one, none of them busy; ``None``: it cannot be loaded."""
         if self._memory.loading is not None or member.residence is None:
             return None
 
-        def needed_ns(residence: Residence) -> float:
-            return min((stake.needed_ns for stake in self._stakes(residence, now_ns)), default=math.inf)
+        def residence_needed_ns(residence: Residence) -> float:
+            sharing = [it for it in self._names if it.residence == residence]  # none if its batchers have stopped
+            return min((needed_ns(self._bid(it, now_ns), it.is_waiting, now_ns) for it in sharing), default=math.inf)
 
         busy_residences = {it.residence for it in busy if it.residence is not None}
-        return self._memory.victims(member.residence, self._needs(member), busy_residences, needed_ns)
-
-    def _stake(self, member: DeviceMember, now_ns: int, batch: Sequence[Ticket] = ()) -> Stake:
-        load_ns, name = self._memory.load_ns(member.residence), self._names.get(member)
-        outlook = None if name is None else member.outlook(now_ns, batch)
-        return Stake(outlook, self.weights.get(name or "", 1.0), load_ns, member.is_waiting, now_ns)
+        return self._memory.victims(member.residence, self._needs(member), busy_residences, residence_needed_ns)
 
     def _load(self, member: DeviceMember, now_ns: int) -> bool:
         """Begin to load a model; return whether there is room for it."""

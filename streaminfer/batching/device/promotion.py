@@ -107,7 +107,12 @@ class Promotions:
                 self._check_after(max(spare_ns, _MIN_CHECK_NS), execution, lowered)
                 return
         lowered.timer = None
-        self._promote(lowered, used_full_core)
+        self._count(lowered.member)
+        lowered.member.claim.runs.raise_running()
+        if used_full_core:  # so the foreground delayed it, not other processes
+            self._backoffs.pop(lowered.member, None)
+        else:
+            self._backoffs.setdefault(lowered.member, _Backoff()).grow()
 
     def _needed_ns(self, execution: Execution, member: DeviceMember) -> int | None:
         """Return the CPU time that a batch still needs; ``None``: unknown."""
@@ -116,15 +121,6 @@ class Promotions:
         if longest_ns is None or used_ns is None:
             return None
         return max(longest_ns - used_ns, longest_ns // 10)  # not 0: a batch that has exceeded the longest still runs
-
-    def _promote(self, lowered: "_Lowered", used_full_core: bool) -> None:
-        member = lowered.member
-        self._count(member)
-        member.claim.runs.raise_running()
-        if used_full_core:  # so the foreground delayed it, not other processes
-            self._backoffs.pop(member, None)
-        else:
-            self._backoffs.setdefault(member, _Backoff()).grow()
 
 
 @attrs.define(eq=False)

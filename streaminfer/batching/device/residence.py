@@ -5,36 +5,18 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import check_count, check_instance
 from streaminfer._runtime.lifecycle import BegunTask
-from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.errors import BackendError, text_of_error
 from streaminfer.protocols import Residency
 
 if TYPE_CHECKING:
     from streaminfer.batching.device.device import Device
-    from streaminfer.batching.device.member import DeviceMember
+    from streaminfer.batching.dispatcher import Dispatcher
 
-__all__ = ["LiveResidence", "LoadListener", "enter_at_start", "in_memory"]
-
-
-class LoadListener(Protocol):
-    """Dispatcher of a batcher whose model is loaded."""
-
-    source: str
-
-    observers: BatchObservers | None
-    """Observers that get each load; ``None``: there are none."""
-
-    def after_load(self, failure: BackendError | None) -> None:
-        """Continue after a load; if there is a failure, the next batch fails with it."""
-        ...
-
-    def schedule(self) -> None:
-        """Request a turn from the device."""
-        ...
+__all__ = ["LiveResidence", "enter_at_start", "in_memory"]
 
 
 class LiveResidence:
@@ -46,7 +28,8 @@ class LiveResidence:
 
     Args:
         residency: residency of the backend.
-        listener: the batcher's dispatcher.
+        dispatcher: the batcher's dispatcher.
+        device: the device.
         now_ns: returns monotonic nanoseconds.
 
     Attributes:
@@ -59,17 +42,20 @@ class LiveResidence:
         TypeError, ValueError: the backend offers no `Residency`, or a part of it has the wrong type or is out of range.
     """
 
-    def __init__(self, residency: Residency, listener: LoadListener, now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, residency: Residency, dispatcher: "Dispatcher", device: "Device", now_ns: Callable[[], int]
+    ) -> None:
         check_instance("residency", residency, lambda it: isinstance(it, Residency), "a Residency")
         self.memory_bytes = check_count("residency.memory_bytes", residency.memory_bytes)
         check_instance("residency.load", residency.load, callable, "an async function")
         check_instance("residency.unload", residency.unload, callable, "an async function")
-        self.source = listener.source
+        self.source = dispatcher.source
         self.load_at_start = residency.load_at_start
         self.task: asyncio.Task[None] | None = None
         self._residency = residency
         self._model = residency.load if isinstance(residency.load, MethodType) else id(residency)
-        self._listener = listener
+        self._dispatcher = dispatcher
+        self._device = device
         self._now_ns = now_ns
         self._load_waiter: asyncio.Future[None] | None = None
 
@@ -80,23 +66,23 @@ class LiveResidence:
         return hash(self._model)
 
     @asynccontextmanager
-    async def held(self, device: "Device", member: "DeviceMember") -> AsyncIterator[None]:
+    async def held(self) -> AsyncIterator[None]:
         """Keep the model in the memory of the device, which may have to load it.
 
         Raises:
             BackendError: the load failed.
         """
-        is_there = device.hold(member, self._on_loaded)
+        is_there = self._device.hold(self._dispatcher, self._on_loaded)
         try:
             if not is_there:
                 self._load_waiter = asyncio.get_running_loop().create_future()
-                self._listener.schedule()
+                self._dispatcher.schedule()
                 await self._load_waiter
             yield
         finally:
             self._load_waiter = None
-            device.release(member)
-            self._listener.schedule()  # other models may wait for the memory
+            self._device.release(self._dispatcher)
+            self._dispatcher.schedule()  # other models may wait for the memory
 
     def load(self, leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
         """Load the model after others have left."""
@@ -107,7 +93,7 @@ class LiveResidence:
             self._load_waiter.set_result(None)
 
     async def _load(self, leaving: Sequence["LiveResidence"], done: Callable[[int, bool, int], None]) -> None:
-        observers = self._listener.observers
+        observers = self._dispatcher.observers
         tokens = [] if observers is None else observers.begin_load(self._now_ns())
         error: BaseException | None = None
         retained = len(leaving)
@@ -130,12 +116,12 @@ class LiveResidence:
     def _end(self, error: BaseException | None) -> None:
         failure = None
         if error is not None:
-            failure = BackendError(f"{self._listener.source} could not be loaded: {text_of_error(error)}")
+            failure = BackendError(f"{self._dispatcher.source} could not be loaded: {text_of_error(error)}")
             failure.__cause__ = error
             if self._load_waiter is not None and not self._load_waiter.done():
                 self._load_waiter.set_exception(failure)
                 failure = None  # the code that awaits the load gets it
-        self._listener.after_load(failure)
+        self._dispatcher.after_load(failure)
 
 
 def _awaitable(name: str, returned: Awaitable[None]) -> Awaitable[None]:
@@ -143,33 +129,24 @@ def _awaitable(name: str, returned: Awaitable[None]) -> Awaitable[None]:
     return returned
 
 
-def in_memory(
-    device: "Device | None", member: "DeviceMember", residence: LiveResidence | None
-) -> AbstractAsyncContextManager[None]:
-    """Keep a model in the memory of its device, which may have to load it.
-
-    Args:
-        device: the device that the model shares; ``None``: it shares none.
-        member: the dispatcher of its batcher.
-        residence: residence of the model; ``None``: it is always in memory.
+def in_memory(residence: LiveResidence | None) -> AbstractAsyncContextManager[None]:
+    """Keep a model in the memory of its device, which may have to load it; ``None``: it is always in memory.
 
     Raises:
         BackendError: the load failed.
     """
-    return nullcontext() if device is None or residence is None else residence.held(device, member)
+    return nullcontext() if residence is None else residence.held()
 
 
-async def enter_at_start(device: "Device | None", member: "DeviceMember", residence: LiveResidence | None) -> None:
+async def enter_at_start(device: "Device | None", dispatcher: "Dispatcher") -> None:
     """Enter a device, which an earlier stop has left; load a model that its backend does not know earlier.
-
-    The arguments are those of :func:`in_memory`.
 
     Raises:
         BackendError: the load failed.
         ValueError: the device cannot run the model.
     """
     if device is not None:
-        device.enter(asyncio.get_running_loop(), member)
-    if residence is not None and residence.load_at_start:
-        async with in_memory(device, member, residence):
+        device.enter(asyncio.get_running_loop(), dispatcher)
+    if dispatcher.residence is not None and dispatcher.residence.load_at_start:
+        async with dispatcher.residence.held():
             pass

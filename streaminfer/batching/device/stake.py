@@ -11,68 +11,55 @@ was passed over for long, so that each model is served from time to time.
 import math
 from collections.abc import Iterable
 
-import attrs
-
-from streaminfer.batching.planner.outlook import Outlook
+from streaminfer.batching.device.turns import Bid
 from streaminfer.batching.queue._ticket_cy import NEVER
 
-__all__ = ["Stake", "is_in_vain"]
+__all__ = ["is_in_vain", "needed_ns"]
 
 
-@attrs.frozen
-class Stake:
-    """Stake of one model.
+def needed_ns(bid: Bid, is_waiting: bool, now_ns: int) -> float:
+    """Return when the next batch of a model has to start.
 
-    Attributes:
-        outlook: outlook of its policy; ``None``: it has none, or its batcher has stopped.
-        weight: value of a request on time.
-        load_ns: expected nanoseconds of its load; 0: unknown.
-        is_waiting: it has a batch to send.
+    Args:
+        bid: bid of the model; its batch is not read.
+        is_waiting: the model has a batch to send.
         now_ns: the present instant.
     """
-
-    outlook: Outlook | None
-    weight: float
-    load_ns: int
-    is_waiting: bool
-    now_ns: int
-
-    @property
-    def needed_ns(self) -> float:
-        """Instant at which its next batch has to start."""
-        if self.outlook is None:
-            return self.now_ns if self.is_waiting else math.inf
-        deadlines = self.outlook.deadlines
-        first_ns = deadlines[0] if deadlines.size else self.now_ns + self.outlook.gaps_ns[0] + self.outlook.limit_ns
-        return float(first_ns - self.outlook.durations[1])
-
-    @property
-    def worth(self) -> float:
-        """Value of its expected requests, per nanosecond."""
-        return 0.0 if self.outlook is None else self.weight / self.outlook.gaps_ns[0]
-
-    def loses_while(self, other_load_ns: int) -> bool:
-        """Return whether its requests expire if it leaves for another model and is loaded again afterwards."""
-        if self.outlook is None:
-            return False
-        return bool(self.outlook.limit_ns < other_load_ns + self.load_ns + self.outlook.durations[1])
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the whole queue expires during its load."""
-        if self.outlook is None or any(ticket.deadline_ns == NEVER for ticket in self.outlook.tickets):
-            return False
-        return bool(self.outlook.deadlines[-1] < self.now_ns + self.load_ns + self.outlook.durations[1])
+    if bid.outlook is None:
+        return now_ns if is_waiting else math.inf
+    deadlines = bid.outlook.deadlines
+    first_ns = deadlines[0] if deadlines.size else now_ns + bid.outlook.gaps_ns[0] + bid.outlook.limit_ns
+    return float(first_ns - bid.outlook.durations[1])
 
 
-def is_in_vain(arriving: Stake, leaving: Iterable[Stake]) -> bool:
+def is_in_vain(arriving: Bid, leaving: Iterable[Bid], now_ns: int) -> bool:
     """Return whether a load that is not overdue costs more than it gains.
 
     Args:
         arriving: the model to load, with a queue.
         leaving: the models that have to leave for it.
+        now_ns: the present instant.
     """
-    if not arriving.is_late:
+    if not _is_late(arriving, now_ns):
         return False
-    lost = sum(other.worth for other in leaving if other.loses_while(arriving.load_ns))
-    return lost > 0.0 and arriving.worth <= lost
+    lost = sum(_worth(other) for other in leaving if _loses_while(other, arriving.load_ns))
+    return lost > 0.0 and _worth(arriving) <= lost
+
+
+def _worth(bid: Bid) -> float:
+    """Return the value of a model's expected requests, per nanosecond."""
+    return 0.0 if bid.outlook is None else bid.weight / bid.outlook.gaps_ns[0]
+
+
+def _loses_while(bid: Bid, other_load_ns: int) -> bool:
+    """Return whether a model's requests expire if it leaves for another one and is loaded again afterwards."""
+    if bid.outlook is None:
+        return False
+    return bool(bid.outlook.limit_ns < other_load_ns + bid.load_ns + bid.outlook.durations[1])
+
+
+def _is_late(bid: Bid, now_ns: int) -> bool:
+    """Return whether the whole queue of a model expires during its load."""
+    if bid.outlook is None or any(ticket.deadline_ns == NEVER for ticket in bid.outlook.tickets):
+        return False
+    return bool(bid.outlook.deadlines[-1] < now_ns + bid.load_ns + bid.outlook.durations[1])

@@ -77,12 +77,15 @@ class BucketModel:
         sampler: chooses the batches that are learned.
         timetable: the mean durations up to the size of best throughput; ``None`` before anything is known.
         upper_timetable: the timetable of ``upper``.
+        slow_timetable: the timetable of ``slow``, for predictions. If about one batch in twenty is an outlier, that of
+            ``upper`` includes outliers or not by chance.
         durations: the mean durations as an array, shape (size of best throughput + 1,), int64 nanoseconds.
         steps: the same shape: nanoseconds after which the next batch may start, with several workers.
         upper: the same shape: the duration that 19 of 20 batches do not exceed.
         slow: the same shape: the duration that nearly all batches do not exceed, apart from outliers, which no plan can
             avoid; at most ``upper``, and at most two standard deviations above the mean.
         slow_steps: as ``steps``, for ``slow``.
+        blocking_ns: the same shape: nanoseconds that a batch makes another model wait.
         spread: duration of a batch that is slower than five of six, relative to the mean.
         min_duration_ns: shortest possible duration of a batch of one: with less time left, a request cannot be on time.
         learns: whether the service time learns.
@@ -97,8 +100,9 @@ class BucketModel:
         self._mean: NDArray[np.int64] = np.zeros(1, np.int64)
         self.timetable: DurationTable | None = None
         self.upper_timetable: DurationTable | None = None
+        self.slow_timetable: DurationTable | None = None
         self.durations: NDArray[np.int64] = np.zeros(1, np.int64)
-        self.steps = self.upper = self.slow = self.slow_steps = self.durations
+        self.steps = self.upper = self.slow = self.slow_steps = self.blocking_ns = self.durations
         self.min_duration_ns = 0
         self.spread = 1.0
         self.compared_from = 2
@@ -107,9 +111,7 @@ class BucketModel:
         self._costly_at = -_COMPARE_AFTER  # number of observations when a costly size was last learned or compared
         self._costly_from = _COSTLY_EVERY  # number of observations from which a size may cost requests again
         self._last_recheck = (0, 0)  # the larger size requested last, and the observations at that time
-        self._blocking_ns: NDArray[np.int64] | None = None
         self._borrowed_durations: NDArray[np.int64] | None = None
-        self._slow_timetable: DurationTable | None = None
         self.sampler = BatchSampler(_SAMPLE_EVERY_NS, _ALWAYS_LEARNED_NS)
         self._workers = workers
         self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
@@ -369,28 +371,6 @@ class BucketModel:
         """Return the mean duration of a batch, even above the best size; 0 above the largest size."""
         return int(self._mean[size]) if size < len(self._mean) else 0
 
-    @property
-    def slow_timetable(self) -> DurationTable | None:
-        """The timetable of ``slow``, for predictions; ``None`` before anything is known.
-
-        If about one batch in twenty is an outlier, a timetable of ``upper`` would include outliers or not by chance.
-        """
-        if self._slow_timetable is None and self.timetable is not None:
-            self._slow_timetable = DurationTable(self.slow, self.slow_steps)
-        return self._slow_timetable
-
-    @property
-    def blocking_ns(self) -> NDArray[np.int64]:
-        """Nanoseconds that a batch makes another model wait, by size like ``durations``.
-
-        This is the duration that 19 of 20 batches do not exceed; with the mean, a waiting request would be late
-        whenever a batch takes longer than planned. It is at most a quarter above the mean. Higher values come from
-        outliers or too few batches, and a model that seems so slow would get no turn to correct them.
-        """
-        if self._blocking_ns is None:
-            self._blocking_ns = np.minimum(self.upper, (_MAX_BLOCKING_RATIO * self.durations).astype(np.int64))
-        return self._blocking_ns
-
     def _neighbors(self, best: int) -> tuple[int, int]:
         if self._padded is None:
             return best // 2, min(2 * best, self.cap)
@@ -420,10 +400,12 @@ class BucketModel:
         self.steps, self.slow_steps = self._steps_of(self.durations), self._steps_of(self.slow)
         self.timetable = DurationTable(self.durations, self.steps)
         self.upper_timetable = DurationTable(self.upper, self._steps_of(self.upper))
-        self._slow_timetable = None
+        self.slow_timetable = DurationTable(self.slow, self.slow_steps)
+        # with the mean, a waiting request would be late whenever a batch takes longer than planned; values above the
+        # limit come from outliers or too few batches, and a model that seems so slow would get no turn to correct them
+        self.blocking_ns = np.minimum(self.upper, (_MAX_BLOCKING_RATIO * self.durations).astype(np.int64))
         self.compared_from = min(self.compared_from, largest) if self.learns else largest
         self.min_duration_ns = int(self.durations[1] * shortest_ratio)
-        self._blocking_ns = None
 
     def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:
         return durations if self._workers == 1 else np.maximum(durations // self._workers, 1)

@@ -32,6 +32,8 @@ O(arrivals + batches) up to the horizon.
 Importing this module imports Numba; a serving process calls its kernels compiled ahead of time (``kernel_loader``).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,74 +57,64 @@ _Array = NDArray[np.int64]
 _Floats = NDArray[np.float64]
 
 
+class _Models(NamedTuple):
+    """The models, as :func:`choose_turn` describes them."""
+
+    durations: _Array
+    caps: _Array
+    weights: _Floats
+    sizes: _Array
+    setups_ns: _Array
+    loads_ns: _Array
+
+
 @jit
 def _load(
-    model: int,
-    free: int,
-    sizes: _Array,
-    setups_ns: _Array,
-    loads_ns: _Array,
-    heads: _Array,
-    counts: _Array,
-    ends: _Array,
-    durations: _Array,
+    model: int, free: int, models: _Models, setups_ns: _Array, heads: _Array, ends: _Array, counts: _Array
 ) -> int:
     """Load a model into memory and unload others in the play; return the free bytes afterwards."""
-    free -= sizes[model]
+    free -= models.sizes[model]
     setups_ns[model] = 0
     while free < 0:
         latest, latest_ns = -1, -FAR_NS
-        for other in range(sizes.size):
-            if other != model and sizes[other] > 0 and setups_ns[other] == 0:
+        for other in range(models.sizes.size):
+            if other != model and models.sizes[other] > 0 and setups_ns[other] == 0:
                 start_ns = FAR_NS
                 if heads[other] < counts[other]:
-                    start_ns = ends[other, heads[other]] - durations[other, 1]
+                    start_ns = ends[other, heads[other]] - models.durations[other, 1]
                 if start_ns > latest_ns:
                     latest, latest_ns = other, start_ns
         if latest < 0:
             return 0
-        free += sizes[latest]
-        setups_ns[latest] = loads_ns[latest]
+        free += models.sizes[latest]
+        setups_ns[latest] = models.loads_ns[latest]
     return free
 
 
 @jit
 def _play(
-    now_ns: int,
-    first: int,
-    head: int,
-    size: int,
-    ends: _Array,
-    releases: _Array,
-    counts: _Array,
-    durations: _Array,
-    caps: _Array,
-    weights: _Floats,
-    price: float,
-    free: int,
-    sizes: _Array,
-    setups_ns: _Array,
-    loads_ns: _Array,
-    by_start: bool,
+    now_ns: int, batch: _Array, sample: tuple[_Array, ...], models: _Models, free: int, price: float, rule: int
 ) -> float:
-    """Return the weighted requests on time, less the price of the busy time, if a model starts with a batch.
+    """Return the weighted requests on time, less the price of the busy time, if a candidate is the first batch.
 
-    With ``by_start`` the batch that has to start first is sent first, even if it makes others late.
+    By rule 1 the batch that has to start first is sent first, even if it makes others late.
     """
-    models = caps.size
-    heads = np.zeros(models, np.int64)
-    arrived = np.zeros(models, np.int64)
-    setups_ns = setups_ns.copy()
+    ends, releases, counts = sample
+    durations, caps, weights = models.durations, models.caps, models.weights
+    first, head, size = batch[0], batch[1], batch[2]
+    heads = np.zeros(caps.size, np.int64)
+    arrived = np.zeros(caps.size, np.int64)
+    setups_ns = models.setups_ns.copy()
     heads[first] = head + size
     busy_ns = setups_ns[first] + durations[first, size]
     time_ns = now_ns + busy_ns
     value = weights[first] * size
     if setups_ns[first] > 0:
-        free = _load(first, free, sizes, setups_ns, loads_ns, heads, counts, ends, durations)
+        free = _load(first, free, models, setups_ns, heads, ends, counts)
     while True:
         urgent, urgent_size, urgent_start_ns, next_ns = -1, 0, FAR_NS, FAR_NS
         dense, dense_size, dense_start_ns, density = -1, 0, FAR_NS, 0.0
-        for model in range(models):
+        for model in range(caps.size):
             while arrived[model] < counts[model] and releases[model, arrived[model]] <= time_ns:
                 arrived[model] += 1
             if arrived[model] < counts[model]:
@@ -145,28 +137,21 @@ def _play(
             time_ns = next_ns
             continue
         urgent_end_ns = time_ns + setups_ns[urgent] + durations[urgent, urgent_size]
-        if not by_start and urgent != dense and urgent_end_ns > dense_start_ns:
+        if rule == 0 and urgent != dense and urgent_end_ns > dense_start_ns:
             urgent, urgent_size = dense, dense_size
         heads[urgent] += urgent_size
         takes_ns = setups_ns[urgent] + durations[urgent, urgent_size]
         time_ns += takes_ns
         busy_ns += takes_ns
         if setups_ns[urgent] > 0:
-            free = _load(urgent, free, sizes, setups_ns, loads_ns, heads, counts, ends, durations)
+            free = _load(urgent, free, models, setups_ns, heads, ends, counts)
         value += weights[urgent] * urgent_size
 
 
 @jit
-def _first_batches(
-    now_ns: int,
-    deadlines: _Array,
-    offsets: _Array,
-    fixed: _Array,
-    durations: _Array,
-    caps: _Array,
-    setups_ns: _Array,
-) -> _Array:
+def _first_batches(now_ns: int, deadlines: _Array, offsets: _Array, fixed: _Array, models: _Models) -> _Array:
     """Return the candidates, shape (k, 3): the model, how many of its requests to pass over, how many to send."""
+    durations, caps, setups_ns = models.durations, models.caps, models.setups_ns
     candidates = np.empty((deadlines.size, 3), np.int64)
     count = 0
     for model in range(caps.size):
@@ -191,18 +176,11 @@ def _first_batches(
 
 @jit
 def _draw(
-    now_ns: int,
-    horizon_ns: int,
-    deadlines: _Array,
-    offsets: _Array,
-    gaps_ns: _Floats,
-    limits_ns: _Array,
+    now_ns: int, horizon_ns: int, deadlines: _Array, offsets: _Array, gaps_ns: _Floats, limits_ns: _Array
 ) -> tuple[_Array, _Array, _Array]:
     """Return deadlines, releases and number of the queued and expected requests of each sample and model."""
     models = limits_ns.size
-    most_queued = 0
-    for model in range(models):
-        most_queued = max(most_queued, offsets[model + 1] - offsets[model])
+    most_queued = (offsets[1:] - offsets[:-1]).max()
     ends = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
     releases = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
     counts = np.empty((_SAMPLES, models), np.int64)
@@ -266,7 +244,8 @@ def choose_turn(
         The model, how many of its requests to pass over and how many to send after them; (-1, 0, 0) if no batch would
         be on time.
     """
-    batches = _first_batches(now_ns, deadlines, offsets, fixed, durations, caps, setups_ns)
+    models = _Models(durations, caps, weights, sizes, setups_ns, loads_ns)
+    batches = _first_batches(now_ns, deadlines, offsets, fixed, models)
     if len(batches) == 0:
         return -1, 0, 0
     if len(batches) == 1:
@@ -287,25 +266,9 @@ def choose_turn(
     for since, until in ((0, _FIRST_SAMPLES), (_FIRST_SAMPLES, _SAMPLES)):
         for at in range(len(batches)):
             for rule in range(2 if is_candidate[at] else 0):
-                for sample in range(since, until):
-                    values[at, rule] += _play(
-                        now_ns,
-                        batches[at, 0],
-                        batches[at, 1],
-                        batches[at, 2],
-                        ends[sample],
-                        releases[sample],
-                        counts[sample],
-                        durations,
-                        caps,
-                        weights,
-                        price,
-                        free,
-                        sizes,
-                        setups_ns,
-                        loads_ns,
-                        rule == 1,
-                    )
+                for number in range(since, until):
+                    sample = ends[number], releases[number], counts[number]
+                    values[at, rule] += _play(now_ns, batches[at], sample, models, free, price, rule)
         _select_best(values, is_candidate, _FINALISTS if until < _SAMPLES else 1)
     chosen = np.argmax(is_candidate)
     return batches[chosen, 0], batches[chosen, 1], batches[chosen, 2]

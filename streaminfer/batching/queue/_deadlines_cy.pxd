@@ -4,8 +4,9 @@ from streaminfer.batching.queue._ticket_cy cimport Ticket
 cdef long long _NEVER
 cdef Py_ssize_t _MAX_DEAD_ENTRIES
 
-cdef class DeadlineHeap:
-    cdef list _heap
+cdef class DeadlineOrder:
+    cdef list _tickets
+    cdef Py_ssize_t _first
     cdef Py_ssize_t _dead_entries
 
     @cython.locals(ticket=Ticket)
@@ -14,16 +15,8 @@ cdef class DeadlineHeap:
     @cython.locals(ticket=Ticket)
     cpdef long long next_ns(self) except -1
 
+    @cython.locals(ticket=Ticket, live=list)
     cpdef ended(self)
 
-    @cython.locals(position=Py_ssize_t, ticket=Ticket, live=list)
-    cdef void _rebuild(self)
-
-    @cython.locals(parent=Ticket, position=Py_ssize_t, parent_position=Py_ssize_t, heap=list)
+    @cython.locals(tickets=list, low=Py_ssize_t, high=Py_ssize_t, middle=Py_ssize_t, other=Ticket)
     cpdef push(self, Ticket ticket)
-
-    @cython.locals(heap=list, last=Ticket)
-    cdef void _pop(self)
-
-    @cython.locals(heap=list, ticket=Ticket, child=Ticket, sibling=Ticket, size=Py_ssize_t, position=Py_ssize_t, child_position=Py_ssize_t)
-    cdef void _sift_down(self, Py_ssize_t start)

@@ -26,9 +26,7 @@ cdef class EventRing:
     cdef readonly dict released_by_reason, dropped_by_reason
     cdef long long _rows
     cdef list _free
-    cdef long long[::1] _drop_ns, _drop_count
-    cdef list _drop_reason
-    cdef long long _drop_entries
+    cdef object _drops
 
     @cython.locals(slot=cython.longlong)
     cpdef void arrived(self, long long now_ns, long long limit_ns, int priority) noexcept
@@ -49,7 +47,6 @@ cdef class EventRing:
 
     cpdef object started(self, BatchRecord record, long long now_ns)
 
-    @cython.locals(entries=cython.longlong, last=cython.longlong, slot=cython.longlong)
     cpdef object dropped(self, long long now_ns, object reason, long long count=*)
 
     cpdef double gap_ns(self, long long now_ns) noexcept

@@ -32,8 +32,6 @@ from collections.abc import MutableSequence
 from heapq import heappop, heappush
 from typing import Any
 
-from streaminfer._internal.validation import check_count, expected
-
 __all__ = ["BatchRecord", "EventRing"]
 
 # C variables in the compiled module, not visible from Python
@@ -75,7 +73,7 @@ class EventRing:
 
     Args:
         requests: number of arrivals to store, a power of two.
-        batches: number of batches to store, and of drops, a power of two.
+        batches: number of batches to store, and of drops.
 
     Attributes:
         requests: the same.
@@ -86,14 +84,11 @@ class EventRing:
         last_end_ns: when a batch last left its worker; 0: none has.
         released_by_reason: how many batches were released so far, by reason.
         dropped_by_reason: how many requests were dropped so far, by reason.
-
-    Raises:
-        TypeError, ValueError: not a power of two.
     """
 
     def __init__(self, requests: int = 8192, batches: int = 2048) -> None:
-        self.requests = _power_of_two("requests", requests)
-        self.batches = _power_of_two("batches", batches)
+        self.requests = requests
+        self.batches = batches
         self.arrivals = 0
         self.releases = 0
         self.drops = 0
@@ -108,10 +103,7 @@ class EventRing:
         self.released_by_reason: dict[str, int] = {}
         self._rows = 0
         self._free: list[int] = []
-        self._drop_ns: MutableSequence[int] = array("q", [0]) * batches
-        self._drop_count: MutableSequence[int] = array("q", [0]) * batches
-        self._drop_reason = [""] * batches
-        self._drop_entries = 0
+        self._drops: deque[tuple[int, int, str]] = deque(maxlen=batches)  # instant, number and reason
         self.dropped_by_reason: dict[str, int] = {}
 
     def arrived(self, now_ns: int, limit_ns: int, priority: int) -> None:
@@ -234,16 +226,10 @@ class EventRing:
             return
         self.dropped_by_reason[reason] = self.dropped_by_reason.get(reason, 0) + count
         self.drops += count
-        entries = self._drop_entries
-        last = (entries - 1) & (self.batches - 1)
-        if entries and self._drop_ns[last] == now_ns and self._drop_reason[last] == reason:
-            self._drop_count[last] += count
-            return
-        slot = entries & (self.batches - 1)
-        self._drop_ns[slot] = now_ns
-        self._drop_reason[slot] = reason
-        self._drop_count[slot] = count
-        self._drop_entries = entries + 1
+        last = len(self._drops) - 1  # compiled, negative positions are undefined here
+        if last >= 0 and self._drops[last][::2] == (now_ns, reason):
+            count += self._drops.pop()[1]
+        self._drops.append((now_ns, count, reason))
 
     def gap_ns(self, now_ns: int) -> float:
         """Return the mean time between the last 256 arrivals, including the time since the last one.
@@ -258,11 +244,7 @@ class EventRing:
         return self._gap_over(_RATE_WINDOW, now_ns), self._gap_over(64, now_ns), self._gap_over(16, now_ns)
 
     def _gap_over(self, window: int, now_ns: int) -> float:
-        count = self.arrivals
-        if count > window:
-            count = window
-        if count > self.requests:
-            count = self.requests
+        count = min(self.arrivals, self.requests, window)
         if count < 2:
             return _INFINITE
         elapsed_ns = now_ns - self._arrival_ns[(self.arrivals - count) & (self.requests - 1)]
@@ -271,19 +253,18 @@ class EventRing:
     def recent_limits_ns(self) -> list[int]:
         """Return the time limits of the last 64 requests that had one, in no particular order."""
         limits: list[int] = []
-        for slot in range(self._limit_count if self._limit_count < _MAX_LIMITS else _MAX_LIMITS):
+        for slot in range(min(self._limit_count, _MAX_LIMITS)):
             limits.append(self._limits[slot])  # noqa: PERF401 - a comprehension has a scope, and types, of its own
         return limits
 
     def longest_limit_ns(self, since_ns: int) -> int:
         """Return the longest time limit of the arrivals since an instant, of at most the last 64; 0: none had one."""
         longest_ns = 0
-        for back in range(1, _MAX_LIMITS + 1):
+        for back in range(1, min(self.arrivals, self.requests, _MAX_LIMITS) + 1):
             slot = (self.arrivals - back) & (self.requests - 1)
-            if back > self.arrivals or back > self.requests or self._arrival_ns[slot] < since_ns:
+            if self._arrival_ns[slot] < since_ns:
                 break
-            if self._limit_ns[slot] > longest_ns:
-                longest_ns = self._limit_ns[slot]
+            longest_ns = max(longest_ns, self._limit_ns[slot])
         return longest_ns
 
     def recent_classes(self) -> dict[int, tuple[float, int]]:
@@ -291,11 +272,7 @@ class EventRing:
 
         Arrivals without a deadline count only in the total.
         """
-        count = self.arrivals
-        if count > _RATE_WINDOW:
-            count = _RATE_WINDOW
-        if count > self.requests:
-            count = self.requests
+        count = min(self.arrivals, self.requests, _RATE_WINDOW)
         classes: dict[int, tuple[float, int]] = {}
         for back in range(1, count + 1):
             slot = (self.arrivals - back) & (self.requests - 1)
@@ -326,7 +303,6 @@ class EventRing:
         arrival_batches = in_order(self._arrival_batch, self.arrivals)
         rows = [(it.start_ns, it.end_ns, it.expected_ns, it.worker, it.size, it.queued, it.ok) for it in self._records]
         starts, ends, expected, workers, sizes, queued, ok = np.array(rows, np.int64).reshape(-1, 7).T.copy()
-        first_drop = max(self._drop_entries - self.batches, 0)
         return {
             "arrivals_ns": in_order(self._arrival_ns, self.arrivals),
             "limits_ns": in_order(self._limit_ns, self.arrivals),
@@ -340,11 +316,9 @@ class EventRing:
             "batch_queued": queued,
             "batch_ok": ok > 0,
             "reasons": tuple([record.reason for record in self._records]),
-            "drops_ns": in_order(self._drop_ns, self._drop_entries),
-            "drop_counts": in_order(self._drop_count, self._drop_entries),
-            "drop_reasons": tuple(
-                [self._drop_reason[entry % self.batches] for entry in range(first_drop, self._drop_entries)]
-            ),
+            "drops_ns": np.array([drop[0] for drop in self._drops], np.int64),
+            "drop_counts": np.array([drop[1] for drop in self._drops], np.int64),
+            "drop_reasons": tuple([drop[2] for drop in self._drops]),
             "released": self.released_by_reason.copy(),
             "dropped": self.dropped_by_reason.copy(),
         }
@@ -358,10 +332,3 @@ class EventRing:
 
     def __repr__(self) -> str:
         return f"EventRing({self.arrivals} arrivals, {self.releases} batches, {self.drops} drops)"
-
-
-def _power_of_two(name: str, value: Any) -> int:
-    number = check_count(name, value)
-    if number & (number - 1):
-        raise ValueError(expected(name, "a power of two", value))
-    return number

@@ -32,13 +32,13 @@ cdef class FairQueue(RequestQueue):
     @cython.locals(last=Ticket, ticket=Ticket, tag=double, other=double, level=_Level)
     cpdef Ticket least_urgent(self)
 
-    @cython.locals(tag=double)
+    @cython.locals(finish=double)
     cdef double _tag_of(self, object stream_id) except? -1.0
 
-    @cython.locals(before=Ticket, ahead=Py_ssize_t, finish=double, tag=double)
+    @cython.locals(finish=double, turns=double)
     cdef double _tag_of_held(self, Ticket ticket) except? -1.0
 
-    @cython.locals(before=Ticket, after=Ticket, level=_Level, start=double)
+    @cython.locals(before=Ticket, after=Ticket, level=_Level, finish=double)
     cdef _link(self, Ticket ticket)
 
     @cython.locals(retained=dict, finish=double)

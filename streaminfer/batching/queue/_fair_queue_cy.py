@@ -130,30 +130,22 @@ class FairQueue(RequestQueue):
         return last
 
     def _tag_of(self, stream_id: Hashable) -> float:
-        tag = self._finish_tags.get(stream_id, 0.0) - _ALLOWANCE
-        return tag if tag > self._virtual else self._virtual
+        finish = self._finish_tags.get(stream_id, 0.0)
+        return max(finish - _ALLOWANCE, self._virtual)
 
     def _tag_of_held(self, ticket: Ticket) -> float:
-        """Return the tag that a held ticket will get when it is queued, if its predecessors are served."""
-        ahead = 0
-        before = ticket._previous
-        while before is not None and before._held:
-            ahead += 1
-            before = before._previous
-        finish = self._finish_tags.get(ticket._stream_id, 0.0)
-        if finish < self._virtual:
-            finish = self._virtual
-        tag = finish + ahead / self._weights.get(ticket._stream_id, 1.0) - _ALLOWANCE
-        return tag if tag > self._virtual else self._virtual
+        """Return the tag that the last held ticket of a stream gets in the queue, if those ahead of it are served."""
+        stream_id = ticket._stream_id
+        finish = self._finish_tags.get(stream_id, 0.0)
+        turns = (self._order.held_in(stream_id) - 1) / self._weights.get(stream_id, 1.0)
+        return max(max(finish, self._virtual) + turns - _ALLOWANCE, self._virtual)
 
     def _link(self, ticket: Ticket) -> None:
         """Queue a ticket after those of its priority that are served before it."""
         stream_id = None if ticket.request is None else ticket.request.stream_id
         ticket.tag = self._tag_of(stream_id)
-        start = self._finish_tags.get(stream_id, 0.0)
-        if start < self._virtual:
-            start = self._virtual
-        self._finish_tags[stream_id] = start + 1.0 / self._weights.get(stream_id, 1.0)
+        finish = self._finish_tags.get(stream_id, 0.0)
+        self._finish_tags[stream_id] = max(finish, self._virtual) + 1.0 / self._weights.get(stream_id, 1.0)
         if len(self._finish_tags) > self._cleanup_size:
             self._forget_some()
         RequestQueue._link(self, ticket)

@@ -1,6 +1,6 @@
 cimport cython
 from streaminfer._request_cy cimport Timings as CTimings
-from streaminfer.batching.queue._deadlines_cy cimport DeadlineHeap
+from streaminfer.batching.queue._deadlines_cy cimport DeadlineOrder
 from streaminfer.batching.queue._event_ring_cy cimport BatchRecord, EventRing
 from streaminfer.batching.queue._feasibility_cy cimport DurationTable
 from streaminfer.batching.queue._stream_order_cy cimport StreamOrder
@@ -29,7 +29,7 @@ cdef class RequestQueue:
     cdef list _levels
     cdef _Level _recent
     cdef readonly EventRing events
-    cdef DeadlineHeap _deadlines
+    cdef DeadlineOrder _deadlines
 
     @cython.locals(ticket=Ticket)
     cpdef Ticket admit(self, object request, object inputs, object future, long long now_ns, long long deadline_ns, int priority, int bucket=*, object stream_id=*)

@@ -4,7 +4,7 @@ Several views of one set of tickets answer different questions, each at the lowe
 
 * *Which request is next?* A first-in-first-out list per priority, doubly linked through the tickets themselves: a
   cancelled or expired ticket leaves the middle in O(1), without a scan.
-* *Which request expires next?* A heap by deadline over queued and running tickets (``_deadlines_cy``).
+* *Which request expires next?* A list by deadline of queued and running tickets (``_deadlines_cy``).
 * *How many?* Counters; recent arrivals are in the event ring (``_event_ring_cy``).
 
 * *Which request of a stream may run?* If the model has state per stream, a request is *held back* while an earlier one
@@ -12,7 +12,7 @@ Several views of one set of tickets answer different questions, each at the lowe
 
 Invariants, which the property tests check: a ticket is queued, then may run, then has ended, and never returns; ``end``
 returns true once per ticket; ``len`` counts the queued ones; order of arrival holds within a priority; every live
-ticket with a deadline is in the heap.
+ticket with a deadline is in the list by deadline.
 
 One source, compiled with the C types of ``_queue_cy.pxd`` or run uncompiled. Synchronous, takes the time as an
 argument, not thread-safe: one event loop, or one simulation, owns a queue.
@@ -24,7 +24,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from streaminfer._request_cy import Timings
-from streaminfer.batching.queue._deadlines_cy import DeadlineHeap
+from streaminfer.batching.queue._deadlines_cy import DeadlineOrder
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.batching.queue._feasibility_cy import DurationTable
 from streaminfer.batching.queue._stream_order_cy import StreamOrder
@@ -76,7 +76,7 @@ class RequestQueue:
         self.batch_s = 0.0
         self._levels: list[_Level] = []
         self._recent: _Level | None = None
-        self._deadlines = DeadlineHeap()
+        self._deadlines = DeadlineOrder()
         self._order = StreamOrder()
 
     def __len__(self) -> int:
@@ -142,7 +142,6 @@ class RequestQueue:
         ticket._held = False
         ticket._previous = None
         ticket._next = None
-        ticket._follower = None
         ticket._stream_id = None
         if stream_id is not None and self._order.join(ticket, stream_id):
             ticket._queued = False

@@ -37,7 +37,6 @@ cdef class Ticket:
     cdef bint _queued
     cdef bint _held
     cdef object _stream_id
-    cdef Ticket _follower
     cdef Ticket _previous
     cdef Ticket _next
 

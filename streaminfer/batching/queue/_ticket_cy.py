@@ -49,9 +49,8 @@ class Ticket:
     tag: float
     _live: bool  # it has not ended
     _queued: bool
-    _held: bool  # it is held back by an earlier request of its stream, its _previous
+    _held: bool  # it is held back by an earlier request of its stream
     _stream_id: Hashable  # its stream, if that is served in order
-    _follower: Ticket | None  # the next request of its stream
     _previous: Ticket | None
     _next: Ticket | None
 

@@ -7,6 +7,8 @@ model that may be in it. Rows of fronts are reused when no batch of the first mo
 Importing this module imports Numba.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,26 +70,47 @@ def _width(
     return widest
 
 
+class _Fronts(NamedTuple):
+    """Fronts by position: their instants, the number of requests served in the first entry, and of entries."""
+
+    ends_ns: _Array
+    fewest: _Array
+    entries: _Array
+
+
 @jit
 def _extend(
     front: _Array,
     served: int,
-    source: _Array,
-    entries: int,
-    shift: int,
+    base: int,
+    fronts: _Fronts,
+    at: Any,
+    size: int,
     setup_ns: int,
-    ready_ns: int,
-    start_by_ns: int,
+    start_ns: Any,
     takes_ns: int,
 ) -> int:
     """Add to a front the entries that follow from another front by a batch, or by a drop, which takes no time.
 
+    Args:
+        front: the front.
+        served: number of its entries.
+        base: number of requests served in its first entry.
+        fronts: fronts.
+        at: position of the other one.
+        size: number of requests in the batch; 0: it is a drop.
+        setup_ns: nanoseconds before the batch, for a load.
+        start_ns: the first and the last instant at which the batch may start.
+        takes_ns: duration of the batch.
+
     Returns:
         The new number of entries of the front.
     """
+    source, shift = fronts.ends_ns[at], fronts.fewest[at] + size - base
+    ready_ns, start_by_ns = start_ns
     begin = max(0, -shift)
     end = begin
-    while end < entries and source[end] + setup_ns <= start_by_ns:
+    while end < fronts.entries[at] and source[end] + setup_ns <= start_by_ns:
         end += 1
     target = front[begin + shift : end + shift]
     origin = source[begin:end]
@@ -132,13 +155,14 @@ def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its ta
     width = _width(first, first_deadlines, second, second_deadlines, lows, highs, both_ns)
     rows = cap + 1
     columns = (highs - lows).max() + 1
-    fronts = np.full((rows, columns, states, width), _FAR_NS, np.int64)
-    fewest = np.zeros((rows, columns, states), np.int64)  # number served in a front's first entry
+    fewest = np.zeros((rows, columns, states), np.int64)
     entries = np.zeros((rows, columns, states), np.int64)
+    fronts = _Fronts(np.full((rows, columns, states, width), _FAR_NS, np.int64), fewest, entries)
     new = np.full((states, 4 * width + cap + other_cap + 2), _FAR_NS, np.int64)
     used = 0  # number of their entries that the previous pair has written
     bases = np.zeros(states, np.int64)
     counts = np.zeros(states, np.int64)
+    any_time_ns = (0, _FAR_NS)
     for i in range(first.size + 1):
         row = i % rows
         for j in range(lows[i], highs[i] + 1):
@@ -157,57 +181,35 @@ def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its ta
                 if column > 0:
                     base = max(base, fewest[row, column - 1, state])
                 if from_above:
-                    source = fronts[before, above, state]
-                    shift = fewest[before, above, state] - base
-                    served = _extend(front, served, source, entries[before, above, state], shift, 0, 0, _FAR_NS, 0)
+                    served = _extend(front, served, base, fronts, (before, above, state), 0, 0, any_time_ns, 0)
                 if column > 0:
-                    source = fronts[row, column - 1, state]
-                    shift = fewest[row, column - 1, state] - base
-                    served = _extend(front, served, source, entries[row, column - 1, state], shift, 0, 0, _FAR_NS, 0)
+                    served = _extend(front, served, base, fronts, (row, column - 1, state), 0, 0, any_time_ns, 0)
                 for size in range(1, min(cap, i) + 1):
-                    start_by_ns = first_deadlines[i - size] - first_durations[size]
-                    if state == 1 or start_by_ns < first[i - 1]:
+                    takes_ns = first_durations[size]
+                    start_ns = (first[i - 1], first_deadlines[i - size] - takes_ns)
+                    if state == 1 or start_ns[1] < start_ns[0]:
                         break  # a larger batch takes longer and has an earlier deadline
-                    earlier = (i - size) % rows
-                    at = j - lows[i - size]
-                    if 0 <= at <= highs[i - size] - lows[i - size]:
+                    if lows[i - size] <= j <= highs[i - size]:
                         for loaded in range(states):
-                            served = _extend(
-                                front,
-                                served,
-                                fronts[earlier, at, loaded],
-                                entries[earlier, at, loaded],
-                                fewest[earlier, at, loaded] + size - base,
-                                first_load_ns * loaded,
-                                first[i - 1],
-                                start_by_ns,
-                                first_durations[size],
-                            )
+                            at = ((i - size) % rows, j - lows[i - size], loaded)
+                            setup_ns = first_load_ns * loaded
+                            served = _extend(front, served, base, fronts, at, size, setup_ns, start_ns, takes_ns)
                 for size in range(1, min(other_cap, column) + 1):
-                    start_by_ns = second_deadlines[j - size] - second_durations[size]
-                    if state < states - 1 or start_by_ns < second[j - 1]:
+                    takes_ns = second_durations[size]
+                    start_ns = (second[j - 1], second_deadlines[j - size] - takes_ns)
+                    if state < states - 1 or start_ns[1] < start_ns[0]:
                         break
                     for loaded in range(states):
-                        served = _extend(
-                            front,
-                            served,
-                            fronts[row, column - size, loaded],
-                            entries[row, column - size, loaded],
-                            fewest[row, column - size, loaded] + size - base,
-                            second_load_ns * (states - 1 - loaded),
-                            second[j - 1],
-                            start_by_ns,
-                            second_durations[size],
-                        )
+                        at = (row, column - size, loaded)
+                        setup_ns = second_load_ns * (states - 1 - loaded)
+                        served = _extend(front, served, base, fronts, at, size, setup_ns, start_ns, takes_ns)
                 bases[state], counts[state] = base, served
             next_ns = _next_arrival(i, j, first, second)
             for state in range(states):
                 front, served, base = new[state], counts[state], bases[state]
                 if states > 1:  # a load for the next batch; a second load back would only take longer
-                    shift = bases[1 - state] - base
-                    served = _extend(
-                        front, served, new[1 - state], counts[1 - state], shift, loads_ns[state], 0, _NO_LIMIT_NS, 0
-                    )
+                    others = _Fronts(new, bases, counts)
+                    served = _extend(front, served, base, others, 1 - state, 0, loads_ns[state], (0, _NO_LIMIT_NS), 0)
                 used = max(used, served)
                 # serving more and being free no later is better, so the remaining entries ascend in both
                 for entry in range(served - 2, -1, -1):
@@ -219,7 +221,7 @@ def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its ta
                 while passed + 1 < served and front[passed + 1] <= free_by_ns:
                     passed += 1
                 for entry in range(served - passed):
-                    fronts[row, column, state, entry] = front[passed + entry]
+                    fronts.ends_ns[row, column, state, entry] = front[passed + entry]
                 fewest[row, column, state] = base + passed
                 entries[row, column, state] = served - passed
     row, column = first.size % rows, second.size - lows[first.size]

@@ -177,42 +177,25 @@ class _Simulation:
                 self.device.join(model, now_ns)
             self.device.dispatch(now_ns)
 
-    def launch(self, model: "_Model", execution: Execution) -> None:
-        """Run a batch."""
-        factor = float(np.exp(self.noise * self.rng.standard_normal())) if self.noise else 1.0
-        work_ns = max(1.0, float(model.load.durations_ns[len(execution.tickets)]) * factor)
-        self.running.append(_Work(functools.partial(model.finish, execution), work_ns))
-
-
-@attrs.define(eq=False)
-class _Residence:
-    """Residence of a model in simulated memory."""
-
-    source: str
-    memory_bytes: int
-    _load_ns: int
-    _simulation: _Simulation
-
-    def load(self, _leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
-        """Load the model in simulated time."""
-        self._simulation.running.append(_Work(lambda now_ns: done(now_ns, True, 0), max(1.0, float(self._load_ns))))
+    def launch(self, finish: Callable[[int], None], work_ns: float) -> None:
+        """Run a batch or load of so many nanoseconds of work, and call ``finish`` at its end."""
+        self.running.append(_Work(finish, max(1.0, float(work_ns))))
 
 
 class _Model(ModelRun):
-    """One model on the device: the `DeviceMember` of a simulation."""
+    """One model on the device: the `DeviceMember` of a simulation, and the `Residence` in simulated memory."""
 
     runs_inline = False
-    residence: Residence | None = None
 
     def __init__(self, name: str, load: ModelLoad, simulation: _Simulation, learns: bool) -> None:
         service_time = LearnedServiceTime(prior=load.service_time) if learns else load.service_time
         self._lookahead = Lookahead(load.max_batch_size, service_time)
         super().__init__(self._lookahead, load.arrivals_ns, load.arrivals_ns + load.slo_ns)
         self.source = name
-        self.load = load
+        self.memory_bytes = load.memory_bytes
+        self.residence: Residence | None = self if load.memory_bytes else None
+        self._load = load
         self._simulation = simulation
-        if load.memory_bytes:
-            self.residence = _Residence(name, load.memory_bytes, load.load_ns, simulation)
         self._learns = learns
         self.claim = Claim(self.queue, lambda size: int(load.durations_ns[size]), None)
         self._is_running = False
@@ -228,6 +211,10 @@ class _Model(ModelRun):
             if decision is not None:
                 self.grant(decision.batch, decision, now_ns)
 
+    def load(self, _leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
+        """Load the model in simulated time."""
+        self._simulation.launch(lambda now_ns: done(now_ns, True, 0), self._load.load_ns)
+
     def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> Outlook | None:
         return self._lookahead.outlook(self.queue, now_ns, batch)
 
@@ -239,7 +226,10 @@ class _Model(ModelRun):
         self._is_running = True
         if self._simulation.device is not None:
             self._simulation.device.begin(execution, self, now_ns)
-        self._simulation.launch(self, execution)
+        noise, rng = self._simulation.noise, self._simulation.rng
+        factor = float(np.exp(noise * rng.standard_normal())) if noise else 1.0
+        work_ns = self._load.durations_ns[len(execution.tickets)] * factor
+        self._simulation.launch(functools.partial(self.finish, execution), work_ns)
 
     def settle(self) -> None:
         """Do nothing, because the simulation reads :attr:`next_ns`."""

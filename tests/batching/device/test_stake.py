@@ -2,13 +2,13 @@
 
 import asyncio
 
-import attrs
 import numpy as np
 import pytest
 from device_calls import ask, batcher, settle
 
 import streaminfer as si
-from streaminfer.batching.device.stake import Stake, is_in_vain
+from streaminfer.batching.device.stake import is_in_vain
+from streaminfer.batching.device.turns import Bid
 from streaminfer.batching.planner.outlook import Outlook
 from streaminfer.protocols import Residency
 from streaminfer.testing import ScriptedBackend
@@ -18,7 +18,7 @@ FAR = float("inf")
 
 def stake(*, deadlines=(), gap_ns=100.0, limit_ns=100, load_ns=500, weight=1.0):
     outlook = Outlook((), np.array(deadlines, np.int64), np.array([0, 10]), (gap_ns, FAR), limit_ns, True)
-    return Stake(outlook, weight, load_ns, bool(deadlines), 0)
+    return Bid("model", (), outlook, weight, load_ns=load_ns)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def stake(*, deadlines=(), gap_ns=100.0, limit_ns=100, load_ns=500, weight=1.0):
         (stake(deadlines=[50]), [stake(limit_ns=1009)], True),
         (stake(deadlines=[50]), [stake(limit_ns=1010)], False),
         (stake(deadlines=[50], gap_ns=FAR), [stake(gap_ns=FAR)], False),
-        (stake(deadlines=[50]), [attrs.evolve(stake(), outlook=None)], False),
-        (attrs.evolve(stake(), outlook=None), [stake()], False),
+        (stake(deadlines=[50]), [stake()._replace(outlook=None)], False),
+        (stake()._replace(outlook=None), [stake()], False),
     ],
     ids=[
         "late, no more expected",
@@ -58,7 +58,7 @@ def stake(*, deadlines=(), gap_ns=100.0, limit_ns=100, load_ns=500, weight=1.0):
 )
 def test_a_load_that_saves_nothing_is_in_vain(arriving, leaving, in_vain):
     """A load is in vain if it is too late for the whole queue and the leaving models lose at least what it gains."""
-    assert is_in_vain(arriving, leaving) is in_vain
+    assert is_in_vain(arriving, leaving, 0) is in_vain
 
 
 class Swapped(ScriptedBackend):

@@ -285,20 +285,6 @@ def test_compiled_records_are_not_tracked_by_gc():
     assert gc.is_tracked(record) == module.__file__.endswith(".py")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ({"requests": 0}, ValueError),
-        ({"requests": 100}, ValueError),
-        ({"batches": 3}, ValueError),
-        ({"batches": 2.0}, TypeError),
-    ],
-)
-def test_sizes_are_powers_of_two(arguments, error):
-    with pytest.raises(error, match=f"{next(iter(arguments))}: expected"):
-        EventRing(**arguments)
-
-
 def test_repr_counts_arrivals_batches_and_drops():
     events = EventRing()
     events.arrived(0, 0, 0)
