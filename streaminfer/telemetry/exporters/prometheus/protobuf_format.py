@@ -20,11 +20,11 @@ __all__ = ["write_protobuf"]
 
 _KINDS = {"counter": 0, "gauge": 1, "histogram": 4}
 _VALUES = {"counter": 3, "gauge": 2, "histogram": 7}
+_BOUNDS = tuple(struct.pack("<Bd", 0x11, bound_s) for bound_s in (*BOUNDS_S, math.inf))  # field 2, a double
 
 
 def write_protobuf(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[bytes]:
     """Yield the bytes of one family after another."""
-    scratch = bytearray()
     for metric, samples in families.items():
         if not samples:
             continue  # Prometheus rejects a family without a metric
@@ -38,7 +38,7 @@ def write_protobuf(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[byte
             if isinstance(value, HistogramPoint):
                 exemplars = {exemplar.bucket: _exemplar(exemplar) for exemplar in value.exemplars}
                 created_field = _created("histogram", value.created_ns)
-                write_histogram(family, _labels(labels), field, value, _bounds(), exemplars, created_field, scratch)
+                write_histogram(family, _labels(labels), field, value, _BOUNDS, exemplars, created_field)
             else:
                 family.data(4, _labels(labels) + prefix + struct.pack("<d", value) + created)
         framed = ProtobufWriter()
@@ -55,14 +55,6 @@ def _exemplar(exemplar: Exemplar) -> bytes:
     field = ProtobufWriter()
     field.message(3, message)
     return bytes(field)
-
-
-@functools.cache
-def _bounds() -> bytes:
-    fields = ProtobufWriter()
-    for bound_s in (*BOUNDS_S, math.inf):
-        fields.float64(2, bound_s)
-    return bytes(fields)
 
 
 @functools.lru_cache(maxsize=4096)
