@@ -17,7 +17,7 @@ import attrs
 
 from streaminfer._internal.forking import new_lock
 from streaminfer._internal.listeners import Listeners
-from streaminfer._internal.locking import thread_safe
+from streaminfer._internal.locking import public_methods, thread_safe
 from streaminfer._internal.validation import (
     check_count,
     check_duration,
@@ -25,6 +25,7 @@ from streaminfer._internal.validation import (
     check_instance,
     check_number,
     expected,
+    field_check,
 )
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import CircuitOpen, InvalidInput, Overloaded
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from streaminfer.telemetry.objectives._budget_cy import BudgetState as _State
     from streaminfer.telemetry.statistics import SloStatistics
 else:
-    _OPERATIONS = ("record", "_ages", "_take", "burn_over", "burning", "count_ns", "history", "totals", "window")
-    _State = thread_safe(BudgetState, _OPERATIONS)
+    _State = thread_safe(BudgetState, (*public_methods(BudgetState), "_ages", "_use_clock"))
 
 __all__ = ["SLO", "BurnSignal"]
 
@@ -67,26 +67,23 @@ class BurnSignal:
         TypeError: a value is not a number.
     """
 
-    window_s: float = 60.0
-    short_s: float | None = None
-    starts_at: float = 6.0
-    ends_at: float = 1.0
-    minimum_events: int = 30
-    grace_s: float = 0.0
+    window_s: float = attrs.field(default=60.0, validator=field_check(check_duration, positive=True))
+    short_s: float | None = attrs.field(
+        default=None, validator=field_check(check_duration, positive=True, optional=True)
+    )
+    starts_at: float = attrs.field(default=6.0, validator=field_check(check_rate))
+    ends_at: float = attrs.field(default=1.0, validator=field_check(check_rate))
+    minimum_events: int = attrs.field(default=30, validator=field_check(check_count, at_most=_MAX_INTEGER))
+    grace_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
 
     def __attrs_post_init__(self) -> None:
-        check_duration("window_s", self.window_s, positive=True)
-        if self.short_s is not None and check_duration("short_s", self.short_s, positive=True) > self.window_s:
+        if self.short_s is not None and self.short_s > self.window_s:
             raise ValueError(expected("short_s", f"at most window_s={self.window_s!r}", self.short_s))
-        for name in ("starts_at", "ends_at"):
-            check_rate(name, getattr(self, name))
         if self.ends_at > self.starts_at:
             raise ValueError(expected("ends_at", f"at most starts_at={self.starts_at!r}", self.ends_at))
-        check_count("minimum_events", self.minimum_events, at_most=_MAX_INTEGER)
-        check_duration("grace_s", self.grace_s)
 
 
-class SLO(StackClock, _State):
+class SLO(_State, StackClock):
     """Share of requests that must have a response within a time, over a rolling period.
 
     A request is a *good event* if its response comes within ``threshold_s``, degraded or not. It is a *bad event* if
@@ -200,9 +197,6 @@ class SLO(StackClock, _State):
         self._alert_lock = new_lock()
         self._changes: deque[Alert] = deque()
         self._listeners: Listeners[Alert] = Listeners("streaminfer.slo", f"SLO {name!r}", _CALLBACK)
-
-    def _use_clock(self, clock: Callable[[], int]) -> None:
-        self._take(clock)  # elapsed time continues from its current value
 
     @property
     def resolution_s(self) -> float:

@@ -107,11 +107,12 @@ class TraceBuilder:
         for label, value in (annotations or {}).items():
             annotation.clear()
             annotation.varint(_Packet.ANNOTATION_NAME_IID, self._annotations[label])
-            if isinstance(value, float):
-                annotation.float64(_Packet.ANNOTATION_DOUBLE, value)
+            if isinstance(value, bool):
+                annotation.varint(_Packet.ANNOTATION_BOOL, value)
+            elif isinstance(value, int):
+                annotation.varint(_Packet.ANNOTATION_UINT, value)
             else:
-                kind = _Packet.ANNOTATION_BOOL if isinstance(value, bool) else _Packet.ANNOTATION_UINT
-                annotation.varint(kind, value)
+                annotation.float64(_Packet.ANNOTATION_DOUBLE, value)
             event.message(_Packet.ANNOTATIONS, annotation)
         self._add_event(at_ns, event)
         if end_ns is not None:
@@ -139,10 +140,10 @@ class TraceBuilder:
         """Set a counter at instants, shape (n,), to integers ≥ 0 or to floating-point numbers, shape (n,)."""
         for instant_ns, value in zip(np.asarray(at_ns).tolist(), np.asarray(values).tolist(), strict=True):
             event = self._event(_COUNTER, track)
-            if isinstance(value, float):
-                event.float64(_Packet.DOUBLE_COUNTER_VALUE, value)
-            else:
+            if isinstance(value, int):
                 event.varint(_Packet.COUNTER_VALUE, value)
+            else:
+                event.float64(_Packet.DOUBLE_COUNTER_VALUE, value)
             self._add_event(instant_ns, event)
 
     def __bytes__(self) -> bytes:
