@@ -25,10 +25,10 @@ __all__ = ["CostMeter", "Device"]
 
 _ALL = "device"  # name of the device if there is only one
 _log = Log("streaminfer.telemetry")
-_Account = thread_safe(CostAccount, ("respond", "charge"))
-_Bill = thread_safe(DeviceBill, ("open", "close", "advance", "begin", "end", "pad", "read"))
-_Family = thread_safe(LabelFamilyState, ("child", "children"))
-_Ledger = thread_safe(ResponseLedger, ("fail", "respond"))
+_Account = thread_safe(CostAccount)
+_Bill = thread_safe(DeviceBill)
+_Family = thread_safe(LabelFamilyState)
+_Ledger = thread_safe(ResponseLedger)
 
 
 class Device:

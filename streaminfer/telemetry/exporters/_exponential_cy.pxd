@@ -13,7 +13,4 @@ cpdef tuple fill_buckets(
 cpdef object fill_bounds(
     const long long[::1] totals, Py_ssize_t first, Py_ssize_t end, const int[::1] edges, long long[::1] cumulative)
 
-@cython.locals(low=cython.Py_ssize_t, high=cython.Py_ssize_t, middle=cython.Py_ssize_t)
-cdef Py_ssize_t _bucket_of(Py_ssize_t part, const int[::1] edges) noexcept
-
 cdef Py_ssize_t _size(long long count, long long gap) noexcept

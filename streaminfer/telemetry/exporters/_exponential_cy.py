@@ -6,6 +6,7 @@ The same source is compiled with the C types of ``_exponential_cy.pxd`` or runs 
 
 from __future__ import annotations
 
+import bisect
 from typing import Any
 
 __all__ = ["MAX_GAP", "fill_bounds", "fill_buckets"]
@@ -41,7 +42,7 @@ def fill_buckets(
         The number of non-empty buckets; their size; and the number of non-empty buckets of the next finer schema, which
         is a lower bound of their size there. If the size exceeds the limit: 0, ``limit + 1`` and ``limit + 1``.
     """
-    low = _bucket_of(first, edges)
+    low = max(bisect.bisect_right(edges, first) - 1, 0)  # parts below the first edge are in no bucket
     filled = size = finer = 0
     below = totals[max(first, edges[low])]
     last = numbers[low] - 1
@@ -60,19 +61,6 @@ def fill_buckets(
             below = total
         low += 1
     return filled, size, finer
-
-
-def _bucket_of(part: int, edges: Any) -> int:
-    """Return the index of the bucket that contains a part, or 0 if none does."""
-    low = 0
-    high = len(edges) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if edges[middle] <= part:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def _size(count: int, gap: int) -> int:

@@ -1,10 +1,11 @@
 """`Metric`: a family of series, and the fields of the statistics that it reads."""
 
+import functools
 from typing import Literal
 
 import attrs
 
-__all__ = ["Metric", "counter", "gauge", "histogram"]
+__all__ = ["Metric", "counter", "gauge", "histogram", "state"]
 
 Kind = Literal["counter", "gauge", "histogram"]
 Unit = Literal["", "seconds", "bytes", "ratio"]
@@ -58,21 +59,8 @@ class Metric:
         return {"seconds": "s", "bytes": "By"}.get(self.unit, "1")
 
 
-def counter(name: str, text: str, fields: str = "", *, by: str = "", unit: Unit = "", event: bool = False) -> Metric:
-    """Return a counter, a metric with a value that never falls.
-
-    Args:
-        name: as for `Metric`.
-        text: help text.
-        fields: fields separated by spaces; empty: the last part of the name.
-        by: label, as for `Metric`.
-        unit: as for `Metric`.
-        event: as for `Metric`.
-    """
-    return Metric(name, "counter", text, _fields(name, fields), by, unit, event=event)
-
-
-def gauge(
+def _metric(
+    kind: Kind,
     name: str,
     text: str,
     fields: str = "",
@@ -83,14 +71,37 @@ def gauge(
     event: bool = False,
     normal: float = 0.0,
 ) -> Metric:
-    """Return a gauge; arguments as for `counter` and `Metric`, with the states separated by spaces."""
-    return Metric(name, "gauge", text, _fields(name, fields), by, unit, tuple(states.split()), event, normal)
+    """Return a metric.
+
+    Args:
+        kind: as for `Metric`.
+        name: as for `Metric`.
+        text: help text; without a full stop, "by" and the label are added.
+        fields: fields separated by spaces; empty: the last part of the name. The unit of ``…_s`` is the second.
+        by: label, as for `Metric`.
+        unit: as for `Metric`.
+        states: as for `Metric`, separated by spaces.
+        event: as for `Metric`.
+        normal: as for `Metric`.
+    """
+    read = tuple(fields.split()) or (name.rpartition(".")[2],)
+    if read[0].endswith("_s") and not read[0].endswith("_per_s"):
+        unit = "seconds"
+    help_text = text if text.endswith(".") else f"{text}, by {by}."
+    return Metric(name, kind, help_text, read, by, unit, tuple(states.split()), event, normal)
 
 
-def histogram(name: str, text: str, fields: str, *, by: str = "") -> Metric:
-    """Return a histogram of durations; arguments as for `counter`."""
-    return Metric(name, "histogram", text, _fields(name, fields), by, "seconds")
+counter = functools.partial(_metric, "counter")
+"""Return a metric with a value that never falls; arguments as for `_metric`."""
+
+gauge = functools.partial(_metric, "gauge")
+"""Return a metric with a value that rises and falls; arguments as for `_metric`."""
+
+histogram = functools.partial(_metric, "histogram", unit="seconds")
+"""Return a histogram of durations; arguments as for `_metric`."""
 
 
-def _fields(name: str, fields: str) -> tuple[str, ...]:
-    return tuple(fields.split()) or (name.rpartition(".")[2],)
+def state(name: str, states: str, field: str = "") -> Metric:
+    """Return a gauge for each state of an object, such as a breaker; ``name`` is the object and the kind of state."""
+    owner, _, label = name.rpartition(".")
+    return gauge(name, f"Whether the {owner} is in this {label}.", field, by=label, states=states, event=True)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from streaminfer.telemetry.families._label_family_cy import LabelFamilyState as _State
 else:
-    _State = thread_safe(LabelFamilyState, ("child", "children", "clear"))
+    _State = thread_safe(LabelFamilyState)
 
 
 class LabelFamily(_State, Generic[T]):

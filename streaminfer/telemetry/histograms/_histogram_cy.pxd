@@ -66,10 +66,6 @@ cdef class HistogramState:
     cpdef object quantiles_into(self, const double[::1] shares, double[::1] seconds)
 
     @cython.locals(
-        counts=cython.longlong[::1], group=cython.Py_ssize_t, index=cython.Py_ssize_t, count=cython.longlong)
-    cpdef list take_changes(self, long long[::1] previous, int shift)
-
-    @cython.locals(
         copied=cython.longlong[::1], index=cython.Py_ssize_t, minimum_ns=cython.longlong, maximum_ns=cython.longlong,
         clamped=cython.longlong)
     cpdef tuple snapshot(self)

@@ -249,31 +249,6 @@ class HistogramState:
         """
         return _share_within(self, _nanoseconds(_duration("seconds", seconds)))
 
-    def take_changes(self, previous: Any, shift: int) -> list[tuple[int, int]]:
-        """Return the increases since the counts in ``previous``, at one moment, and update ``previous``.
-
-        For callers that look often: it takes a few microseconds, and memory only for the changes.
-
-        Args:
-            previous: shape (counts_length >> shift,), int64, zero at first: counts of groups of parts. After a reset of
-                the histogram, higher counts in ``previous`` stay.
-            shift: a group has ``2**shift`` neighboring parts; at most ``half_magnitude``.
-
-        Returns:
-            Index and increase of each group whose count is higher than in ``previous``.
-        """
-        counts = self._counts
-        changes = []
-        if self.count:
-            for group in range(_index(self, self.minimum_ns) >> shift, (_index(self, self.maximum_ns) >> shift) + 1):
-                count = 0
-                for index in range(group << shift, (group + 1) << shift):
-                    count += counts[index]
-                if count > previous[group]:
-                    changes.append((group, count - previous[group]))
-                    previous[group] = count
-        return changes
-
     def snapshot(self) -> tuple[Any, int, int, int]:
         """Return the state of the histogram at one moment.
 

@@ -26,12 +26,12 @@ class MonotonicClock:
 
     def __init__(self, clock: Callable[[], int] | None) -> None:
         self._elapsed_ns = 0
-        self._take(clock)
+        self._use_clock(clock)
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError(f"{self!r} holds counts that others add to and cannot be copied; make another one")
 
-    def _take(self, clock: Callable[[], int] | None) -> None:
+    def _use_clock(self, clock: Callable[[], int] | None) -> None:
         """Replace the clock; elapsed time continues from its current value."""
         self._clock = clock
         self._origin_ns = self._read() - self._elapsed_ns

@@ -24,16 +24,13 @@ LONGEST_UNDER_LOCK = 4096  # durations per step: about 12 µs in compiled code; 
 FAR_NS = 2**62
 _MAX_DIGITS = 5
 _COUNT_LIMIT = 2**63  # limit of the C integers of the counts
-# each public method is atomic for other threads
-_OPERATIONS = [name for name, method in vars(HistogramState).items() if callable(method) and not name.startswith("_")]
-
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from streaminfer.telemetry.histograms._histogram_cy import HistogramState as _State
 else:
-    _State = thread_safe(HistogramState, _OPERATIONS)
+    _State = thread_safe(HistogramState)
 
 
 class LatencyHistogram(_State):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.distributions.real_arrays import real_array
-from streaminfer._internal.locking import thread_safe
+from streaminfer._internal.locking import public_methods, thread_safe
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration_ns, expected
 from streaminfer._runtime.stack_clock import StackClock
@@ -22,16 +22,14 @@ from streaminfer.telemetry.histograms.latency_histogram import FAR_NS, LONGEST_U
 
 __all__ = ["RollingHistogram"]
 
-# each public method is atomic for other threads, and so is a change of the clock
-_OPERATIONS = [name for name, method in vars(RollingState).items() if callable(method) and not name.startswith("_")]
-
 if TYPE_CHECKING:
     from streaminfer.telemetry.histograms._rolling_cy import RollingState as _State
 else:
-    _State = thread_safe(RollingState, [*_OPERATIONS, "_take"])
+    # each public method is atomic for other threads, and so is a change of the clock
+    _State = thread_safe(RollingState, (*public_methods(RollingState), "_use_clock"))
 
 
-class RollingHistogram(StackClock, _State):
+class RollingHistogram(_State, StackClock):
     """Histogram of recent durations; it drops old ones, a time slice at once.
 
     A duration stays for at least ``window_s * (1 - 1 / slices)`` seconds and at most ``window_s``; it disappears
@@ -96,9 +94,6 @@ class RollingHistogram(StackClock, _State):
             lowest_s=lowest_s, highest_s=highest_s, significant_digits=significant_digits
         )._layout()
         super().__init__(clock, slices, -(-window_ns // slices), *self._layout)
-
-    def _use_clock(self, clock: Callable[[], int]) -> None:
-        self._take(clock)  # elapsed time continues from its current value
 
     def record_many(self, seconds: ArrayLike) -> None:
         """Count every duration of an array in the present slice, or none; see :meth:`LatencyHistogram.record_many`.

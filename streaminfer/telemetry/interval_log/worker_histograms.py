@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
 import re
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,7 +34,7 @@ import attrs
 
 from streaminfer._internal import IMPORTED_NS
 from streaminfer._internal.error_log import ErrorLog
-from streaminfer._internal.forking import unlock_and_close
+from streaminfer._internal.forking import new_reentrant_lock, unlock_and_close
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_duration, check_instance, check_path, expected
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
@@ -114,9 +114,10 @@ class WorkerHistograms:
         self.name = name
         self.folder = check_path("folder", folder)
         self._histograms = dict(histograms)
+        self._windows_s = {key: it.window_s for key, it in histograms.items() if isinstance(it, RollingHistogram)}
         self._clock = clock
         self._failures = ErrorLog("streaminfer.telemetry")
-        self._publishing = threading.RLock()  # an exporter may run in another thread
+        self._publishing = new_reentrant_lock()  # an exporter may run in another thread
         self._pid = os.getpid()
         # rounded as in the files; counting begins after the import of the package
         self._started_s = round(min(clock(), IMPORTED_NS / 1e9), 3)
@@ -137,7 +138,6 @@ class WorkerHistograms:
             OSError: the disk failed.
             RuntimeError: this object was closed, or was made before a fork.
         """
-        self._check()  # also before taking the lock, which a fork may leave locked
         with self._publishing:
             self._check()
             now_s = self._clock()
@@ -184,13 +184,12 @@ class WorkerHistograms:
         self._check()
         now_s, started_s = self._clock(), self._started_s
         merged = {name: _copy(histogram) for name, histogram in self._histograms.items()}
-        with self._lock_if_free() as is_locked:
-            if is_locked:
-                self._fold_dead(now_s)
+        with suppress(BlockingIOError), self._merge_lock():
+            self._fold_dead(now_s)
         for interval in self._others():
-            if not self._is_over(interval, now_s) and interval.tag in merged:
+            if interval.tag in merged and interval.end_s > now_s - self._windows_s.get(interval.tag, math.inf):
                 merged[interval.tag].merge(interval.histogram)
-                if not isinstance(self._histograms[interval.tag], RollingHistogram):
+                if interval.tag not in self._windows_s:
                     started_s = min(started_s, interval.start_s)
         return merged, started_s
 
@@ -200,18 +199,14 @@ class WorkerHistograms:
         It also publishes the counts of this worker: the next scrape may reach another worker, and must not see less.
         """
         merged, started_s = self._merge()
-        durations = {
-            name: it for name, it in merged.items() if not isinstance(self._histograms[name], RollingHistogram)
-        }
+        durations = {name: it for name, it in merged.items() if name not in self._windows_s}
         self.publish()
         return WorkerStatistics(name=self.name, durations=durations, created_ns=round(started_s * 1e3) * 10**6)
 
     def close(self) -> None:
         """Publish a last time and release the lock; the worker then counts as dead. A second call does nothing."""
-        if self._pid != os.getpid():  # before taking the lock, which a fork may leave locked
-            return
         with self._publishing:  # a later publish would be counted twice, as a dead worker's too
-            if self._lock < 0:
+            if self._lock < 0 or self._pid != os.getpid():
                 return
             self.publish()
             os.close(self._lock)
@@ -225,27 +220,22 @@ class WorkerHistograms:
             raise RuntimeError("these WorkerHistograms belong to the process before the fork: make some in each worker")
 
     def _line(self, name: str, histogram: LatencyHistogram | RollingHistogram, now_s: float) -> str:
-        start_s = now_s - histogram.window_s if isinstance(histogram, RollingHistogram) else self._started_s
+        start_s = now_s - self._windows_s[name] if name in self._windows_s else self._started_s
         return format_interval(_copy(histogram), max(min(start_s, now_s), 0.0), now_s, name)
-
-    def _is_over(self, interval: Interval, now_s: float) -> bool:
-        histogram = self._histograms.get(interval.tag)
-        return isinstance(histogram, RollingHistogram) and interval.end_s <= now_s - histogram.window_s
 
     def _others(self) -> list[Interval]:
         """Return the intervals in the files of other workers, dead ones included, at one moment."""
         dead_file = self.folder / _DEAD_FILE
         while True:
-            version, excluded = _version(dead_file), {self._file, *_folded(dead_file)}
-            paths = [path for path in self.folder.glob("*.hlog") if path.stem not in excluded]
+            folded = _folded(dead_file)
+            paths = [path for path in self.folder.glob("*.hlog") if path.stem not in {self._file, *folded}]
             intervals = [interval for path in paths for interval in _intervals(path)]
-            if _version(dead_file) == version:
+            if _folded(dead_file) == folded:  # otherwise it was replaced meanwhile
                 return intervals
 
     def _fold_dead(self, now_s: float) -> None:
         """Add the counts of dead workers to ``dead.hlog``, and delete their files."""
-        folded = _folded(self.folder / _DEAD_FILE)
-        for name in folded:
+        for name in _folded(self.folder / _DEAD_FILE):
             self._delete(name)
         dead = [path for path in self.folder.glob(f"{self._host}.*.lock") if self._is_dead(path)]
         dead = [path for path in dead if not self._is_in_window(path.with_suffix(".hlog"), now_s)]
@@ -254,13 +244,13 @@ class WorkerHistograms:
         totals = {interval.tag: interval for interval in _intervals(self.folder / _DEAD_FILE)}
         for path in dead:
             for interval in _intervals(path.with_suffix(".hlog")):
-                if isinstance(self._histograms.get(interval.tag), RollingHistogram):
+                if interval.tag in self._windows_s:
                     continue
                 total = totals.setdefault(interval.tag, interval)
                 if total is not interval:
                     total.histogram.merge(interval.histogram)
                     start_s, end_s = min(total.start_s, interval.start_s), max(total.end_s, interval.end_s)
-                    totals[interval.tag] = Interval(start_s, end_s, interval.tag, total.histogram)
+                    totals[interval.tag] = attrs.evolve(total, start_s=start_s, end_s=end_s)
         names = " ".join(path.stem for path in dead)
         lines = [format_interval(it.histogram, it.start_s, it.end_s, it.tag) for it in totals.values()]
         self._replace(_DEAD_FILE, [f"{_FOLDED_PREFIX}{names}]\n", *lines])
@@ -288,9 +278,7 @@ class WorkerHistograms:
         If the clock was set back by more than the window since the worker's end, the window counts as over.
         """
         return any(
-            isinstance(histogram := self._histograms.get(interval.tag), RollingHistogram)
-            and abs(now_s - interval.end_s) < histogram.window_s
-            for interval in _intervals(path)
+            abs(now_s - interval.end_s) < self._windows_s.get(interval.tag, 0.0) for interval in _intervals(path)
         )
 
     def _delete(self, name: str) -> None:
@@ -309,14 +297,12 @@ class WorkerHistograms:
             raise
 
     @contextmanager
-    def _lock_if_free(self) -> Iterator[bool]:
+    def _merge_lock(self) -> Iterator[None]:
+        """Hold the lock under which dead workers are added up; `BlockingIOError` if another worker has it."""
         number = os.open(self.folder / "merging", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        is_free = False
         try:
-            with suppress(BlockingIOError):
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_free = True
-            yield is_free
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
         finally:
             unlock_and_close(number)
 
@@ -333,14 +319,6 @@ def _intervals(path: Path) -> list[Interval]:
     with suppress(FileNotFoundError):
         return list(read_interval_log(path))
     return []
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    """Return a value that changes whenever the file is replaced."""
-    with suppress(FileNotFoundError):
-        status = path.stat()
-        return status.st_ino, status.st_mtime_ns
-    return None
 
 
 def _folded(path: Path) -> list[str]:

@@ -17,7 +17,7 @@ import attrs
 
 from streaminfer._internal.forking import new_lock
 from streaminfer._internal.listeners import Listeners
-from streaminfer._internal.locking import thread_safe
+from streaminfer._internal.locking import public_methods, thread_safe
 from streaminfer._internal.validation import (
     check_count,
     check_duration,
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from streaminfer.telemetry.objectives._budget_cy import BudgetState as _State
     from streaminfer.telemetry.statistics import SloStatistics
 else:
-    _OPERATIONS = ("record", "_ages", "_take", "burn_over", "burning", "count_ns", "history", "totals", "window")
-    _State = thread_safe(BudgetState, _OPERATIONS)
+    _State = thread_safe(BudgetState, (*public_methods(BudgetState), "_ages", "_use_clock"))
 
 __all__ = ["SLO", "BurnSignal"]
 
@@ -84,7 +83,7 @@ class BurnSignal:
             raise ValueError(expected("ends_at", f"at most starts_at={self.starts_at!r}", self.ends_at))
 
 
-class SLO(StackClock, _State):
+class SLO(_State, StackClock):
     """Share of requests that must have a response within a time, over a rolling period.
 
     A request is a *good event* if its response comes within ``threshold_s``, degraded or not. It is a *bad event* if
@@ -198,9 +197,6 @@ class SLO(StackClock, _State):
         self._alert_lock = new_lock()
         self._changes: deque[Alert] = deque()
         self._listeners: Listeners[Alert] = Listeners("streaminfer.slo", f"SLO {name!r}", _CALLBACK)
-
-    def _use_clock(self, clock: Callable[[], int]) -> None:
-        self._take(clock)  # elapsed time continues from its current value
 
     @property
     def resolution_s(self) -> float:
