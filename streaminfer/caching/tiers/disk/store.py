@@ -34,7 +34,7 @@ from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import PREFIX_BYTES, Counters, Records
 from streaminfer.caching.tiers._sqlite import code_of, make_file, set_hold, transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
-from streaminfer.caching.tiers.disk.schema import DELETE, FORMAT, FREE, INSERT, LATER, TABLES, TAG, is_damage, upgrade
+from streaminfer.caching.tiers.disk.schema import DELETE, FORMAT, FREE, INSERT, LATER, TAG, is_damage, prepare
 from streaminfer.caching.tiers.encryption import SEALED_HEAD
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 from streaminfer.compliance.every_file import every_file
@@ -247,9 +247,7 @@ class DiskStore:
             self._rebuild()
             return
         db.execute(f"PRAGMA max_page_count = {self._max_pages}")
-        if version == 0:
-            db.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
-        upgrade(db)
+        prepare(db, version)
         self._may_have_leftovers, self._searched_version = True, -1  # others may have deleted entries
         self._count()
 
