@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sqlite3
 
 import pytest
 
@@ -186,30 +185,6 @@ def test_eviction_skips_young_entries_by_index(tier, wall):
             return await tier._run(lambda: tier._store._db.execute(query).fetchall())
 
     assert [row[3] for row in asyncio.run(plan())] == ["SCAN entries USING COVERING INDEX by_age"]
-
-
-def test_file_of_an_older_version_keeps_its_entries(tier, tmp_path, wall):
-    """A file without minimum ages gains them when it is opened, and loses no entry."""
-
-    async def fill():
-        async with tier:
-            await tier.put("k", Entry(value="old", stored_ns=wall()))
-
-    async def use(old, new):
-        async with tier:
-            assert (await tier.get("k")).value == old
-            await tier.put("k", young(new, wall))
-            return await count_of(tier), tier.statistics().rebuilds
-
-    asyncio.run(fill())
-    file = sqlite3.connect(tmp_path / "cache.db")
-    file.executescript("""
-        DROP INDEX by_age; ALTER TABLE entries DROP COLUMN aged_ns; CREATE INDEX by_age ON entries (stored_ns);
-    """)
-    file.close()
-
-    assert asyncio.run(use("old", "new")) == (1, 0)
-    assert asyncio.run(use("new", "newer")) == (2, 0)
 
 
 async def fill(tier, wall, ttl_s):

@@ -6,14 +6,14 @@ from contextlib import closing
 
 import pytest
 
-from streaminfer.caching.tiers.disk.schema import TABLES, is_damage, upgrade
+from streaminfer.caching.tiers.disk.schema import FORMAT, is_damage, prepare
 
 
 @pytest.fixture
 def file():
     db = sqlite3.connect(":memory:", isolation_level=None)
-    db.executescript(f"{TABLES} PRAGMA foreign_keys = ON")
-    upgrade(db)
+    db.execute("PRAGMA foreign_keys = ON")
+    prepare(db, 0)
     with closing(db):
         yield db
 
@@ -48,16 +48,7 @@ def test_lost_name_is_damage(file, name):
     """A table or column that has lost its name is damage when the file is opened, and while it is used."""
     rename(file, rf"\b{name}\b", "REFERENCES cannot" if "REF" in name else "cannot")
     with pytest.raises(sqlite3.OperationalError) as caught:
-        upgrade(file)
+        prepare(file, FORMAT)
 
     assert is_damage(caught.value)
     assert is_damage(caught.value, file)
-
-
-def test_file_without_minimum_ages_is_no_damage(file):
-    """A file of an older version gains its column."""
-    file.executescript("DROP INDEX by_age; ALTER TABLE entries DROP COLUMN aged_ns")
-
-    upgrade(file)
-
-    assert file.execute("SELECT count(*) FROM pragma_table_info('entries') WHERE name = 'aged_ns'").fetchone() == (1,)

@@ -1,31 +1,30 @@
-"""Tables of a disk tier's file, changes that bring an older file up to date, and signs of damage."""
+"""Tables of a disk tier's file, statements that use them, and signs of damage."""
 
 import sqlite3
-from contextlib import suppress
 
-from streaminfer.caching.tiers._sqlite import HOLDS, code_of, transaction
+from streaminfer.caching.tiers._sqlite import HOLDS, code_of
 
-__all__ = ["DELETE", "FORMAT", "FREE", "INSERT", "LATER", "TABLES", "TAG", "is_damage", "upgrade"]
+__all__ = ["DELETE", "FORMAT", "FREE", "INSERT", "LATER", "TAG", "is_damage", "prepare"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file; a file of another version is replaced by an empty one."""
-_COLUMNS_WITHOUT_AGE = 8
-
-# an eviction skips entries below their minimum age without reading them
-_BY_AGE = "CREATE INDEX IF NOT EXISTS by_age ON entries (stored_ns, aged_ns)"
-TABLES = f"""
+_TABLES = f"""
 CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, subject BLOB,
     data_class BLOB NOT NULL, stored_ns INTEGER NOT NULL, expires_ns INTEGER, size INTEGER NOT NULL,
     aged_ns INTEGER NOT NULL DEFAULT 0, record BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS by_subject ON entries (subject) WHERE subject IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_expiry ON entries (expires_ns) WHERE expires_ns IS NOT NULL;
-{_BY_AGE};
+CREATE INDEX IF NOT EXISTS by_age ON entries (stored_ns, aged_ns);
 CREATE INDEX IF NOT EXISTS by_class ON entries (data_class, stored_ns, size);
 CREATE TABLE IF NOT EXISTS tags (tag BLOB, entry INTEGER REFERENCES entries (id) ON DELETE CASCADE,
     PRIMARY KEY (tag, entry)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS of_entry ON tags (entry);
+{HOLDS};
 """
-"""Tables of a new file. ``aged_ns`` is when an entry reaches its minimum age; 0: it has none."""
+"""Tables of a new file. ``aged_ns`` is when an entry reaches its minimum age; 0: it has none.
+
+The index ``by_age`` lets an eviction skip entries below their minimum age without reading them.
+"""
 
 INSERT = """
 INSERT INTO entries (key, subject, data_class, stored_ns, expires_ns, aged_ns, size, record)
@@ -53,23 +52,13 @@ FREE = """
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR}
 
 
-def upgrade(db: sqlite3.Connection) -> None:
-    """Add what older files lack: legal holds and minimum ages. The entries stay; older versions can still use them.
+def prepare(db: sqlite3.Connection, version: int) -> None:
+    """Make the tables of a new file, whose version is 0; compile statements that use all tables and columns.
 
-    Raises ``sqlite3.Error`` or ``UnicodeDecodeError`` if the file lacks anything else.
+    Raises ``sqlite3.Error`` (``SQLITE_ERROR`` for a table or column that has lost its name) or ``UnicodeDecodeError``.
     """
-    db.execute(HOLDS)
-    # a count, because the names and types of a corrupt file may not be valid text
-    if db.execute("SELECT count(*) FROM pragma_table_info('entries')").fetchone()[0] == _COLUMNS_WITHOUT_AGE:
-        db.execute("ALTER TABLE entries ADD COLUMN aged_ns INTEGER NOT NULL DEFAULT 0")
-        with suppress(sqlite3.OperationalError), transaction(db):  # a full file may lack the room, and works without
-            db.execute("DROP INDEX by_age")
-            db.execute(_BY_AGE)
-    _compile(db)
-
-
-def _compile(db: sqlite3.Connection) -> None:
-    """Compile statements that use all tables and columns; one that has lost its name is an error (``SQLITE_ERROR``)."""
+    if version == 0:
+        db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
     for statement in (INSERT, TAG, DELETE.format("key = ?" + FREE)):
         db.execute(f"EXPLAIN {statement}", (None,) * statement.count("?"))
 
@@ -83,7 +72,7 @@ def is_damage(error: Exception, db: sqlite3.Connection | None = None) -> bool:
     """
     if db is not None and code_of(error) == sqlite3.SQLITE_ERROR:
         try:
-            _compile(db)
+            prepare(db, FORMAT)
         except (sqlite3.Error, UnicodeDecodeError) as lack:
             return is_damage(lack)
         return False

@@ -24,18 +24,17 @@ import fcntl
 import os
 import sqlite3
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streaminfer._internal.forking import at_fork, unlock_and_close
+from streaminfer._internal.forking import call_in_child, unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import PREFIX_BYTES, Counters, Records
 from streaminfer.caching.tiers._sqlite import code_of, make_file, set_hold, transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
-from streaminfer.caching.tiers.disk.schema import DELETE, FORMAT, FREE, INSERT, LATER, TABLES, TAG, is_damage, upgrade
+from streaminfer.caching.tiers.disk.schema import DELETE, FORMAT, FREE, INSERT, LATER, TAG, is_damage, prepare
 from streaminfer.caching.tiers.encryption import SEALED_HEAD
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 from streaminfer.compliance.every_file import every_file
@@ -47,7 +46,7 @@ T = TypeVar("T")
 _PAGE = 16384  # the best size from 4 to 32 KiB for arrays of 600 KB that wastes little on arrays of 4 KB
 _LOG_PAGES = 4 * 2**20 // _PAGE
 _SPARE_PAGES = 16  # for splits of the indices
-_MAX_UNREAD = 10_000
+_MAX_OUTDATED = 10_000
 _BUSY_MS = 2000
 _POLL_INTERVAL_S = 0.001
 
@@ -76,10 +75,9 @@ class DiskStore:
         self._lock = -1
         self._identity = (0, 0)  # of the file that is open
         self._may_have_leftovers = True  # assumed until a search finds none
-        self._outdated: dict[bytes | int, None] = {}  # entries that a failed put would have replaced
-        self._unread: dict[bytes | int, None] = {}  # their names, where the disk failed to read their numbers
+        self._outdated: dict[bytes, None] = {}  # names of entries that a failed put would have replaced
         self._searched_version = -1  # the version of the file when leftovers were last looked for
-        _stores.add(self)
+        call_in_child(self.leave_to_parent)
 
     def open(self) -> None:
         """Open or create the file. Raises ``OSError`` or ``sqlite3.Error``."""
@@ -249,9 +247,7 @@ class DiskStore:
             self._rebuild()
             return
         db.execute(f"PRAGMA max_page_count = {self._max_pages}")
-        if version == 0:
-            db.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
-        upgrade(db)
+        prepare(db, version)
         self._may_have_leftovers, self._searched_version = True, -1  # others may have deleted entries
         self._count()
 
@@ -266,8 +262,6 @@ class DiskStore:
             for suffix in ("", "-wal", "-shm"):
                 self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
             self._counters.rebuilds += 1
-            self._outdated.clear()  # entry numbers start again
-            self._unread.clear()
             self._connect()
         except BaseException:
             self._disconnect()
@@ -298,7 +292,7 @@ class DiskStore:
         """Return the entry of a key, or ``None``. Raises on failure."""
         name = self._records.name(b"k", key)
         row = self._opened().execute("SELECT id, record FROM entries WHERE key = ?", (name,)).fetchone()
-        if row is None or row[0] in self._outdated or name in self._unread:
+        if row is None or name in self._outdated:
             return None
         try:
             entry = self._records.unpack(name, row[1])
@@ -317,30 +311,27 @@ class DiskStore:
         """Store an entry; ``None`` only removes the old one. Return whether it did; if it raises, none is used then."""
         name = self._records.name(b"k", key)
         try:
-            return self._put(name, entry)
+            is_stored = self._put(name, entry)
         except Exception as error:
-            self._unread[name] = None
-            if len(self._unread) > _MAX_UNREAD:
-                del self._unread[next(iter(self._unread))]
-            with suppress(sqlite3.Error, OSError):
-                row = self._opened().execute("SELECT id FROM entries WHERE key = ?", (name,)).fetchone()
-                self._unread.pop(name, None)
-                if row:
-                    self._outdated[row[0]] = None
-                    if code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
-                        self._delete_outdated()  # needs less room than a put
+            self._outdated[name] = None
+            if len(self._outdated) > _MAX_OUTDATED:
+                del self._outdated[next(iter(self._outdated))]
+            if code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
+                with suppress(sqlite3.Error, OSError):
+                    self._delete_outdated()  # needs less room than a put
             raise
+        self._outdated.pop(name, None)
+        return is_stored
 
     def _delete_outdated(self) -> None:
-        for where, outdated in (("key = ?", self._unread), ("id = ?", self._outdated)):
-            for value in list(outdated):
-                try:
-                    self._delete_replaced(where, value)
-                except sqlite3.Error as error:
-                    if code_of(error) != sqlite3.SQLITE_FULL:
-                        raise
-                else:  # otherwise no room to rename it: it stays unused, and the next purge tries again
-                    del outdated[value]
+        for name in list(self._outdated):
+            try:
+                self._delete_replaced(name)
+            except sqlite3.Error as error:
+                if code_of(error) != sqlite3.SQLITE_FULL:
+                    raise
+            else:  # otherwise no room to rename it: it stays unused, and the next purge tries again
+                del self._outdated[name]
 
     def _put(self, name: bytes, entry: Entry | None) -> bool:
         records = self._records
@@ -348,7 +339,7 @@ class DiskStore:
         pages = len(record) // (_PAGE - 4) + 1
         if entry is None or not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
             self._counters.rejected += entry is not None
-            self._delete_replaced("key = ?", name)  # it is not the latest value any more
+            self._delete_replaced(name)  # it is not the latest value any more
             return entry is None
         data_class = records.name(b"c", entry.data_class)
         subject = None if entry.subject is None else records.name(b"s", entry.subject)
@@ -357,12 +348,11 @@ class DiskStore:
             if db.execute(LATER, (name, entry.stored_ns, self._now())).fetchone():  # of another process
                 self._counters.rejected += 1
                 return False
-            replaced = self._remove_replaced(db, "key = ?", name)
+            replaced = self._remove_replaced(db, name)
             deleted, purged, evicted = map(sum, zip(replaced, (0, *self._make_room(pages + _SPARE_PAGES)), strict=True))
             row = (name, subject, data_class, entry.stored_ns, expires_ns, entry.aged_ns, len(record), record)
             number = db.execute(INSERT, row).lastrowid
             db.executemany(TAG, [(records.name(b"t", tag), number) for tag in entry.tags])
-        self._unread.pop(name, None)
         self._counters.stored += 1
         self._count_deleted(deleted, purged, evicted)  # only now: a failed put rolls back its deletions
         self._count(1)
@@ -391,21 +381,22 @@ class DiskStore:
         self._count_deleted(deleted)
         return deleted
 
-    def _delete_replaced(self, where: str, value: bytes | int) -> None:
+    def _delete_replaced(self, name: bytes) -> None:
         with transaction(self._opened()) as db:
-            counts = self._remove_replaced(db, where, value, FREE)
+            counts = self._remove_replaced(db, name, FREE)
         self._count_deleted(*counts)
 
-    def _remove_replaced(self, db: sqlite3.Connection, where: str, value: Any, free: str = "") -> tuple[int, int, int]:
+    def _remove_replaced(self, db: sqlite3.Connection, name: bytes, free: str = "") -> tuple[int, int, int]:
         """Delete an entry that is not the latest value of its key, or rename it if it is young or not ``free``.
 
         Returns how many entries were deleted, and how many expired and other ones to make room for a renamed one.
         """
-        now_ns, purged, evicted = self._now(), 0, 0
-        deleted = db.execute(f"DELETE FROM entries WHERE {where} AND aged_ns <= ?{free}", (value, now_ns)).rowcount  # noqa: S608 - literals
-        if not deleted and (row := db.execute(f"SELECT id, key, size FROM entries WHERE {where}", (value,)).fetchone()):  # noqa: S608 - the same
-            purged, evicted = self._make_room(row[2] // (_PAGE - 4) + 1 + _SPARE_PAGES)  # SQLite writes the row again
-            preserved = b"p%d %b" % row[:2]  # longer than a hashed name, and a plain one begins with k: no key has it
+        purged = evicted = 0
+        deleted = db.execute(f"DELETE FROM entries WHERE key = ? AND aged_ns <= ?{free}", (name, self._now())).rowcount  # noqa: S608 - a literal
+        if not deleted and (row := db.execute("SELECT id, size FROM entries WHERE key = ?", (name,)).fetchone()):
+            purged, evicted = self._make_room(row[1] // (_PAGE - 4) + 1 + _SPARE_PAGES)  # SQLite writes the row again
+            # longer than a hashed name, and a plain one begins with k: no key has it
+            preserved = b"p%d %b" % (row[0], name)
             db.execute("UPDATE entries SET key = ?, expires_ns = aged_ns WHERE id = ?", (preserved, row[0]))
         return deleted, purged, evicted
 
@@ -438,13 +429,4 @@ class DiskStore:
         return self._db
 
 
-_stores: weakref.WeakSet[DiskStore] = weakref.WeakSet()
 _inherited: dict[tuple[int, int], list[sqlite3.Connection]] = {}
-
-
-def _after_fork() -> None:
-    for store in list(_stores):
-        store.leave_to_parent()
-
-
-at_fork(after_in_child=_after_fork)
