@@ -10,16 +10,15 @@ cdef long long _RENEW_INTERVAL_NS
 
 @cython.final
 cdef class ModelRequests:
-    cdef dict _heads
     cdef object _capabilities
     cdef object _output_names
     cdef long long _renew_ns
     cdef readonly object announced
     cdef readonly ModelCounters counters
+    cdef readonly dict heads
     cdef readonly object name
     cdef readonly object stack
     cdef readonly object tensors
-    cdef readonly object version
 
     cpdef long long now_ns(self)
     cpdef InferHead head(self, object message, Py_ssize_t length, long long now_ns)

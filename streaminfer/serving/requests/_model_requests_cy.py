@@ -50,21 +50,19 @@ class ModelRequests:
 
     Args:
         name: the name of the model.
-        version: the only version of the model.
         stack: the stack that serves the model.
 
     Attributes:
         name: the name of the model.
-        version: the only version of the model.
         stack: the stack that serves the model.
         counters: counters of the completed requests.
         tensors: the inputs and outputs of the model, as last read; ``None``: not known.
         announced: the types of the outputs, as far as they are known.
+        heads: parsed heads that later requests can share, by their text.
     """
 
-    def __init__(self, name: str, version: str, stack: Stack) -> None:
+    def __init__(self, name: str, stack: Stack) -> None:
         self.name = name
-        self.version = version
         self.stack = stack
         self.counters = ModelCounters()
         self.tensors: ModelTensors | None = None
@@ -72,7 +70,7 @@ class ModelRequests:
         self._capabilities = Capabilities()
         self._output_names: tuple[str, ...] = ()
         self._renew_ns = 0  # instant at which the capabilities are read again; 0: at the next request
-        self._heads: dict[bytes, InferHead] = {}
+        self.heads: dict[bytes, InferHead] = {}
 
     def now_ns(self) -> int:
         """Return the current instant of the stack's clock."""
@@ -92,7 +90,7 @@ class ModelRequests:
             self._renew(now_ns)
         if not 0 < length <= _MAX_HEAD_BYTES:
             return None
-        return self._heads.get(message[:length] if type(message) is bytes else bytes(message[:length]))
+        return self.heads.get(message[:length] if type(message) is bytes else bytes(message[:length]))
 
     def store_head(self, message: Any, length: int, head: InferHead) -> None:
         """Store a head for later requests, if they can share it.
@@ -103,14 +101,9 @@ class ModelRequests:
             head: the parsed head.
         """
         if head.is_reusable and 0 < length <= _MAX_HEAD_BYTES:
-            if len(self._heads) == _MAX_HEADS:
-                self._heads.clear()
-            self._heads[bytes(message[:length])] = head
-
-    @property
-    def stored_heads(self) -> int:
-        """Number of heads that later requests can share."""
-        return len(self._heads)
+            if len(self.heads) == _MAX_HEADS:
+                self.heads.clear()
+            self.heads[bytes(message[:length])] = head
 
     def begin(
         self,
@@ -202,7 +195,7 @@ class ModelRequests:
         describe = self._capabilities.model_tensors
         tensors = None if describe is None else describe()
         if tensors != self.tensors:
-            self._heads.clear()
+            self.heads.clear()
         self.tensors = tensors
         self.announced = announced_datatypes(tensors)
         self._output_names = () if tensors is None else tuple([spec.name for spec in tensors.outputs])
