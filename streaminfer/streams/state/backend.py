@@ -3,14 +3,13 @@
 import asyncio
 import functools
 import time
-import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.forking import at_fork
+from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_clock, check_count, check_duration_ns, check_instance, expected
 from streaminfer._runtime.lifecycle import start_owned, stop_all
@@ -25,7 +24,7 @@ from streaminfer.streams.state.outputs import Outputs, read_outputs
 from streaminfer.streams.state.record import read_record, write_record
 from streaminfer.streams.state.signature import StateSignature
 from streaminfer.streams.state.statistics import StatefulStatistics
-from streaminfer.streams.state.store import States, StateStore
+from streaminfer.streams.state.store import StateStore
 
 __all__ = ["StatefulBackend"]
 
@@ -101,7 +100,7 @@ class StatefulBackend(Wrapper):
         self._restarts = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_loop: asyncio.AbstractEventLoop  # set if there is a timer
-        _instances.add(self)
+        call_in_child(self._forget)
 
     def capabilities(self) -> Capabilities:
         """Return the capabilities of the backend, for requests without states, and the states of the streams."""
@@ -229,7 +228,7 @@ class StatefulBackend(Wrapper):
 
     def _forget(self) -> None:
         """Discard all states in a forked process: streams would wait for steps that end only in the parent."""
-        self._store.forget()
+        self._store.clear()
         self._store = StateStore(self._signature.tensors, self._max_streams, self._max_blocks)
         self._timer = None
 
@@ -238,16 +237,14 @@ class StatefulBackend(Wrapper):
         try:
             if step.pending:
                 await _wait_for_turn(store, step)
-            fed_batch = self._make_fed_batch(batch, functools.partial(store.read, step))
+            fed_batch = FedBatch(batch, functools.partial(store.read, step), self._signature)
             while True:
                 with store.lock:
                     model = self._restart_if_replaced()
                 results = await self.inner.infer(fed_batch)
                 if self._keep_on_reload or self._changes() == model:
                     break
-                fed_batch = (
-                    fed_batch.again()
-                )  # it is not known which model ran: the new one runs from the initial state
+                fed_batch = fed_batch.again()  # not known which model ran: the new one runs from the initial state
             outputs = self._read(results, fed_batch)
             assert fed_batch.states is not None  # noqa: S101 - else it was not read
             lengths = store.grow(fed_batch.states, outputs.states)
@@ -283,12 +280,6 @@ class StatefulBackend(Wrapper):
             for step in steps:
                 _end(store, step)
         return results
-
-    def _make_fed_batch(self, batch: Batch, read_states: Callable[[int], States]) -> FedBatch:
-        signature = self._signature
-        return FedBatch(
-            batch, read_states, signature.contexts, signature.only_input, signature.state_outputs, signature.lengths
-        )
 
     def _read(self, results: Any, fed_batch: FedBatch) -> Outputs:
         if self._copies_outputs:
@@ -352,12 +343,12 @@ class StatefulBackend(Wrapper):
         signature, resize, inner_infer_on_each = self._signature, example.resize, example.infer_on_each
 
         async def infer(batch: Batch) -> Sequence[Any]:
-            fed_batch = self._make_fed_batch(batch, self._store.read_initial)
+            fed_batch = FedBatch(batch, self._store.read_initial, signature)
             return self._read(await example.infer(fed_batch), fed_batch).rows
 
         async def infer_on_each(batch: Batch) -> None:
             assert inner_infer_on_each is not None  # noqa: S101 - offered only where there is one
-            await inner_infer_on_each(self._make_fed_batch(batch, self._store.read_initial))
+            await inner_infer_on_each(FedBatch(batch, self._store.read_initial, signature))
 
         return ExampleInputs(
             signature.without_states(example.inputs),
@@ -394,16 +385,6 @@ class StatefulBackend(Wrapper):
     def __repr__(self) -> str:
         return f"StatefulBackend({self.inner!r}, state={self._signature.state!r}, streams={len(self._store.table)})"
 
-
-_instances: "weakref.WeakSet[StatefulBackend]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for backend in tuple(_instances):
-        backend._forget()
-
-
-at_fork(after_in_child=_after_fork)
 
 _MAX_KINDS = 64
 """Shapes of requests that are remembered as valid: enough for one source, and few for an attacker."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
@@ -12,12 +12,25 @@ from streaminfer._internal.validation import check_count, check_instance, expect
 from streaminfer.backends.signature import TensorSpec
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import Capabilities, ExampleInputs, ModelTensor, ModelTensors
-from streaminfer.streams.state.fed_batch import Context
 from streaminfer.streams.state.layout import Growing, Initial, StateTensor
 
-__all__ = ["StateSignature"]
+__all__ = ["Context", "StateSignature"]
 
 Array = NDArray[Any]
+
+
+class Context(NamedTuple):
+    """The last samples of an input, which the next step reads again before its own samples.
+
+    Attributes:
+        name: name of the input.
+        length: number of samples along the axis.
+        axis: axis of the input, counting the batch axis.
+    """
+
+    name: str
+    length: int
+    axis: int
 
 
 class StateSignature:

@@ -7,13 +7,13 @@ row that is written belongs to no stream yet.
 """
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.forking import new_reentrant_lock
 from streaminfer.batching.assembly.buffers import BufferPool
 from streaminfer.errors import BackendError, Closed
 from streaminfer.streams.state._rows_cy import Rows
@@ -66,7 +66,7 @@ class StateStore:
     """
 
     def __init__(self, tensors: Sequence[StateTensor], max_streams: int, max_blocks: int) -> None:
-        self.lock = threading.RLock()  # its holder may garbage-collect a coroutine, which ends a step under the lock
+        self.lock = new_reentrant_lock()  # its holder may garbage-collect a coroutine, which ends a step under the lock
         self.table = StreamTable(max_streams)
         self.gathers = 0
         self.copied_rows = 0
@@ -163,11 +163,6 @@ class StateStore:
         with self.lock:
             self.table.clear()
             self._arena, self._slots = {}, {}
-
-    def forget(self) -> None:
-        """Forget every stream in a forked process, where a thread of the parent may hold the lock."""
-        self.lock = threading.RLock()
-        self.clear()
 
     def _gather(self, places: Places, size: int) -> States:
         lengths = places.lengths
