@@ -21,7 +21,7 @@ may still fail, or be rejected and sent again.
 ``waiting`` + ``in_flight``; results are delivered in the order of ``number``; ``running`` ≤
 ``max_in_flight``; ``in_flight`` ≤ ``max_in_flight``, or one more where the source is held.
 
-*Complexity.* O(1) for each operation, O(in flight) in memory.
+*Complexity.* O(1) for each operation, but a list of many frames moves its references when the first frame leaves.
 
 One source, compiled with the C types of ``_stream_cy.pxd`` or run uncompiled. Not thread-safe: one event loop uses it.
 """
@@ -29,7 +29,10 @@ One source, compiled with the C types of ``_stream_cy.pxd`` or run uncompiled. N
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streaminfer.streams.stream_settings import StreamSettings
 
 __all__ = ["StreamResult", "StreamState", "make_source_failure"]
 
@@ -72,7 +75,6 @@ class StreamResult:
     source_failed: bool
     _inputs: Any
     _discontinuity: bool
-    _next_result: StreamResult | None  # in its queue
     _status: int
 
     @property
@@ -91,51 +93,12 @@ class StreamResult:
         return f"StreamResult(stream_id={self.stream_id!r}, number={self.number}, {outcome}, age_s={self.age_s:.6f})"
 
 
-class ResultQueue:
-    """Linked list of frames in order; each frame holds the link to the next one.
-
-    Attributes:
-        head: first frame; ``None``: the queue is empty.
-        count: number of frames.
-    """
-
-    def __init__(self) -> None:
-        self.head: StreamResult | None = None
-        self.tail: StreamResult | None = None
-        self.count = 0
-
-    def append(self, result: StreamResult) -> None:
-        """Append a frame."""
-        if self.tail is None:
-            self.head = result
-        else:
-            self.tail._next_result = result
-        self.tail = result
-        self.count += 1
-
-    def pop(self) -> StreamResult:
-        """Remove and return the first frame; the queue must not be empty."""
-        result = self.head
-        assert result is not None  # noqa: S101 - for the type checker
-        self.head = result._next_result
-        result._next_result = None
-        if self.head is None:
-            self.tail = None
-        self.count -= 1
-        return result
-
-
 class StreamState:
     """Frames of one stream, from their arrival to their delivery.
 
     Args:
         stream_id: id of the stream.
-        max_waiting: how many frames may wait to be sent, ≥ 1.
-        waits: hold the source while ``max_waiting`` frames wait; otherwise the oldest frame is dropped.
-        selector: its ``takes(captured_ns)`` returns whether a frame is of interest; ``None``: every frame is.
-        max_in_flight: how many frames may be sent and not yet delivered, ≥ 1; one more may be ready if ``waits``.
-        max_age_ns: age limit of a result, in nanoseconds; ``0``: no limit.
-        resets_after_gap: the frame after one that was dropped or failed resets the state.
+        settings: its policy and its limits.
         one_by_one: send a frame only when no earlier one runs.
         ages: its ``record_ns(age_ns)`` is called when a result with outputs is delivered.
 
@@ -148,29 +111,18 @@ class StreamState:
         running: frames in flight that the service has not completed.
     """
 
-    def __init__(
-        self,
-        stream_id: Hashable,
-        max_waiting: int,
-        waits: bool,
-        selector: Any,
-        max_in_flight: int,
-        max_age_ns: int,
-        resets_after_gap: bool,
-        one_by_one: bool,
-        ages: Any,
-    ) -> None:
+    def __init__(self, stream_id: Hashable, settings: StreamSettings, one_by_one: bool, ages: Any) -> None:
         self.stream_id = stream_id
-        self._max_waiting = max_waiting
-        self._waits = waits
-        self._selector = selector
-        self._max_in_flight = max_in_flight
-        self._max_age_ns = max_age_ns
-        self._resets_after_gap = resets_after_gap
+        self._max_waiting = settings.policy.max_waiting
+        self._waits = settings.waits
+        self._selector = settings.policy.make_selector()
+        self._max_in_flight = settings.max_in_flight
+        self._max_age_ns = settings.max_age_ns
+        self._resets_after_gap = settings.resets_after_gap
         self.one_by_one = one_by_one
         self._ages = ages
-        self._waiting = ResultQueue()
-        self._sent = ResultQueue()
+        self._waiting: list[StreamResult] = []
+        self._sent: list[StreamResult] = []
         self._discontinuity = False  # the next frame resets the state
         self.received = 0
         self.delivered = 0
@@ -182,32 +134,30 @@ class StreamState:
     @property
     def waiting(self) -> int:
         """Frames that were not sent yet."""
-        return self._waiting.count
+        return len(self._waiting)
 
     def is_full(self) -> bool:
         """Return whether the source must be held."""
-        return self._waits and self._waiting.count >= self._max_waiting
+        return self._waits and len(self._waiting) >= self._max_waiting
 
     def has_too_many(self) -> bool:
         """Return whether more frames wait than the policy allows, because the stream read on beyond old ones."""
-        return self._waits and self._waiting.count > self._max_waiting
+        return self._waits and len(self._waiting) > self._max_waiting
 
     def lags(self, now_ns: int, ends_ns: int) -> bool:
         """Return whether the next frame is too old at ``ends_ns``, but a later one may be in time.
 
         A source whose frames age only once they are read is held until all the waiting frames are too old.
         """
-        head, tail = self._waiting.head, self._waiting.tail
-        if head is None or tail is None or not self._max_age_ns or self.deadline_ns(head) >= ends_ns:
+        if not self._waiting or not self._max_age_ns or self.deadline_ns(self._waiting[0]) >= ends_ns:
             return False
         if ends_ns > now_ns + self._max_age_ns:
             return False
-        return self._ages_in_source(tail) or self.deadline_ns(tail) < ends_ns
+        return self._ages_in_source(self._waiting[-1]) or self.deadline_ns(self._waiting[-1]) < ends_ns
 
     def is_behind(self) -> bool:
         """Return whether the stream is full, and frames grow old in its source."""
-        tail = self._waiting.tail
-        return tail is not None and self.is_full() and self._ages_in_source(tail)
+        return self.is_full() and self._ages_in_source(self._waiting[-1])
 
     def _ages_in_source(self, result: StreamResult) -> bool:
         """Return whether a frame had lost over an eighth of its time when it was read: others wait in its source."""
@@ -217,7 +167,7 @@ class StreamState:
         """Return whether a held source may continue: at most a quarter waits, or fewer than can be sent at once."""
         if self.is_full():
             return False
-        return self._waiting.count <= self._max_waiting >> 2 or self._waiting.count < self._max_in_flight
+        return len(self._waiting) <= self._max_waiting >> 2 or len(self._waiting) < self._max_in_flight
 
     def offer(self, inputs: Any, captured_ns: int, position_s: float | None, discontinuity: bool, now_ns: int) -> bool:
         """Accept a frame that arrived.
@@ -240,8 +190,8 @@ class StreamState:
             return False
         self.received += 1
         self._discontinuity = False
-        if not self._waits and self._waiting.count >= self._max_waiting:
-            stale = self._waiting.pop()
+        if not self._waits and len(self._waiting) >= self._max_waiting:
+            stale = self._waiting.pop(0)
             self._waiting.append(result)
             self._forget(stale, "stale")
         else:
@@ -252,15 +202,15 @@ class StreamState:
         """Return whether a frame waits that may be sent now."""
         if self.running >= self._max_in_flight or self.in_flight >= self._max_in_flight + self._waits:
             return False
-        head = self._waiting.head
-        if head is None:
+        if not self._waiting:
             return False
+        head = self._waiting[0]
         return self.running == 0 or not (head._discontinuity or self.one_by_one)
 
     def next(self, now_ns: int) -> StreamResult | None:
         """Move the next frame from waiting to in flight, and drop those that are too old."""
         while self.can_send():
-            result = self._waiting.pop()
+            result = self._waiting.pop(0)
             if self._max_age_ns and self.deadline_ns(result) <= now_ns:
                 self._forget(result, "deadline_exceeded")
                 continue
@@ -273,13 +223,11 @@ class StreamState:
 
     def drop_late(self, now_ns: int, ends_ns: int) -> None:
         """Drop waiting frames, from the oldest, that are too old at ``ends_ns`` or too many; keep the last one."""
-        head = self._waiting.head
-        while head is not None and self._waiting.count > 1:
-            if self._waiting.count <= self._max_waiting and self.deadline_ns(head) >= ends_ns:
+        while len(self._waiting) > 1:
+            deadline_ns = self.deadline_ns(self._waiting[0])
+            if len(self._waiting) <= self._max_waiting and deadline_ns >= ends_ns:
                 return
-            is_too_old = self.deadline_ns(head) <= now_ns
-            self._forget(self._waiting.pop(), "deadline_exceeded" if is_too_old else "infeasible")
-            head = self._waiting.head
+            self._forget(self._waiting.pop(0), "deadline_exceeded" if deadline_ns <= now_ns else "infeasible")
 
     def deadline_ns(self, result: StreamResult) -> int:
         """Return the instant at which the result of a frame becomes too old."""
@@ -287,13 +235,11 @@ class StreamState:
 
     def time_left_ns(self, now_ns: int) -> int:
         """Return the time until the next frame is too old, or a century if none waits; needs an age limit."""
-        head = self._waiting.head
-        return _MAX_INSTANT_NS if head is None else self.deadline_ns(head) - now_ns
+        return self.deadline_ns(self._waiting[0]) - now_ns if self._waiting else _MAX_INSTANT_NS
 
     def last_deadline_ns(self) -> int:
         """Return the deadline of the youngest frame that waits, of a stream with an age limit where one does."""
-        tail = self._waiting.tail
-        return _MAX_INSTANT_NS if tail is None else self.deadline_ns(tail)
+        return self.deadline_ns(self._waiting[-1]) if self._waiting else _MAX_INSTANT_NS
 
     def drop(self, result: StreamResult, reason: str) -> bool:
         """Drop a running frame; do nothing if the stream was closed meanwhile.
@@ -332,14 +278,16 @@ class StreamState:
 
     def has_ready(self) -> bool:
         """Return whether a result can be delivered."""
-        head = self._sent.head
-        return head is not None and head._status == _READY
+        if not self._sent:
+            return False
+        head = self._sent[0]
+        return head._status == _READY
 
     def take(self, now_ns: int) -> StreamResult | None:
         """Deliver the next result in order; ``None``: there is none yet."""
         if not self.has_ready():
             return None
-        result = self._sent.pop()
+        result = self._sent.pop(0)
         self._skip_dropped()
         self.in_flight -= 1
         result.delivered_ns = now_ns
@@ -360,12 +308,11 @@ class StreamState:
             The results that ``drop_ready`` dropped.
         """
         undelivered: list[StreamResult] = []
-        while self._waiting.count:
-            self._waiting.pop()
+        for _ in self._waiting:
             self._count("closed")
-        ready = ResultQueue()
-        while self._sent.count:
-            result = self._sent.pop()
+        self._waiting.clear()
+        ready: list[StreamResult] = []
+        for result in self._sent:
             if result._status == _READY and not drop_ready:
                 ready.append(result)
             elif result._status != _DROPPED:
@@ -390,10 +337,11 @@ class StreamState:
         return True
 
     def _skip_dropped(self) -> None:
-        head = self._sent.head
-        while head is not None and head._status == _DROPPED:
-            self._sent.pop()
-            head = self._sent.head
+        while self._sent:
+            head = self._sent[0]
+            if head._status != _DROPPED:
+                return
+            self._sent.pop(0)
 
     def _forget(self, result: StreamResult, reason: str) -> None:
         """Count a frame that was not sent; the next one resets the state if this one would have, or if gaps do."""
@@ -401,19 +349,17 @@ class StreamState:
         self._pass_on_discontinuity(result._discontinuity or self._resets_after_gap)
 
     def _pass_on_discontinuity(self, discontinuity: bool) -> None:
-        if not discontinuity:
-            return
-        head = self._waiting.head
-        if head is not None:
+        if discontinuity and self._waiting:
+            head = self._waiting[0]
             head._discontinuity = True
-        else:
+        elif discontinuity:
             self._discontinuity = True
 
     def _count(self, reason: str) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
     def __repr__(self) -> str:
-        return f"StreamState({self.stream_id!r}, waiting={self._waiting.count}, in_flight={self.in_flight})"
+        return f"StreamState({self.stream_id!r}, waiting={len(self._waiting)}, in_flight={self.in_flight})"
 
 
 def make_source_failure(stream_id: Hashable, error: BaseException, now_ns: int) -> StreamResult:
@@ -442,6 +388,5 @@ def _new_result(
     result.source_failed = False
     result._inputs = None
     result._discontinuity = False
-    result._next_result = None
     result._status = _WAITING
     return result
