@@ -22,9 +22,20 @@ cdef class StreamResult:
     cdef readonly bint source_failed
     cdef public object _inputs
     cdef public bint _discontinuity
+    cdef StreamResult _next_result
     cdef int _status
 
     cpdef long long _since_ns(self) except? -1
+
+@cython.final
+cdef class ResultQueue:
+    cdef StreamResult head
+    cdef StreamResult tail
+    cdef Py_ssize_t count
+
+    cdef append(self, StreamResult result)
+    @cython.locals(result=StreamResult)
+    cdef StreamResult pop(self)
 
 cdef class StreamState:
     cdef readonly object stream_id
@@ -42,26 +53,29 @@ cdef class StreamState:
     cdef bint _resets_after_gap
     cdef readonly bint one_by_one
     cdef object _ages
-    cdef list _waiting
-    cdef list _sent
+    cdef ResultQueue _waiting
+    cdef ResultQueue _sent
     cdef bint _discontinuity
 
     cpdef bint is_full(self) except -1
     cpdef bint has_too_many(self) except -1
+    @cython.locals(head=StreamResult, tail=StreamResult)
     cpdef bint lags(self, long long now_ns, long long ends_ns)
     cpdef bint is_behind(self) except -1
     cdef bint _ages_in_source(self, StreamResult result) except -1
     cpdef bint has_room(self) except -1
-    @cython.locals(result=StreamResult, stale=StreamResult)
+    @cython.locals(result=StreamResult)
     cpdef bint offer(self, object inputs, long long captured_ns, object position_s, bint discontinuity, long long now_ns) except -1
     @cython.locals(head=StreamResult)
     cpdef bint can_send(self) except -1
     @cython.locals(result=StreamResult)
     cpdef StreamResult next(self, long long now_ns)
     cpdef long long deadline_ns(self, StreamResult result) except? -1
-    @cython.locals(deadline_ns=cython.longlong)
+    @cython.locals(head=StreamResult)
     cpdef drop_late(self, long long now_ns, long long ends_ns)
+    @cython.locals(tail=StreamResult)
     cpdef long long last_deadline_ns(self) except? -1
+    @cython.locals(head=StreamResult)
     cpdef long long time_left_ns(self, long long now_ns) except? -1
     cpdef bint drop(self, StreamResult result, object reason) except -1
     cpdef bint complete(self, StreamResult result, object outputs, bint degraded, long long now_ns) except -1
@@ -70,7 +84,7 @@ cdef class StreamState:
     cpdef bint has_ready(self) except -1
     @cython.locals(result=StreamResult)
     cpdef StreamResult take(self, long long now_ns)
-    @cython.locals(result=StreamResult, ready=list)
+    @cython.locals(result=StreamResult, ready=ResultQueue)
     cpdef list close(self, bint drop_ready)
     cdef bint _end(self, StreamResult result, int status) except -1
     @cython.locals(head=StreamResult)

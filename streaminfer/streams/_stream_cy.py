@@ -21,7 +21,7 @@ may still fail, or be rejected and sent again.
 ``waiting`` + ``in_flight``; results are delivered in the order of ``number``; ``running`` ≤
 ``max_in_flight``; ``in_flight`` ≤ ``max_in_flight``, or one more where the source is held.
 
-*Complexity.* O(1) for each operation, but a list of many frames moves its references when the first frame leaves.
+*Complexity.* O(1) for each operation, O(in flight) in memory.
 
 One source, compiled with the C types of ``_stream_cy.pxd`` or run uncompiled. Not thread-safe: one event loop uses it.
 """
@@ -75,6 +75,7 @@ class StreamResult:
     source_failed: bool
     _inputs: Any
     _discontinuity: bool
+    _next_result: StreamResult | None  # in its queue
     _status: int
 
     @property
@@ -91,6 +92,40 @@ class StreamResult:
     def __repr__(self) -> str:
         outcome = f"error={self.error!r}" if self.error is not None else f"outputs={type(self.outputs).__name__}"
         return f"StreamResult(stream_id={self.stream_id!r}, number={self.number}, {outcome}, age_s={self.age_s:.6f})"
+
+
+class ResultQueue:
+    """Linked list of frames in order; each frame holds the link to the next one.
+
+    Attributes:
+        head: first frame; ``None``: the queue is empty.
+        count: number of frames.
+    """
+
+    def __init__(self) -> None:
+        self.head: StreamResult | None = None
+        self.tail: StreamResult | None = None
+        self.count = 0
+
+    def append(self, result: StreamResult) -> None:
+        """Append a frame."""
+        if self.tail is None:
+            self.head = result
+        else:
+            self.tail._next_result = result
+        self.tail = result
+        self.count += 1
+
+    def pop(self) -> StreamResult:
+        """Remove and return the first frame; the queue must not be empty."""
+        result = self.head
+        assert result is not None  # noqa: S101 - for the type checker
+        self.head = result._next_result
+        result._next_result = None
+        if self.head is None:
+            self.tail = None
+        self.count -= 1
+        return result
 
 
 class StreamState:
@@ -121,8 +156,8 @@ class StreamState:
         self._resets_after_gap = settings.resets_after_gap
         self.one_by_one = one_by_one
         self._ages = ages
-        self._waiting: list[StreamResult] = []
-        self._sent: list[StreamResult] = []
+        self._waiting = ResultQueue()
+        self._sent = ResultQueue()
         self._discontinuity = False  # the next frame resets the state
         self.received = 0
         self.delivered = 0
@@ -134,30 +169,32 @@ class StreamState:
     @property
     def waiting(self) -> int:
         """Frames that were not sent yet."""
-        return len(self._waiting)
+        return self._waiting.count
 
     def is_full(self) -> bool:
         """Return whether the source must be held."""
-        return self._waits and len(self._waiting) >= self._max_waiting
+        return self._waits and self._waiting.count >= self._max_waiting
 
     def has_too_many(self) -> bool:
         """Return whether more frames wait than the policy allows, because the stream read on beyond old ones."""
-        return self._waits and len(self._waiting) > self._max_waiting
+        return self._waits and self._waiting.count > self._max_waiting
 
     def lags(self, now_ns: int, ends_ns: int) -> bool:
         """Return whether the next frame is too old at ``ends_ns``, but a later one may be in time.
 
         A source whose frames age only once they are read is held until all the waiting frames are too old.
         """
-        if not self._waiting or not self._max_age_ns or self.deadline_ns(self._waiting[0]) >= ends_ns:
+        head, tail = self._waiting.head, self._waiting.tail
+        if head is None or tail is None or not self._max_age_ns or self.deadline_ns(head) >= ends_ns:
             return False
         if ends_ns > now_ns + self._max_age_ns:
             return False
-        return self._ages_in_source(self._waiting[-1]) or self.deadline_ns(self._waiting[-1]) < ends_ns
+        return self._ages_in_source(tail) or self.deadline_ns(tail) < ends_ns
 
     def is_behind(self) -> bool:
         """Return whether the stream is full, and frames grow old in its source."""
-        return self.is_full() and self._ages_in_source(self._waiting[-1])
+        tail = self._waiting.tail
+        return tail is not None and self.is_full() and self._ages_in_source(tail)
 
     def _ages_in_source(self, result: StreamResult) -> bool:
         """Return whether a frame had lost over an eighth of its time when it was read: others wait in its source."""
@@ -167,7 +204,7 @@ class StreamState:
         """Return whether a held source may continue: at most a quarter waits, or fewer than can be sent at once."""
         if self.is_full():
             return False
-        return len(self._waiting) <= self._max_waiting >> 2 or len(self._waiting) < self._max_in_flight
+        return self._waiting.count <= self._max_waiting >> 2 or self._waiting.count < self._max_in_flight
 
     def offer(self, inputs: Any, captured_ns: int, position_s: float | None, discontinuity: bool, now_ns: int) -> bool:
         """Accept a frame that arrived.
@@ -190,27 +227,24 @@ class StreamState:
             return False
         self.received += 1
         self._discontinuity = False
-        if not self._waits and len(self._waiting) >= self._max_waiting:
-            stale = self._waiting.pop(0)
-            self._waiting.append(result)
-            self._forget(stale, "stale")
-        else:
-            self._waiting.append(result)
+        self._waiting.append(result)
+        if not self._waits and self._waiting.count > self._max_waiting:
+            self._forget(self._waiting.pop(), "stale")
         return True
 
     def can_send(self) -> bool:
         """Return whether a frame waits that may be sent now."""
         if self.running >= self._max_in_flight or self.in_flight >= self._max_in_flight + self._waits:
             return False
-        if not self._waiting:
+        head = self._waiting.head
+        if head is None:
             return False
-        head = self._waiting[0]
         return self.running == 0 or not (head._discontinuity or self.one_by_one)
 
     def next(self, now_ns: int) -> StreamResult | None:
         """Move the next frame from waiting to in flight, and drop those that are too old."""
         while self.can_send():
-            result = self._waiting.pop(0)
+            result = self._waiting.pop()
             if self._max_age_ns and self.deadline_ns(result) <= now_ns:
                 self._forget(result, "deadline_exceeded")
                 continue
@@ -223,11 +257,13 @@ class StreamState:
 
     def drop_late(self, now_ns: int, ends_ns: int) -> None:
         """Drop waiting frames, from the oldest, that are too old at ``ends_ns`` or too many; keep the last one."""
-        while len(self._waiting) > 1:
-            deadline_ns = self.deadline_ns(self._waiting[0])
-            if len(self._waiting) <= self._max_waiting and deadline_ns >= ends_ns:
+        head = self._waiting.head
+        while head is not None and self._waiting.count > 1:
+            if self._waiting.count <= self._max_waiting and self.deadline_ns(head) >= ends_ns:
                 return
-            self._forget(self._waiting.pop(0), "deadline_exceeded" if deadline_ns <= now_ns else "infeasible")
+            is_too_old = self.deadline_ns(head) <= now_ns
+            self._forget(self._waiting.pop(), "deadline_exceeded" if is_too_old else "infeasible")
+            head = self._waiting.head
 
     def deadline_ns(self, result: StreamResult) -> int:
         """Return the instant at which the result of a frame becomes too old."""
@@ -235,11 +271,13 @@ class StreamState:
 
     def time_left_ns(self, now_ns: int) -> int:
         """Return the time until the next frame is too old, or a century if none waits; needs an age limit."""
-        return self.deadline_ns(self._waiting[0]) - now_ns if self._waiting else _MAX_INSTANT_NS
+        head = self._waiting.head
+        return _MAX_INSTANT_NS if head is None else self.deadline_ns(head) - now_ns
 
     def last_deadline_ns(self) -> int:
         """Return the deadline of the youngest frame that waits, of a stream with an age limit where one does."""
-        return self.deadline_ns(self._waiting[-1]) if self._waiting else _MAX_INSTANT_NS
+        tail = self._waiting.tail
+        return _MAX_INSTANT_NS if tail is None else self.deadline_ns(tail)
 
     def drop(self, result: StreamResult, reason: str) -> bool:
         """Drop a running frame; do nothing if the stream was closed meanwhile.
@@ -278,16 +316,14 @@ class StreamState:
 
     def has_ready(self) -> bool:
         """Return whether a result can be delivered."""
-        if not self._sent:
-            return False
-        head = self._sent[0]
-        return head._status == _READY
+        head = self._sent.head
+        return head is not None and head._status == _READY
 
     def take(self, now_ns: int) -> StreamResult | None:
         """Deliver the next result in order; ``None``: there is none yet."""
         if not self.has_ready():
             return None
-        result = self._sent.pop(0)
+        result = self._sent.pop()
         self._skip_dropped()
         self.in_flight -= 1
         result.delivered_ns = now_ns
@@ -308,11 +344,12 @@ class StreamState:
             The results that ``drop_ready`` dropped.
         """
         undelivered: list[StreamResult] = []
-        for _ in self._waiting:
+        while self._waiting.count:
+            self._waiting.pop()
             self._count("closed")
-        self._waiting.clear()
-        ready: list[StreamResult] = []
-        for result in self._sent:
+        ready = ResultQueue()
+        while self._sent.count:
+            result = self._sent.pop()
             if result._status == _READY and not drop_ready:
                 ready.append(result)
             elif result._status != _DROPPED:
@@ -337,11 +374,10 @@ class StreamState:
         return True
 
     def _skip_dropped(self) -> None:
-        while self._sent:
-            head = self._sent[0]
-            if head._status != _DROPPED:
-                return
-            self._sent.pop(0)
+        head = self._sent.head
+        while head is not None and head._status == _DROPPED:
+            self._sent.pop()
+            head = self._sent.head
 
     def _forget(self, result: StreamResult, reason: str) -> None:
         """Count a frame that was not sent; the next one resets the state if this one would have, or if gaps do."""
@@ -349,8 +385,8 @@ class StreamState:
         self._pass_on_discontinuity(result._discontinuity or self._resets_after_gap)
 
     def _pass_on_discontinuity(self, discontinuity: bool) -> None:
-        if discontinuity and self._waiting:
-            head = self._waiting[0]
+        head = self._waiting.head
+        if discontinuity and head is not None:
             head._discontinuity = True
         elif discontinuity:
             self._discontinuity = True
@@ -359,7 +395,7 @@ class StreamState:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
     def __repr__(self) -> str:
-        return f"StreamState({self.stream_id!r}, waiting={len(self._waiting)}, in_flight={self.in_flight})"
+        return f"StreamState({self.stream_id!r}, waiting={self._waiting.count}, in_flight={self.in_flight})"
 
 
 def make_source_failure(stream_id: Hashable, error: BaseException, now_ns: int) -> StreamResult:
@@ -388,5 +424,6 @@ def _new_result(
     result.source_failed = False
     result._inputs = None
     result._discontinuity = False
+    result._next_result = None
     result._status = _WAITING
     return result
