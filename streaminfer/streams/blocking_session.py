@@ -69,7 +69,8 @@ class BlockingStreamSession:
 
     def add(self, source: Source, *, stream_id: Hashable = None, weight: float = 1.0) -> Hashable:
         """Read a source, as :meth:`StreamSession.add`; iterating over the session returns its results."""
-        return self._run(lambda: self._session.add(_as_async(source), stream_id=stream_id, weight=weight))
+        added: Hashable = self._run(lambda: self._session.add(_as_async(source), stream_id=stream_id, weight=weight))
+        return added
 
     def remove(self, stream_id: Hashable) -> None:
         """Close a stream, as :meth:`StreamSession.remove`."""
@@ -83,9 +84,10 @@ class BlockingStreamSession:
     def statistics(self) -> StreamSessionStatistics:
         """Return a snapshot of all streams, also when the stack has stopped."""
         try:
-            return self._run(self._session.statistics)
+            statistics: StreamSessionStatistics = self._run(self._session.statistics)
         except Closed:
             return self._session.statistics()
+        return statistics
 
     def close(self) -> None:
         """Close every stream and accept no further ones."""

@@ -79,10 +79,7 @@ class StatefulBackend(Wrapper):
         check_infer("backend", backend)
         super().__init__(backend)
         capabilities = super().capabilities()
-        example = capabilities.example()
-        self._signature = StateSignature(
-            capabilities, example, state=state, context=context, initial=initial, growing=growing
-        )
+        self._signature = StateSignature(capabilities, state, context, initial, growing)
         self._max_streams = check_count("max_streams", max_streams, at_most=1 << 62)
         self._ttl_ns = None if idle_ttl_s is None else check_duration_ns("idle_ttl_s", idle_ttl_s, positive=True)
         check_instance("keep_on_reload", keep_on_reload, lambda it: isinstance(it, bool), "True or False")

@@ -68,13 +68,10 @@ class FedBatch(Batch):
             size = self._batch.size
             self.states = states = self._read_states(size)
             inputs = {**arrays, **states.arrays}
-            for position, lengths_input in enumerate(signature.lengths):
-                if lengths_input is not None and states.lengths is not None:
-                    row_lengths = [lengths[position] for lengths in states.lengths]
-                    inputs[lengths_input[0]] = np.array(
-                        row_lengths + row_lengths[-1:] * (size - len(row_lengths)), lengths_input[1]
-                    )
-            for name, length, axis in signature.contexts:
+            for position, name, dtype in signature.lengths:
+                lengths = [row[position] for row in states.lengths or ()]
+                inputs[name] = np.array(lengths + lengths[-1:] * (size - len(lengths)), dtype)
+            for name, length, axis, _ in signature.contexts:
                 inputs[name] = joined = np.concatenate((inputs[name], arrays[name]), axis)
                 self.ends[name] = joined[(*(slice(None),) * axis, slice(joined.shape[axis] - length, None))].copy()
             self._inputs = inputs
