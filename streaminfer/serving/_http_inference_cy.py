@@ -153,10 +153,7 @@ class HttpInference:
         ):
             raise self._too_large()
         head_length = headers.get(_HEAD_LENGTH)
-        try:
-            return None if head_length is None else parse_head_length(head_length)
-        except InvalidInput as error:
-            raise RequestRejected(400, str(error), closes_connection=True) from error
+        return None if head_length is None else parse_head_length(head_length)
 
     async def _read_rest(self, message: Message, head_length: int | None, receive: Receive) -> memoryview:
         """Read and return the whole body, after its first message.

@@ -78,8 +78,11 @@ class ServingApp:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Respond to one request of the server."""
-        if scope["type"] != "http":
-            await self._serve_other(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._serve_lifespan(receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
             return
         path, method = scope["path"], scope["method"]
         # depending on its version, a framework leaves the prefix of a mount in the path or removes it
@@ -104,12 +107,6 @@ class ServingApp:
             messages = without_body(messages)
         for message in messages:
             await send(message)
-
-    async def _serve_other(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._serve_lifespan(receive, send)
-        else:
-            await send({"type": "websocket.close", "code": 1000})
 
     async def __aenter__(self) -> Self:
         try:

@@ -52,6 +52,5 @@ cdef class ModelCall:
     cdef list _failed(self, object error)
     @cython.locals(model=ModelRequests, head=InferHead, responses=list, now_ns=cython.longlong)
     cdef _end(self, object outcome)
-    cdef _note_rejection(self, object error)
-    cdef _fail(self)
+    cdef _fail(self, object error)
     cdef _end_stream(self)

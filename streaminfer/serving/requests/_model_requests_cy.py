@@ -148,8 +148,7 @@ class ModelRequests:
                 ]
                 call.awaited = self._call_each(requests, arrived_ns)
         except BaseException as error:
-            call._note_rejection(error)
-            call._fail()
+            call._fail(error)
             raise
         return call
 
@@ -269,12 +268,10 @@ class ModelCall:
         try:
             response = None if passage is None else self._chain.failed(passage, error)
         except BaseException as raised:
-            self._note_rejection(raised)
-            self._fail()
+            self._fail(raised)
             raise
         if response is None:
-            self._note_rejection(error)
-            self._fail()
+            self._fail(error)
             return None
         return [response]
 
@@ -290,10 +287,10 @@ class ModelCall:
                 self._responses = responses
             elif self.parts is None:
                 self.arrays = model._joined([response.outputs for response in responses])
-            if self._responses is None and self._ended_stream is not None:
+            if self._responses is None:
                 self._end_stream()
         except BaseException:
-            self._fail()
+            self._fail(None)
             raise
         now_ns = model.now_ns()
         if self._deadline_ns is not None:
@@ -308,7 +305,7 @@ class ModelCall:
         if takes_many and len(responses) == 1:
             self.stream = self._answers(responses[0])
             return
-        self._fail()
+        self._fail(None)
         for response in responses:
             await close_answers(response)
         if takes_many:
@@ -329,8 +326,8 @@ class ModelCall:
                 yield joined
         except BaseException as error:
             model.counters.fail(model.now_ns() - self._arrived_ns)
-            if not has_begun:
-                self._note_rejection(error)
+            if not has_begun and isinstance(error, _REJECTIONS):
+                self._ended_stream = None
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling():
                 raise Closed(f"model {model.name!r} was stopped before its last answer") from None
@@ -341,22 +338,18 @@ class ModelCall:
             try:
                 await timed_answers.aclose()
             finally:
-                if self._ended_stream is not None:
-                    self._end_stream()
+                self._end_stream()
 
-    def _note_rejection(self, error: BaseException) -> None:
-        """Keep the stream if its last request was rejected, because the client sends that request again."""
-        if isinstance(error, _REJECTIONS):
-            self._ended_stream = None
-
-    def _fail(self) -> None:
+    def _fail(self, error: BaseException | None) -> None:
+        """Count a failure; end the stream, unless the stack rejected the request, which the client then sends again."""
         self.model.counters.fail(self.model.now_ns() - self._arrived_ns)
-        if self._ended_stream is not None:
+        if not isinstance(error, _REJECTIONS):
             self._end_stream()
 
     def _end_stream(self) -> None:
+        """End the stream, if it is to end with this request."""
         states, stream_id, self._ended_stream = self.model._capabilities.stream_states, self._ended_stream, None
-        if states is not None:
+        if states is not None and stream_id is not None:
             states.end_stream(stream_id)
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.own_arrays import own_arrays
-from streaminfer._internal.validation import check_clock, check_count, check_duration_ns, check_instance, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, expected
 from streaminfer._runtime.lifecycle import start_owned, stop_all
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.waiters import wake_from_thread
 from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_caller
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Wrapper, check_infer, is_backend
@@ -31,7 +32,7 @@ __all__ = ["StatefulBackend"]
 Array = NDArray[Any]
 
 
-class StatefulBackend(Wrapper):
+class StatefulBackend(StackClock, Wrapper):
     """Keeps the state of each stream, so that steps of many streams share the batches of a recurrent model.
 
     A request has a ``stream_id`` and the inputs that are not states. Its response has the outputs that are not states:
@@ -84,9 +85,7 @@ class StatefulBackend(Wrapper):
         self._ttl_ns = None if idle_ttl_s is None else check_duration_ns("idle_ttl_s", idle_ttl_s, positive=True)
         check_instance("keep_on_reload", keep_on_reload, lambda it: isinstance(it, bool), "True or False")
         self._keep_on_reload = keep_on_reload
-        clock = check_clock("clock", clock)
-        self._clock: Clock = time.monotonic_ns if clock is None else clock
-        self._clock_given = clock is not None
+        self._clock: Clock = self._accept_clock(clock) or time.monotonic_ns
         self._copies_outputs = not capabilities.returns_new_arrays
         self._validates_kinds = capabilities.validates_kinds
         self._valid_kinds: set[Hashable] = set()
@@ -153,9 +152,8 @@ class StatefulBackend(Wrapper):
 
     def bind_clock(self, clock: Clock) -> None:
         """Use the clock of a `Stack`, unless the constructor got a clock."""
-        if not self._clock_given:
-            self._clock = clock
-        super().bind_clock(clock)
+        StackClock.bind_clock(self, clock)
+        Wrapper.bind_clock(self, clock)
 
     def reset_stream(self, stream_id: Hashable) -> None:
         """Let the next step of a stream start from the initial state, even if a step runs now."""
