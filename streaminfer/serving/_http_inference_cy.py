@@ -129,8 +129,8 @@ class HttpInference:
             return make_messages(join_parts(call.parts, row_reply.size), [*row_reply.headers, *time_left], 200)
         arrays = call.arrays or {}
         if kind == "generate":
-            return reply([render_generated(model.name, model.version, head, arrays)], (JSON_TYPE, *time_left))
-        parts, kinds = render_response(model.name, model.version, head, arrays, call.row, model.announced)
+            return reply([render_generated(model.name, head, arrays)], (JSON_TYPE, *time_left))
+        parts, kinds = render_response(model.name, head, arrays, call.row, model.announced)
         return make_messages(parts, [*kinds, *time_left], 200)
 
     def _check_headers(self, headers: dict[bytes, bytes]) -> int | None:
@@ -153,10 +153,7 @@ class HttpInference:
         ):
             raise self._too_large()
         head_length = headers.get(_HEAD_LENGTH)
-        try:
-            return None if head_length is None else parse_head_length(head_length)
-        except InvalidInput as error:
-            raise RequestRejected(400, str(error), closes_connection=True) from error
+        return None if head_length is None else parse_head_length(head_length)
 
     async def _read_rest(self, message: Message, head_length: int | None, receive: Receive) -> memoryview:
         """Read and return the whole body, after its first message.

@@ -110,4 +110,4 @@ async def _next_event(call: ModelCall, responses: AsyncGenerator[Outputs, None])
     arrays, model = await anext(responses, None), call.model
     if arrays is None:
         return None
-    return b"data: " + render_generated(model.name, model.version, call.head, arrays) + b"\n\n"
+    return b"data: " + render_generated(model.name, call.head, arrays) + b"\n\n"

@@ -7,13 +7,14 @@ from typing import Any, Self
 from streaminfer._internal.error_log import Log
 from streaminfer._internal.validation import check_duration
 from streaminfer._runtime.lifecycle import STOP_LIMIT_S, stop_together
+from streaminfer.serving import description
 from streaminfer.serving._exchanges_cy import CLIENT_CLOSED_REQUEST, ClientGone, has_no_body
 from streaminfer.serving._http_inference_cy import HttpInference
 from streaminfer.serving._http_replies_cy import NO_STORE, describe_error, reply, without_body
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits, checked_limits
-from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
-from streaminfer.serving.requests.infer_response import JSON_TYPE
+from streaminfer.serving.requests._model_requests_cy import ModelRequests
+from streaminfer.serving.requests.infer_response import JSON_TYPE, VERSION
 from streaminfer.stack import Stack
 from streaminfer.telemetry.asgi_app import Message, Receive, Send
 
@@ -50,7 +51,7 @@ def asgi_app(
     if stop_timeout_s is not None:
         stop_timeout_s = check_duration("stop_timeout_s", stop_timeout_s)
     limits = checked_limits(limits)
-    return ServingApp(served_models(stacks, limits), limits, stop_timeout_s)
+    return ServingApp(description.served_models(stacks), limits, stop_timeout_s)
 
 
 class ServingApp:
@@ -62,13 +63,14 @@ class ServingApp:
         stop_timeout_s: seconds that a stop waits for the requests in flight.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel], limits: Limits, stop_timeout_s: float | None) -> None:
+    def __init__(self, models: Mapping[str, ModelRequests], limits: Limits, stop_timeout_s: float | None) -> None:
         self._models = models
+        self._limits = limits
         self._stop_timeout_s = stop_timeout_s
         self._started: list[Stack] = []
         self._inference = HttpInference(limits)
         self._addresses = {
-            f"/v2/models/{name}{version}/{kind}": (model.requests, kind)
+            f"/v2/models/{name}{version}/{kind}": (model, kind)
             for name, model in models.items()
             for version in ("", f"/versions/{VERSION}")
             for kind in ("infer", "generate", "generate_stream")
@@ -76,8 +78,11 @@ class ServingApp:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Respond to one request of the server."""
-        if scope["type"] != "http":
-            await self._serve_other(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._serve_lifespan(receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
             return
         path, method = scope["path"], scope["method"]
         # depending on its version, a framework leaves the prefix of a mount in the path or removes it
@@ -102,12 +107,6 @@ class ServingApp:
             messages = without_body(messages)
         for message in messages:
             await send(message)
-
-    async def _serve_other(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._serve_lifespan(receive, send)
-        else:
-            await send({"type": "websocket.close", "code": 1000})
 
     async def __aenter__(self) -> Self:
         try:
@@ -147,36 +146,35 @@ class ServingApp:
         models = self._models
         match path.strip("/").split("/"):
             case ["v2"]:
-                return _json({"name": "streaminfer", "version": server_version(), "extensions": EXTENSIONS})
+                return _json(description.server())
             case ["v2", "health", "live"]:
                 return _health(True)
             case ["v2", "health", "ready"]:
-                return _health(all(model.ready for model in models.values()))
+                return _health(description.is_ready(models))
             case ["v2", "models", "stats"] if "stats" not in models:
-                return _json({"model_stats": [model.statistics() for model in models.values()]})
+                return _json(description.statistics(models.values()))
             case ["v2", "models", name, "versions", version, *rest]:
-                return _describe_model(find_model(models, name, version), rest)
+                return self._describe_model(description.find_model(models, name, version), rest)
             case ["v2", "models", name, *rest]:
-                return _describe_model(find_model(models, name, ""), rest)
+                return self._describe_model(description.find_model(models, name, ""), rest)
+            case _:
+                raise RequestRejected(404, "no such address")
+
+    def _describe_model(self, model: ModelRequests, rest: list[str]) -> list[Message]:
+        match rest:
+            case []:
+                return _json(description.metadata(model))
+            case ["ready"]:
+                return _health(model.stack.ready)
+            case ["config"]:
+                return _json(description.config(model, self._limits))
+            case ["stats"]:
+                return _json(description.statistics([model]))
             case _:
                 raise RequestRejected(404, "no such address")
 
     def __repr__(self) -> str:
         return f"ServingApp({', '.join(self._models)})"
-
-
-def _describe_model(model: ServedModel, rest: list[str]) -> list[Message]:
-    match rest:
-        case []:
-            return _json(model.metadata())
-        case ["ready"]:
-            return _health(model.ready)
-        case ["config"]:
-            return _json(model.config())
-        case ["stats"]:
-            return _json({"model_stats": [model.statistics()]})
-        case _:
-            raise RequestRejected(404, "no such address")
 
 
 def _check_method(method: str, methods: tuple[str, ...]) -> None:

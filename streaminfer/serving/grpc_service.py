@@ -18,16 +18,16 @@ from streaminfer.backends.triton.dtypes import CONTENTS
 from streaminfer.backends.triton.transport.wire import append_contents, parts_of_contents, split_contents, tag_of
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import adapt
+from streaminfer.serving import description
 from streaminfer.serving.deadlines import SETTING_HEADERS, TIME_LEFT, RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected, logged_failure
 from streaminfer.serving.gathering import Gatherer
 from streaminfer.serving.grpc_stream import StreamCall
 from streaminfer.serving.limits import Limits, checked_limits
-from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
 from streaminfer.serving.requests._infer_head_cy import InferHead
 from streaminfer.serving.requests._model_requests_cy import ModelCall, ModelRequests
 from streaminfer.serving.requests.infer_request import HeadReader
-from streaminfer.serving.requests.infer_response import Outputs, keep_reply, select_outputs
+from streaminfer.serving.requests.infer_response import VERSION, Outputs, keep_reply, select_outputs
 from streaminfer.serving.requests.tensors import encode
 from streaminfer.stack import Stack
 
@@ -74,7 +74,7 @@ def grpc_servicer(stacks: Mapping[str, Stack], *, limits: Limits | None = None) 
         MissingExtra: the extra ``grpc`` is not installed.
     """
     limits = checked_limits(limits)
-    return GrpcService(served_models(stacks, limits), limits)
+    return GrpcService(description.served_models(stacks), limits)
 
 
 class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of grpc it is Any
@@ -85,14 +85,14 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         limits: limits of one request.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel], limits: Limits) -> None:
+    def __init__(self, models: Mapping[str, ModelRequests], limits: Limits) -> None:
         purpose = "grpc_servicer"
         self._grpc = require("grpc", extra="grpc", purpose=purpose)
         self._pb = require("tritonclient.grpc.service_pb2", extra="grpc", purpose=purpose)
         self._parse_dict = require("google.protobuf.json_format", extra="grpc", purpose=purpose).ParseDict
         self._unreadable = require("google.protobuf.message", extra="grpc", purpose=purpose).DecodeError
         self._models = models
-        self._names = {name.encode(): model.requests for name, model in models.items()}
+        self._names = {name.encode(): model for name, model in models.items()}
         self._limits = limits
         self._gatherer = Gatherer()
         self._input_tag = tag_of(self._pb.ModelInferRequest, "raw_input_contents")
@@ -109,11 +109,11 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         }
         for name, describe in (
             ("ServerLive", lambda _: {"live": True}),
-            ("ServerReady", lambda _: {"ready": self._ready}),
-            ("ServerMetadata", self._server_metadata),
-            ("ModelReady", lambda call: {"ready": self._model(call).ready}),
-            ("ModelMetadata", lambda call: self._model(call).metadata()),
-            ("ModelConfig", lambda call: {"config": self._model(call).config()}),
+            ("ServerReady", lambda _: {"ready": description.is_ready(models)}),
+            ("ServerMetadata", lambda _: description.server()),
+            ("ModelReady", lambda call: {"ready": self._model(call).stack.ready}),
+            ("ModelMetadata", lambda call: description.metadata(self._model(call))),
+            ("ModelConfig", lambda call: {"config": description.config(self._model(call), limits)}),
             ("ModelStatistics", self._statistics),
         ):
             self._handlers[_SERVICE + name] = self._describing(name, describe)
@@ -143,19 +143,11 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
             describe, request_deserializer=request.FromString, response_serializer=response.SerializeToString
         )
 
-    @property
-    def _ready(self) -> bool:
-        return all(model.ready for model in self._models.values())
-
-    def _model(self, call: Any) -> ServedModel:
-        return find_model(self._models, call.name, call.version)
-
-    def _server_metadata(self, _: Any) -> dict[str, Any]:
-        return {"name": "streaminfer", "version": server_version(), "extensions": list(EXTENSIONS)}
+    def _model(self, call: Any) -> ModelRequests:
+        return description.find_model(self._models, call.name, call.version)
 
     def _statistics(self, call: Any) -> dict[str, Any]:
-        models = [self._model(call)] if call.name else self._models.values()
-        return {"model_stats": [model.statistics() for model in models]}
+        return description.statistics([self._model(call)] if call.name else self._models.values())
 
     def _health(self, message: bytes) -> bytes:
         """Return the response to a health check.
@@ -169,7 +161,9 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
             name = str(names[-1], "utf-8") if names else ""
         except ValueError as error:
             raise InvalidInput(str(error)) from None
-        ready = find_model(self._models, name, "").ready if name else self._ready
+        ready = (
+            description.find_model(self._models, name, "").stack.ready if name else description.is_ready(self._models)
+        )
         return _HEALTHY if ready else _UNHEALTHY
 
     async def _check_health(self, message: bytes, context: Any) -> bytes:
@@ -293,7 +287,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         return self._names.get(rest[2 : 2 + rest[1]])
 
     def _model_of(self, message: Any) -> ModelRequests:
-        return find_model(self._models, message.model_name, message.model_version).requests
+        return description.find_model(self._models, message.model_name, message.model_version)
 
     def _parse(self, rest: bytes) -> Any:
         try:

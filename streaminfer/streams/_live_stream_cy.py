@@ -55,20 +55,10 @@ class Stream:
         outlet: Outlet,
         totals: SessionTotals,
     ) -> None:
-        policy = settings.policy
         self.stream_id = stream_id
         self.settings = settings
-        self.state = StreamState(
-            stream_id,
-            policy.max_waiting,
-            policy.waits,
-            policy.make_selector(),
-            settings.max_in_flight,
-            settings.max_age_ns,
-            settings.resets_after_gap,
-            settings.resets_after_gap or (policy.waits and sender.states is not None),
-            totals.ages,
-        )
+        one_by_one = settings.resets_after_gap or (settings.waits and sender.states is not None)
+        self.state = StreamState(stream_id, settings, one_by_one, totals.ages)
         self.turn = Turn(self, settings.weight, settings.priority)
         self.sending: dict[Sending, None] = {}  # in order, so that a run in virtual time repeats
         self.is_announced = False

@@ -64,7 +64,7 @@ cdef class StreamState:
     cpdef bint is_behind(self) except -1
     cdef bint _ages_in_source(self, StreamResult result) except -1
     cpdef bint has_room(self) except -1
-    @cython.locals(result=StreamResult, stale=StreamResult)
+    @cython.locals(result=StreamResult)
     cpdef bint offer(self, object inputs, long long captured_ns, object position_s, bint discontinuity, long long now_ns) except -1
     @cython.locals(head=StreamResult)
     cpdef bint can_send(self) except -1

@@ -29,7 +29,10 @@ One source, compiled with the C types of ``_stream_cy.pxd`` or run uncompiled. N
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streaminfer.streams.stream_settings import StreamSettings
 
 __all__ = ["StreamResult", "StreamState", "make_source_failure"]
 
@@ -130,12 +133,7 @@ class StreamState:
 
     Args:
         stream_id: id of the stream.
-        max_waiting: how many frames may wait to be sent, ≥ 1.
-        waits: hold the source while ``max_waiting`` frames wait; otherwise the oldest frame is dropped.
-        selector: its ``takes(captured_ns)`` returns whether a frame is of interest; ``None``: every frame is.
-        max_in_flight: how many frames may be sent and not yet delivered, ≥ 1; one more may be ready if ``waits``.
-        max_age_ns: age limit of a result, in nanoseconds; ``0``: no limit.
-        resets_after_gap: the frame after one that was dropped or failed resets the state.
+        settings: its policy and its limits.
         one_by_one: send a frame only when no earlier one runs.
         ages: its ``record_ns(age_ns)`` is called when a result with outputs is delivered.
 
@@ -148,25 +146,14 @@ class StreamState:
         running: frames in flight that the service has not completed.
     """
 
-    def __init__(
-        self,
-        stream_id: Hashable,
-        max_waiting: int,
-        waits: bool,
-        selector: Any,
-        max_in_flight: int,
-        max_age_ns: int,
-        resets_after_gap: bool,
-        one_by_one: bool,
-        ages: Any,
-    ) -> None:
+    def __init__(self, stream_id: Hashable, settings: StreamSettings, one_by_one: bool, ages: Any) -> None:
         self.stream_id = stream_id
-        self._max_waiting = max_waiting
-        self._waits = waits
-        self._selector = selector
-        self._max_in_flight = max_in_flight
-        self._max_age_ns = max_age_ns
-        self._resets_after_gap = resets_after_gap
+        self._max_waiting = settings.policy.max_waiting
+        self._waits = settings.waits
+        self._selector = settings.policy.make_selector()
+        self._max_in_flight = settings.max_in_flight
+        self._max_age_ns = settings.max_age_ns
+        self._resets_after_gap = settings.resets_after_gap
         self.one_by_one = one_by_one
         self._ages = ages
         self._waiting = ResultQueue()
@@ -240,12 +227,9 @@ class StreamState:
             return False
         self.received += 1
         self._discontinuity = False
-        if not self._waits and self._waiting.count >= self._max_waiting:
-            stale = self._waiting.pop()
-            self._waiting.append(result)
-            self._forget(stale, "stale")
-        else:
-            self._waiting.append(result)
+        self._waiting.append(result)
+        if not self._waits and self._waiting.count > self._max_waiting:
+            self._forget(self._waiting.pop(), "stale")
         return True
 
     def can_send(self) -> bool:
@@ -401,12 +385,10 @@ class StreamState:
         self._pass_on_discontinuity(result._discontinuity or self._resets_after_gap)
 
     def _pass_on_discontinuity(self, discontinuity: bool) -> None:
-        if not discontinuity:
-            return
         head = self._waiting.head
-        if head is not None:
+        if discontinuity and head is not None:
             head._discontinuity = True
-        else:
+        elif discontinuity:
             self._discontinuity = True
 
     def _count(self, reason: str) -> None:

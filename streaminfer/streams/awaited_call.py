@@ -22,7 +22,7 @@ class AwaitedCall:
         clock: returns monotonic nanoseconds.
     """
 
-    __slots__ = ("_has_begun", "_receive", "_task")
+    __slots__ = ("_receive", "_task")
 
     def __init__(
         self,
@@ -33,36 +33,21 @@ class AwaitedCall:
         clock: Clock,
     ) -> None:
         self._receive = receive
-        self._has_begun = False
-        running = self._run(service, request, deadline_ns, clock)
-        self._task = asyncio.get_running_loop().create_task(running, name="streaminfer-frame")
+        calling = _call(service, request, deadline_ns, clock)
+        self._task = asyncio.get_running_loop().create_task(calling, name="streaminfer-frame")
+        self._task.add_done_callback(self._end)
 
     def cancel(self) -> None:
         """Cancel the task; ``receive`` is called when the service has ended the request."""
         self._task.cancel()
-        if not self._has_begun:  # then the task never runs
-            self._has_begun = True
-            self._receive(None, asyncio.CancelledError())
 
-    async def _run(self, service: Any, request: Request, deadline_ns: int | None, clock: Clock) -> None:
-        self._has_begun = True
-        try:
-            if deadline_ns is None:
-                response = await service.call(request)
-            else:
-                response = await _call_until(service, request, time_left_s(deadline_ns, clock()))
-        except GeneratorExit:  # the loop was closed before the request ended
-            raise
-        except BaseException as error:
-            self._receive(None, error)
-            if not isinstance(error, (Exception, asyncio.CancelledError)):
-                raise
-        else:
-            self._receive(response, None)
+    def _end(self, task: "asyncio.Task[Response]") -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        self._receive(task.result() if error is None else None, error)
 
 
-async def _call_until(service: Any, request: Request, left_s: float | None) -> Response:
-    limit = asyncio.timeout(left_s)
+async def _call(service: Any, request: Request, deadline_ns: int | None, clock: Clock) -> Response:
+    limit = asyncio.timeout(time_left_s(deadline_ns, clock()))
     try:
         async with limit:
             response: Response = await service.call(request)

@@ -5,7 +5,8 @@ import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator
-from typing import Any, Self, TypeVar
+from concurrent.futures import Future
+from typing import Any, Self
 
 from streaminfer._internal.validation import check_instance
 from streaminfer.blocking import BlockingStack
@@ -16,7 +17,6 @@ from streaminfer.streams.statistics import StreamSessionStatistics
 
 __all__ = ["BlockingStreamSession"]
 
-T = TypeVar("T")
 _END: Any = object()
 
 
@@ -62,30 +62,32 @@ class BlockingStreamSession:
             )
         )
         try:
-            while (result := self._wait_for(results.__anext__, loop)) is not _END:
+            while (result := self._run(results.__anext__, loop)) is not _END:
                 yield result
         finally:
             self._close(results.aclose)
 
     def add(self, source: Source, *, stream_id: Hashable = None, weight: float = 1.0) -> Hashable:
         """Read a source, as :meth:`StreamSession.add`; iterating over the session returns its results."""
-        return self._run(lambda: self._session.add(_as_async(source), stream_id=stream_id, weight=weight))
+        added: Hashable = self._run(lambda: self._session.add(_as_async(source), stream_id=stream_id, weight=weight))
+        return added
 
     def remove(self, stream_id: Hashable) -> None:
         """Close a stream, as :meth:`StreamSession.remove`."""
-        self._wait_for(lambda: self._session.remove(stream_id))
+        self._run(lambda: self._session.remove(stream_id))
 
     def __iter__(self) -> Iterator[StreamResult]:
         results, loop = self._run(lambda: (aiter(self._session), asyncio.get_running_loop()))
-        while (result := self._wait_for(results.__anext__, loop)) is not _END:
+        while (result := self._run(results.__anext__, loop)) is not _END:
             yield result
 
     def statistics(self) -> StreamSessionStatistics:
         """Return a snapshot of all streams, also when the stack has stopped."""
         try:
-            return self._run(self._session.statistics)
+            statistics: StreamSessionStatistics = self._run(self._session.statistics)
         except Closed:
             return self._session.statistics()
+        return statistics
 
     def close(self) -> None:
         """Close every stream and accept no further ones."""
@@ -101,23 +103,15 @@ class BlockingStreamSession:
     def __repr__(self) -> str:
         return f"<blocking {self._session!r}>"
 
-    def _run(self, function: Callable[[], T]) -> T:
-        """Call a function on the event loop."""
-
-        async def call() -> T:
-            return function()
-
-        result: T = self._infer._wait_for(call())
-        return result
-
-    def _wait_for(self, make: Callable[[], Awaitable[Any]], loop: asyncio.AbstractEventLoop | None = None) -> Any:
-        """Await what ``make`` returns; ``loop`` is the event loop that it belongs to, ``None`` for any."""
+    def _run(self, function: Callable[[], Any], loop: asyncio.AbstractEventLoop | None = None) -> Any:
+        """Call a function on the event loop, and await what it returns; ``loop``: the only one for it, if any."""
 
         async def call() -> Any:
             if loop is not None and loop is not asyncio.get_running_loop():
                 raise Closed("the stack was stopped, and started again, before this stream had ended")
             try:
-                return await make()
+                result = function()
+                return await result if isinstance(result, Awaitable) else result
             except StopAsyncIteration:
                 return _END
 
@@ -127,7 +121,7 @@ class BlockingStreamSession:
         if self._infer._thread is threading.current_thread():
             return  # the garbage collector runs on the event loop; the collected results close their stream
         with contextlib.suppress(Closed):  # the stack has stopped, so its loop has ended the streams
-            self._wait_for(close)
+            self._run(close)
 
 
 def _as_async(source: Source) -> AsyncIterable[Any]:
@@ -144,7 +138,7 @@ class _ThreadedSource:
 
     def __init__(self, source: Iterable[Any]) -> None:
         self._source = source
-        self._item_futures: queue.SimpleQueue[asyncio.Future[Any] | None] = queue.SimpleQueue()
+        self._requested: queue.SimpleQueue[Future[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -154,39 +148,28 @@ class _ThreadedSource:
         if self._thread is None:
             self._thread = threading.Thread(target=self._read, name="streaminfer-source", daemon=True)
             self._thread.start()
-        item = asyncio.get_running_loop().create_future()
-        self._item_futures.put(item)
-        result = await item
+        item: Future[Any] = Future()
+        self._requested.put(item)
+        result = await asyncio.wrap_future(item)
         if result is _END:
             raise StopAsyncIteration
         return result
 
     async def aclose(self) -> None:
         """Let the thread end."""
-        self._item_futures.put(None)
+        self._requested.put(None)
 
     def _read(self) -> None:
         iterator: Iterator[Any] | None = None
-        while (future := self._item_futures.get()) is not None:
+        while (item := self._requested.get()) is not None:
+            if not item.set_running_or_notify_cancel():
+                continue
             try:
                 if iterator is None:
                     iterator = iter(self._source)
-                item, error = next(iterator, _END), None
+                item.set_result(next(iterator, _END))
             except BaseException as raised:  # noqa: BLE001 - it belongs to the consumer
                 is_deliverable = isinstance(raised, Exception) and not isinstance(
                     raised, (StopIteration, StopAsyncIteration)
                 )
-                item, error = None, raised if is_deliverable else RuntimeError(f"the source: {raised!r}")
-            try:
-                future.get_loop().call_soon_threadsafe(_settle, future, item, error)
-            except RuntimeError:  # the loop was closed meanwhile
-                return
-
-
-def _settle(future: "asyncio.Future[Any]", item: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(item)
-    else:
-        future.set_exception(error)
+                item.set_exception(raised if is_deliverable else RuntimeError(f"the source: {raised!r}"))

@@ -10,7 +10,7 @@ import pytest
 from served_models import INFER, binary, running_total
 
 import streaminfer as si
-from streaminfer.serving import Limits, models
+from streaminfer.serving import Limits, description
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -673,7 +673,7 @@ def test_uninstalled_package_has_unknown_version(scripted, ask_app, monkeypatch)
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(models, "version", missing)
+    monkeypatch.setattr(description, "version", missing)
 
     async def scenario():
         async with app:

@@ -542,7 +542,7 @@ def test_answers_behind_hanging_one_end_with_call(counting):
             await until(lambda: len(service.made) == 2)
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-        return servicer._models["m"].statistics()["inference_stats"]["fail"]["count"]
+        return servicer._models["m"].counters.statistics()["inference_stats"]["fail"]["count"]
 
     failed = asyncio.run(asyncio.wait_for(scenario(), 30))
 

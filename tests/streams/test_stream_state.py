@@ -1,11 +1,14 @@
 """State of one stream, compared with plain lists under random operations."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from streaminfer.streams._stream_cy import StreamState, make_source_failure
+from streaminfer.streams.stream_settings import StreamSettings
 from streaminfer.telemetry import LatencyHistogram
 
 pytestmark = pytest.mark.uncompiled
@@ -21,8 +24,9 @@ class EvenOnly:
 def state_of(
     max_waiting=1, waits=False, selector=None, max_in_flight=1, max_age_ns=0, resets=False, ages=None, alone=False
 ):
-    ages = ages or LatencyHistogram()
-    return StreamState("s", max_waiting, waits, selector, max_in_flight, max_age_ns, resets, resets or alone, ages)
+    policy = SimpleNamespace(max_waiting=max_waiting, waits=waits, make_selector=lambda: selector)
+    limits = StreamSettings(policy, max_in_flight, max_age_ns, None, resets, 1.0, 0, None)
+    return StreamState("s", limits, resets or alone, ages or LatencyHistogram())
 
 
 class StreamMachine(RuleBasedStateMachine):
@@ -297,7 +301,7 @@ def test_source_failure_is_a_result_without_frame():
 )
 def test_stream_lags_if_new_frame_would_be_in_time(max_age_ns, ages_ns, ends_ns, lags):
     """A stream lags if its next frame would be too old at the given end and a frame captured now would not."""
-    state = StreamState("a", 2, True, None, 1, max_age_ns, False, False, None)
+    state = state_of(2, True, max_age_ns=max_age_ns)
     for age_ns in ages_ns:
         state.offer(None, 1000 - age_ns, None, False, 1000)
     assert state.lags(1000, ends_ns) is lags
@@ -306,7 +310,7 @@ def test_stream_lags_if_new_frame_would_be_in_time(max_age_ns, ages_ns, ends_ns,
 @pytest.mark.parametrize(("ends_ns", "lags"), [(1010, False), (1011, False), (1030, False), (1031, True)])
 def test_stream_read_at_capture_lags_if_all_are_late(ends_ns, lags):
     """If frames age only after they are read, a stream lags only if all its waiting frames are too late."""
-    state = StreamState("a", 2, True, None, 1, 100, False, False, None)
+    state = state_of(2, True, max_age_ns=100)
     for read_ns in (910, 930):
         state.offer(None, read_ns, None, False, read_ns)
     assert state.lags(1000, ends_ns) is lags
@@ -318,7 +322,7 @@ def test_stream_read_at_capture_lags_if_all_are_late(ends_ns, lags):
 )
 def test_full_stream_with_old_frames_is_behind(ages_ns, max_age_ns, is_behind):
     """A stream is behind if it is full, and its last frame had lost over an eighth of its time when it was read."""
-    state = StreamState("a", 2, True, None, 1, max_age_ns, False, False, None)
+    state = state_of(2, True, max_age_ns=max_age_ns)
     for age_ns in ages_ns:
         state.offer(None, 1000 - age_ns, None, False, 1000)
     assert state.is_behind() is is_behind
@@ -335,7 +339,7 @@ def test_full_stream_with_old_frames_is_behind(ages_ns, max_age_ns, is_behind):
 )
 def test_no_more_frames_wait_than_the_policy_allows(ages_ns, ends_ns, left):
     """A stream that read ahead past old frames drops its oldest frame if more wait than the policy allows."""
-    state = StreamState("a", 2, True, None, 1, 100, False, False, None)
+    state = state_of(2, True, max_age_ns=100)
     for age_ns in ages_ns:
         state.offer(None, 1000 - age_ns, None, False, 1000)
 

@@ -113,6 +113,7 @@ class HeadroomRanking(Generic[K]):
     Attributes:
         loads: the load of each replica.
         candidates: the replicas that may get requests.
+        home: returns the replica of a stream; ``None`` if there are no candidates.
     """
 
     def __init__(self, sample: int = SAMPLE, seed: int | None = None) -> None:
@@ -120,7 +121,7 @@ class HeadroomRanking(Generic[K]):
         self.candidates: list[K] = []
         self._sample = sample
         self._random = random.Random(seed)  # noqa: S311 - not used for security
-        self._home_of = functools.lru_cache(_MAX_HOMES)(self._find_home)  # cleared when the candidates change
+        self.home = functools.lru_cache(_MAX_HOMES)(self._find_home)  # cleared when the candidates change
         self._mean = LoadReport(0, 0.0, 0.0, 0)
 
     # -- what happens -------------------------------------------------------------------------------------------
@@ -182,10 +183,6 @@ class HeadroomRanking(Generic[K]):
         names = self.candidates
         return sorted(names if len(names) <= self._sample else self._random.sample(names, self._sample), key=self._key)
 
-    def home(self, stream_id: str) -> K | None:
-        """Return the replica of a stream; ``None`` if there are no candidates."""
-        return self._home_of(stream_id)
-
     def _load_of(self, replica: K) -> ReplicaLoad:
         """Return the load of a replica; for an unknown replica, a new record that is not stored."""
         return self.loads.get(replica) or ReplicaLoad()
@@ -196,7 +193,7 @@ class HeadroomRanking(Generic[K]):
     def _choose_from(self, candidates: list[K]) -> None:
         if candidates != self.candidates:
             self.candidates = candidates
-            self._home_of.cache_clear()
+            self.home.cache_clear()
 
     def _key(self, replica: K) -> tuple[float, int, float]:
         return self.predicted_s(replica), self.loads[replica].in_flight, self._random.random()

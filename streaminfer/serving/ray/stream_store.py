@@ -141,21 +141,19 @@ class RemoteStreamStore:
 
     def __init__(self, connect: Callable[[], Any], actor_died: type[Exception]) -> None:
         self._connect, self._actor_died = connect, actor_died
-        self._bind(connect())
+        self._actor = connect()
 
     async def wanted(self, replica: str) -> list[Hashable]:
         """Wait for claims of a replica's streams; if the actor has died, raise, and send later calls to a new one."""
         try:
             streams: list[Hashable] = await self._actor.wanted.remote(replica)
         except self._actor_died:
-            self._bind(self._connect())
+            self._actor = self._connect()
             raise
         return streams
 
-    def _bind(self, actor: Any) -> None:
-        self._actor = actor  # a reference, because the actor's methods hold it weakly
-        self.claim, self.forget, self.statistics = actor.claim.remote, actor.forget.remote, actor.statistics.remote
-        self.store, self.pass_on = actor.store.remote, actor.pass_on.remote
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._actor, name).remote
 
 
 def store_actor(ray: Any, deployment: str) -> RemoteStreamStore:

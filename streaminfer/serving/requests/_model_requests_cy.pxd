@@ -10,16 +10,15 @@ cdef long long _RENEW_INTERVAL_NS
 
 @cython.final
 cdef class ModelRequests:
-    cdef dict _heads
     cdef object _capabilities
     cdef object _output_names
     cdef long long _renew_ns
     cdef readonly object announced
     cdef readonly ModelCounters counters
+    cdef readonly dict heads
     cdef readonly object name
     cdef readonly object stack
     cdef readonly object tensors
-    cdef readonly object version
 
     cpdef long long now_ns(self)
     cpdef InferHead head(self, object message, Py_ssize_t length, long long now_ns)
@@ -53,6 +52,5 @@ cdef class ModelCall:
     cdef list _failed(self, object error)
     @cython.locals(model=ModelRequests, head=InferHead, responses=list, now_ns=cython.longlong)
     cdef _end(self, object outcome)
-    cdef _note_rejection(self, object error)
-    cdef _fail(self)
+    cdef _fail(self, object error)
     cdef _end_stream(self)

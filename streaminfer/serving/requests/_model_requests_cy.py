@@ -50,21 +50,19 @@ class ModelRequests:
 
     Args:
         name: the name of the model.
-        version: the only version of the model.
         stack: the stack that serves the model.
 
     Attributes:
         name: the name of the model.
-        version: the only version of the model.
         stack: the stack that serves the model.
         counters: counters of the completed requests.
         tensors: the inputs and outputs of the model, as last read; ``None``: not known.
         announced: the types of the outputs, as far as they are known.
+        heads: parsed heads that later requests can share, by their text.
     """
 
-    def __init__(self, name: str, version: str, stack: Stack) -> None:
+    def __init__(self, name: str, stack: Stack) -> None:
         self.name = name
-        self.version = version
         self.stack = stack
         self.counters = ModelCounters()
         self.tensors: ModelTensors | None = None
@@ -72,7 +70,7 @@ class ModelRequests:
         self._capabilities = Capabilities()
         self._output_names: tuple[str, ...] = ()
         self._renew_ns = 0  # instant at which the capabilities are read again; 0: at the next request
-        self._heads: dict[bytes, InferHead] = {}
+        self.heads: dict[bytes, InferHead] = {}
 
     def now_ns(self) -> int:
         """Return the current instant of the stack's clock."""
@@ -92,7 +90,7 @@ class ModelRequests:
             self._renew(now_ns)
         if not 0 < length <= _MAX_HEAD_BYTES:
             return None
-        return self._heads.get(message[:length] if type(message) is bytes else bytes(message[:length]))
+        return self.heads.get(message[:length] if type(message) is bytes else bytes(message[:length]))
 
     def store_head(self, message: Any, length: int, head: InferHead) -> None:
         """Store a head for later requests, if they can share it.
@@ -103,14 +101,9 @@ class ModelRequests:
             head: the parsed head.
         """
         if head.is_reusable and 0 < length <= _MAX_HEAD_BYTES:
-            if len(self._heads) == _MAX_HEADS:
-                self._heads.clear()
-            self._heads[bytes(message[:length])] = head
-
-    @property
-    def stored_heads(self) -> int:
-        """Number of heads that later requests can share."""
-        return len(self._heads)
+            if len(self.heads) == _MAX_HEADS:
+                self.heads.clear()
+            self.heads[bytes(message[:length])] = head
 
     def begin(
         self,
@@ -155,8 +148,7 @@ class ModelRequests:
                 ]
                 call.awaited = self._call_each(requests, arrived_ns)
         except BaseException as error:
-            call._note_rejection(error)
-            call._fail()
+            call._fail(error)
             raise
         return call
 
@@ -202,7 +194,7 @@ class ModelRequests:
         describe = self._capabilities.model_tensors
         tensors = None if describe is None else describe()
         if tensors != self.tensors:
-            self._heads.clear()
+            self.heads.clear()
         self.tensors = tensors
         self.announced = announced_datatypes(tensors)
         self._output_names = () if tensors is None else tuple([spec.name for spec in tensors.outputs])
@@ -276,12 +268,10 @@ class ModelCall:
         try:
             response = None if passage is None else self._chain.failed(passage, error)
         except BaseException as raised:
-            self._note_rejection(raised)
-            self._fail()
+            self._fail(raised)
             raise
         if response is None:
-            self._note_rejection(error)
-            self._fail()
+            self._fail(error)
             return None
         return [response]
 
@@ -297,10 +287,10 @@ class ModelCall:
                 self._responses = responses
             elif self.parts is None:
                 self.arrays = model._joined([response.outputs for response in responses])
-            if self._responses is None and self._ended_stream is not None:
+            if self._responses is None:
                 self._end_stream()
         except BaseException:
-            self._fail()
+            self._fail(None)
             raise
         now_ns = model.now_ns()
         if self._deadline_ns is not None:
@@ -315,7 +305,7 @@ class ModelCall:
         if takes_many and len(responses) == 1:
             self.stream = self._answers(responses[0])
             return
-        self._fail()
+        self._fail(None)
         for response in responses:
             await close_answers(response)
         if takes_many:
@@ -336,8 +326,8 @@ class ModelCall:
                 yield joined
         except BaseException as error:
             model.counters.fail(model.now_ns() - self._arrived_ns)
-            if not has_begun:
-                self._note_rejection(error)
+            if not has_begun and isinstance(error, _REJECTIONS):
+                self._ended_stream = None
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling():
                 raise Closed(f"model {model.name!r} was stopped before its last answer") from None
@@ -348,22 +338,18 @@ class ModelCall:
             try:
                 await timed_answers.aclose()
             finally:
-                if self._ended_stream is not None:
-                    self._end_stream()
+                self._end_stream()
 
-    def _note_rejection(self, error: BaseException) -> None:
-        """Keep the stream if its last request was rejected, because the client sends that request again."""
-        if isinstance(error, _REJECTIONS):
-            self._ended_stream = None
-
-    def _fail(self) -> None:
+    def _fail(self, error: BaseException | None) -> None:
+        """Count a failure; end the stream, unless the stack rejected the request, which the client then sends again."""
         self.model.counters.fail(self.model.now_ns() - self._arrived_ns)
-        if self._ended_stream is not None:
+        if not isinstance(error, _REJECTIONS):
             self._end_stream()
 
     def _end_stream(self) -> None:
+        """End the stream, if it is to end with this request."""
         states, stream_id, self._ended_stream = self.model._capabilities.stream_states, self._ended_stream, None
-        if states is not None:
+        if states is not None and stream_id is not None:
             states.end_stream(stream_id)
 
 

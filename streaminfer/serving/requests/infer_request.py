@@ -79,12 +79,11 @@ def parse_head_length(value: bytes) -> int:
     """Return the length of the JSON before the bytes.
 
     Raises:
-        InvalidInput: the header is not a length.
+        RequestRejected: the header is not a length.
     """
     if not value.isdigit() or len(value) > _LONGEST_LENGTH:
-        raise InvalidInput(
-            f"Inference-Header-Content-Length: expected a number of bytes, got {brief(value.decode('latin-1'))}"
-        )
+        message = f"Inference-Header-Content-Length: expected a number of bytes, got {brief(value.decode('latin-1'))}"
+        raise RequestRejected(400, message, closes_connection=True)
     return int(value)
 
 

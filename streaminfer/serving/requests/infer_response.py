@@ -16,6 +16,7 @@ from streaminfer.serving.requests.tensors import datatype_of_spec, encode, encod
 
 __all__ = [
     "JSON_TYPE",
+    "VERSION",
     "Outputs",
     "announced_datatypes",
     "keep_reply",
@@ -24,6 +25,8 @@ __all__ = [
     "select_outputs",
 ]
 
+VERSION = "1"
+"""The only version of each model."""
 JSON_TYPE = (b"content-type", b"application/json")
 _BINARY_TYPE = (b"content-type", b"application/octet-stream")
 _HEAD_LENGTH = HEAD_LENGTH.encode()
@@ -76,7 +79,7 @@ def announced_datatypes(model: ModelTensors | None) -> dict[str, str | None]:
 
 
 def render_response(
-    name: str, version: str, head: InferHead, arrays: Outputs, row: Any, announced: Mapping[str, str | None]
+    name: str, head: InferHead, arrays: Outputs, row: Any, announced: Mapping[str, str | None]
 ) -> tuple[list[Any], Sequence[tuple[bytes, bytes]]]:
     """Return the parts of the body, and its headers.
 
@@ -84,7 +87,6 @@ def render_response(
 
     Args:
         name: the name of the model.
-        version: the version of the model.
         head: the head of the request.
         arrays: the outputs of all rows.
         row: the outputs of the only row, as the stack returned them; ``None``: there are several rows.
@@ -108,7 +110,7 @@ def render_response(
     if not json_elements and head.rendered is not None and head.rendered[0] == kinds:
         text = head.rendered[1]
     else:
-        text = _render_head(name, version, head.id, kinds, json_elements)
+        text = _render_head(name, head.id, kinds, json_elements)
         head.rendered = None if json_elements else (kinds, text)
     size = len(text) + sum(map(len, contents))
     length = (b"content-length", b"%d" % size)
@@ -122,7 +124,6 @@ def render_response(
 
 def _render_head(
     name: str,
-    version: str,
     identity: str,
     kinds: list[tuple[str, str, tuple[int, ...], int]],
     json_elements: Mapping[str, list[Any]],
@@ -134,20 +135,20 @@ def _render_head(
             {"data": json_elements[output]} if output in json_elements else {"parameters": {"binary_data_size": size}}
         )
         described.append(entry)
-    response: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": described}
+    response: dict[str, Any] = {"model_name": name, "model_version": VERSION, "outputs": described}
     if identity:
         response["id"] = identity
     return _to_json(response).encode()
 
 
-def render_generated(name: str, version: str, head: InferHead, arrays: Outputs) -> bytes:
+def render_generated(name: str, head: InferHead, arrays: Outputs) -> bytes:
     """Return the body of ``generate``: a field per output; a single element is not put in a list.
 
     Raises:
         InvalidInput: JSON cannot hold an output.
         BackendError: the protocol has no type for an output.
     """
-    fields: dict[str, Any] = {"model_name": name, "model_version": version}
+    fields: dict[str, Any] = {"model_name": name, "model_version": VERSION}
     if head.id:
         fields["id"] = head.id
     for output, array in arrays.items():

@@ -1,6 +1,7 @@
 """Conversion of decoded pictures and sound to frames with the arrays that a model wants."""
 
 import math
+from fractions import Fraction
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +12,7 @@ from streaminfer.streams.policies import RateSelector
 from streaminfer.streams.sources.chunking import MAX_SILENCE_NS, Chunker, GapDetector
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.streams.sources.source import Counters
-from streaminfer.streams.sources.timestamps import Rational, Stamp, TimestampRepair
+from streaminfer.streams.sources.timestamps import Stamp, TimestampRepair
 
 __all__ = ["FrameMaker", "PictureConverter"]
 
@@ -186,30 +187,25 @@ class FrameMaker:
         counters: counts the skipped pictures.
         live: the arrivals follow the clock of the medium.
         converts: convert pictures to arrays here; otherwise they are converted when a reader takes them.
+
+    Attributes:
+        repair: timeline of the medium.
     """
 
     def __init__(
         self, av: ModuleType, target: VideoFormat | AudioFormat, counters: Counters, *, live: bool, converts: bool
     ) -> None:
         self._counters = counters
-        self._repair = TimestampRepair(live=live)
+        self.repair = TimestampRepair(live=live)
         rate = target.rate if isinstance(target, VideoFormat) else None
         self._selector = None if rate is None else RateSelector(rate, ROUNDING_NS)
         self._sound = AudioAssembler(av, target) if isinstance(target, AudioFormat) else None
         self._picture = PictureConverter(av, target) if isinstance(target, VideoFormat) and converts else None
 
-    def restart(self) -> None:
-        """Continue with another connection."""
-        self._repair.restart()
-
-    def forget_delays(self) -> None:
-        """Treat the next item as captured when it arrives, like the first one."""
-        self._repair.forget_delays()
-
-    def stamp(self, frame: Any, pts: int | None, time_base: Rational | None, arrival_ns: int) -> Stamp | None:
+    def stamp(self, frame: Any, pts: int | None, time_base: Fraction | None, arrival_ns: int) -> Stamp | None:
         """Return the stamp of a decoded frame; ``None``: the frame exceeds the rate that the model wants."""
         length_ns = _duration_ns(frame) if self._sound is not None else 0
-        stamp = self._repair.stamp(pts, time_base, length_ns, arrival_ns)
+        stamp = self.repair.stamp(pts, time_base, length_ns, arrival_ns)
         if self._selector is not None and not self._selector.takes(stamp.media_ns, begins=stamp.discontinuity):
             self._counters.skipped += 1
             return None
@@ -221,7 +217,7 @@ class FrameMaker:
             inputs = frame if self._picture is None else self._picture(frame)
             return [Frame(inputs, stamp.captured_ns, stamp.media_ns / 1e9, stamp.discontinuity)]
         frames = self._sound.push(frame, stamp)
-        self._counters.silence_ns = self._sound.silence_ns
+        self._counters.silence_s = self._sound.silence_ns / 1e9
         return frames
 
     def flush(self) -> list[Frame]:

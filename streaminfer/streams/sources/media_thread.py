@@ -165,7 +165,7 @@ class MediaThread:
             self._logged_reason = None
             counters.reconnects += self._connections > 0
             self._connections += 1
-            self._maker.restart()
+            self._maker.repair.restart()
             timed = not (location.live and container.format.name in UNTIMED_FORMATS)
             try:
                 for arrival_ns, packet in self._packets(container, streams[0]):

@@ -23,7 +23,7 @@ class Counters:
     skipped: int = 0
     corrupt: int = 0
     reconnects: int = 0
-    silence_ns: int = 0
+    silence_s: float = 0.0
     connected: bool = False
     last_error: str | None = None
 
@@ -149,16 +149,10 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
 
     def statistics(self) -> SourceStatistics:
         """Return the counts so far."""
-        counters = self._feeder.counters
         unread, closed = int(self._converting is not None), self._handoff.closed.is_set()
         return SourceStatistics(
             delivered=self._delivered,
             dropped=self._handoff.dropped + (unread if closed else 0),
             waiting=len(self._handoff) + (0 if closed else unread),
-            skipped=counters.skipped,
-            corrupt=counters.corrupt,
-            reconnects=counters.reconnects,
-            silence_s=counters.silence_ns / 1e9,
-            connected=counters.connected,
-            last_error=counters.last_error,
+            **attrs.asdict(self._feeder.counters),
         )

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from fractions import Fraction
 from typing import Any
 
 import attrs
@@ -12,7 +13,6 @@ from streaminfer.streams.sources.conversion import FrameMaker
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.streams.sources.handoff import Handoff
 from streaminfer.streams.sources.source import Clock, Counters, Source
-from streaminfer.streams.sources.timestamps import Rational
 
 __all__ = ["Received", "TaskFeeder", "live_source"]
 
@@ -34,7 +34,7 @@ class Received:
 
     frame: Any
     pts: int | None = None
-    time_base: Rational | None = None
+    time_base: Fraction | None = None
     continues: bool = True
     forgets_delays: bool = False
 
@@ -91,9 +91,9 @@ class TaskFeeder:
             async with aclosing(self._items) as items:
                 async for item in items:
                     if not item.continues:
-                        self._maker.restart()
+                        self._maker.repair.restart()
                     if item.forgets_delays:
-                        self._maker.forget_delays()
+                        self._maker.repair.forget_delays()
                     stamp = self._maker.stamp(item.frame, item.pts, item.time_base, self._clock())
                     for frame in [] if stamp is None else self._maker.make(item.frame, stamp):
                         handoff.put(frame)

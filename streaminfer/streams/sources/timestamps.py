@@ -17,13 +17,13 @@ or earlier than the previous capture instant.
 *Complexity.* Constant per item.
 """
 
-from typing import Protocol
+from fractions import Fraction
 
 import attrs
 
 from streaminfer._internal.units import NEVER_NS
 
-__all__ = ["Pacer", "Rational", "Stamp", "TimestampRepair"]
+__all__ = ["Pacer", "Stamp", "TimestampRepair"]
 
 WINDOW_NS = 5_000_000_000
 BACKWARD_JUMP_NS = 500_000_000  # smaller steps back are reordered packets, which pass
@@ -33,18 +33,6 @@ MAX_LAG_NS = 200_000_000  # a frame that is later than this had a reader that wa
 MAX_REPEATS = 2  # of a live timestamp: fields or slices of a picture
 WRAPS = (1 << 32, 1 << 33)
 """Ticks after which timestamps start over: RTP, MPEG transport streams."""
-
-
-class Rational(Protocol):
-    """A time base: `fractions.Fraction`, or PyAV's own type."""
-
-    @property
-    def numerator(self) -> int:
-        """Seconds per ``denominator`` ticks."""
-
-    @property
-    def denominator(self) -> int:
-        """Ticks per ``numerator`` seconds."""
 
 
 @attrs.frozen(slots=True)
@@ -92,7 +80,7 @@ class TimestampRepair:
         """Begin a window with the next item and forget the earlier windows."""
         self._window_end_ns = -NEVER_NS
 
-    def stamp(self, pts: int | None, time_base: Rational | None, duration_ns: int, arrival_ns: int) -> Stamp:
+    def stamp(self, pts: int | None, time_base: Fraction | None, duration_ns: int, arrival_ns: int) -> Stamp:
         """Return the stamp of the next item.
 
         Args:
@@ -129,7 +117,7 @@ class TimestampRepair:
         self._length_ns = duration_ns
         return self._last
 
-    def _find_position(self, pts: int, time_base: Rational, next_ns: int, elapsed_ns: int) -> tuple[int, bool]:
+    def _find_position(self, pts: int, time_base: Fraction, next_ns: int, elapsed_ns: int) -> tuple[int, bool]:
         """Return the position of a timestamp, and whether it jumped; after a jump, the next position follows."""
         seconds = 1_000_000_000 * time_base.numerator
         pts_ns = pts * seconds // time_base.denominator
@@ -141,7 +129,7 @@ class TimestampRepair:
             self._shift_ns = next_ns - pts_ns if jump is None else self._shift_ns + jump
         return pts_ns + self._shift_ns, jump is None
 
-    def _find_jump(self, step_ns: int, elapsed_ns: int, seconds: int, time_base: Rational) -> int | None:
+    def _find_jump(self, step_ns: int, elapsed_ns: int, seconds: int, time_base: Fraction) -> int | None:
         """Return what a wrap adds to the timeline, 0 for a plausible step, or ``None`` for a jump."""
         limit_ns = elapsed_ns + FORWARD_JUMP_NS if self._live else FILE_GAP_NS
         if -BACKWARD_JUMP_NS <= step_ns <= limit_ns:

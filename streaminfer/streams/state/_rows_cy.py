@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer.streams.state.kernels import WORDS, copy_rows_numpy
+from streaminfer.streams.state.kernels import WORDS, copy_rows
 
 __all__ = ["Rows", "row_copies"]
 
@@ -86,10 +86,10 @@ class Rows:
 
 @cache
 def row_copies() -> dict[np.dtype[Any], Callable[..., None]]:
-    """Return the functions that copy large rows, by word type, with the arguments of ``kernels.copy_rows_numpy``."""
+    """Return the functions that copy large rows, by word type, with the arguments of ``kernels.copy_rows``."""
     from streaminfer import _compiled_kernels  # noqa: PLC0415 - reads files and digests: not at the package's import
 
     compiled = _compiled_kernels.load()
     if compiled is None:
-        return dict.fromkeys(WORDS, copy_rows_numpy)
+        return dict.fromkeys(WORDS, copy_rows)
     return {word: compiled.unchecked(f"copy_rows_{word.name}") for word in WORDS}

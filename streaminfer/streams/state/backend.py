@@ -3,17 +3,17 @@
 import asyncio
 import functools
 import time
-import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.forking import at_fork
+from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.own_arrays import own_arrays
-from streaminfer._internal.validation import check_clock, check_count, check_duration_ns, check_instance, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, expected
 from streaminfer._runtime.lifecycle import start_owned, stop_all
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.waiters import wake_from_thread
 from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_caller
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Wrapper, check_infer, is_backend
@@ -25,14 +25,14 @@ from streaminfer.streams.state.outputs import Outputs, read_outputs
 from streaminfer.streams.state.record import read_record, write_record
 from streaminfer.streams.state.signature import StateSignature
 from streaminfer.streams.state.statistics import StatefulStatistics
-from streaminfer.streams.state.store import States, StateStore
+from streaminfer.streams.state.store import StateStore
 
 __all__ = ["StatefulBackend"]
 
 Array = NDArray[Any]
 
 
-class StatefulBackend(Wrapper):
+class StatefulBackend(StackClock, Wrapper):
     """Keeps the state of each stream, so that steps of many streams share the batches of a recurrent model.
 
     A request has a ``stream_id`` and the inputs that are not states. Its response has the outputs that are not states:
@@ -80,17 +80,12 @@ class StatefulBackend(Wrapper):
         check_infer("backend", backend)
         super().__init__(backend)
         capabilities = super().capabilities()
-        example = capabilities.example()
-        self._signature = StateSignature(
-            capabilities, example, state=state, context=context, initial=initial, growing=growing
-        )
+        self._signature = StateSignature(capabilities, state, context, initial, growing)
         self._max_streams = check_count("max_streams", max_streams, at_most=1 << 62)
         self._ttl_ns = None if idle_ttl_s is None else check_duration_ns("idle_ttl_s", idle_ttl_s, positive=True)
         check_instance("keep_on_reload", keep_on_reload, lambda it: isinstance(it, bool), "True or False")
         self._keep_on_reload = keep_on_reload
-        clock = check_clock("clock", clock)
-        self._clock: Clock = time.monotonic_ns if clock is None else clock
-        self._clock_given = clock is not None
+        self._clock: Clock = self._accept_clock(clock) or time.monotonic_ns
         self._copies_outputs = not capabilities.returns_new_arrays
         self._validates_kinds = capabilities.validates_kinds
         self._valid_kinds: set[Hashable] = set()
@@ -101,7 +96,7 @@ class StatefulBackend(Wrapper):
         self._restarts = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_loop: asyncio.AbstractEventLoop  # set if there is a timer
-        _instances.add(self)
+        call_in_child(self._forget)
 
     def capabilities(self) -> Capabilities:
         """Return the capabilities of the backend, for requests without states, and the states of the streams."""
@@ -157,9 +152,8 @@ class StatefulBackend(Wrapper):
 
     def bind_clock(self, clock: Clock) -> None:
         """Use the clock of a `Stack`, unless the constructor got a clock."""
-        if not self._clock_given:
-            self._clock = clock
-        super().bind_clock(clock)
+        StackClock.bind_clock(self, clock)
+        Wrapper.bind_clock(self, clock)
 
     def reset_stream(self, stream_id: Hashable) -> None:
         """Let the next step of a stream start from the initial state, even if a step runs now."""
@@ -229,7 +223,7 @@ class StatefulBackend(Wrapper):
 
     def _forget(self) -> None:
         """Discard all states in a forked process: streams would wait for steps that end only in the parent."""
-        self._store.forget()
+        self._store.clear()
         self._store = StateStore(self._signature.tensors, self._max_streams, self._max_blocks)
         self._timer = None
 
@@ -238,16 +232,14 @@ class StatefulBackend(Wrapper):
         try:
             if step.pending:
                 await _wait_for_turn(store, step)
-            fed_batch = self._make_fed_batch(batch, functools.partial(store.read, step))
+            fed_batch = FedBatch(batch, functools.partial(store.read, step), self._signature)
             while True:
                 with store.lock:
                     model = self._restart_if_replaced()
                 results = await self.inner.infer(fed_batch)
                 if self._keep_on_reload or self._changes() == model:
                     break
-                fed_batch = (
-                    fed_batch.again()
-                )  # it is not known which model ran: the new one runs from the initial state
+                fed_batch = fed_batch.again()  # not known which model ran: the new one runs from the initial state
             outputs = self._read(results, fed_batch)
             assert fed_batch.states is not None  # noqa: S101 - else it was not read
             lengths = store.grow(fed_batch.states, outputs.states)
@@ -283,12 +275,6 @@ class StatefulBackend(Wrapper):
             for step in steps:
                 _end(store, step)
         return results
-
-    def _make_fed_batch(self, batch: Batch, read_states: Callable[[int], States]) -> FedBatch:
-        signature = self._signature
-        return FedBatch(
-            batch, read_states, signature.contexts, signature.only_input, signature.state_outputs, signature.lengths
-        )
 
     def _read(self, results: Any, fed_batch: FedBatch) -> Outputs:
         if self._copies_outputs:
@@ -352,12 +338,12 @@ class StatefulBackend(Wrapper):
         signature, resize, inner_infer_on_each = self._signature, example.resize, example.infer_on_each
 
         async def infer(batch: Batch) -> Sequence[Any]:
-            fed_batch = self._make_fed_batch(batch, self._store.read_initial)
+            fed_batch = FedBatch(batch, self._store.read_initial, signature)
             return self._read(await example.infer(fed_batch), fed_batch).rows
 
         async def infer_on_each(batch: Batch) -> None:
             assert inner_infer_on_each is not None  # noqa: S101 - offered only where there is one
-            await inner_infer_on_each(self._make_fed_batch(batch, self._store.read_initial))
+            await inner_infer_on_each(FedBatch(batch, self._store.read_initial, signature))
 
         return ExampleInputs(
             signature.without_states(example.inputs),
@@ -394,16 +380,6 @@ class StatefulBackend(Wrapper):
     def __repr__(self) -> str:
         return f"StatefulBackend({self.inner!r}, state={self._signature.state!r}, streams={len(self._store.table)})"
 
-
-_instances: "weakref.WeakSet[StatefulBackend]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for backend in tuple(_instances):
-        backend._forget()
-
-
-at_fork(after_in_child=_after_fork)
 
 _MAX_KINDS = 64
 """Shapes of requests that are remembered as valid: enough for one source, and few for an attacker."""

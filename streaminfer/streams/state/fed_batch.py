@@ -3,34 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching.assembly.stacking import only_axis
 from streaminfer.errors import BackendError
 from streaminfer.request import Batch
-from streaminfer.streams.state.joining import end_of, join
+from streaminfer.streams.state.signature import StateSignature
 from streaminfer.streams.state.store import States
 
-__all__ = ["Context", "FedBatch", "PartOfBatch"]
+__all__ = ["FedBatch", "PartOfBatch"]
 
 Array = NDArray[Any]
-
-
-@attrs.frozen(slots=True, eq=False)
-class Context:
-    """The last samples of an input, which the next step reads again before its own samples.
-
-    Attributes:
-        name: name of the input.
-        length: number of samples along the axis.
-        axis: axis of the input, counting the batch axis.
-    """
-
-    name: str
-    length: int
-    axis: int
 
 
 class FedBatch(Batch):
@@ -39,39 +23,27 @@ class FedBatch(Batch):
     Args:
         batch: inputs of the requests.
         read_states: returns the states for a number of rows.
-        contexts: contexts of the inputs.
-        only_input: name of the input for requests that consist of one array.
-        whole_outputs: names of the state outputs.
-        lengths: for each growing state, the input for its lengths and the type of this input; ``None``: no such input.
+        signature: separates the states from the inputs of the requests.
 
     Attributes:
+        whole_outputs: names of the state outputs.
         states: states of the streams in the inputs; ``None``: not read yet.
         ends: context of the next step, by name of the input.
     """
 
     __slots__ = (
-        *("_batch", "_contexts", "_inputs", "_lengths", "_only_input", "_read_states"),
+        *("_batch", "_inputs", "_read_states", "_signature"),
         *("ends", "is_part", "states", "whole_outputs"),
     )
 
-    def __init__(
-        self,
-        batch: Batch,
-        read_states: Callable[[int], States],
-        contexts: Sequence[Context],
-        only_input: str | None,
-        whole_outputs: frozenset[str],
-        lengths: Sequence[tuple[str, np.dtype[Any]] | None] = (),
-    ) -> None:
+    def __init__(self, batch: Batch, read_states: Callable[[int], States], signature: StateSignature) -> None:
         self.states: States | None = None
-        self._lengths = lengths
         self._batch = batch
         self._read_states = read_states
-        self._contexts = contexts
-        self._only_input = only_input
+        self._signature = signature
         self._inputs: dict[str, Any] | None = None
         self.ends: dict[str, Array] = {}
-        self.whole_outputs = whole_outputs
+        self.whole_outputs = signature.state_outputs
         self.is_part = batch.is_part  # type: ignore[misc] # a constant of each other class of batches
         self.rows = batch.rows
         self.deadline_ns = batch.deadline_ns
@@ -85,9 +57,9 @@ class FedBatch(Batch):
     def inputs(self) -> Mapping[str, Any]:
         """Inputs of the model by name."""
         if self._inputs is None:
-            arrays = self._batch.inputs
-            if isinstance(arrays, np.ndarray) and self._only_input is not None:
-                arrays = {self._only_input: arrays}
+            arrays, signature = self._batch.inputs, self._signature
+            if isinstance(arrays, np.ndarray) and signature.only_input is not None:
+                arrays = {signature.only_input: arrays}
             elif not isinstance(arrays, Mapping):
                 raise BackendError(
                     f"expected a batch of stacked arrays by name of the input, got {type(arrays).__name__}; a batcher "
@@ -96,15 +68,12 @@ class FedBatch(Batch):
             size = self._batch.size
             self.states = states = self._read_states(size)
             inputs = {**arrays, **states.arrays}
-            for position, lengths_input in enumerate(self._lengths):
-                if lengths_input is not None and states.lengths is not None:
-                    row_lengths = [lengths[position] for lengths in states.lengths]
-                    inputs[lengths_input[0]] = np.array(
-                        row_lengths + row_lengths[-1:] * (size - len(row_lengths)), lengths_input[1]
-                    )
-            for context in self._contexts:
-                joined = join(inputs[context.name], arrays[context.name], context.axis)
-                inputs[context.name], self.ends[context.name] = joined, end_of(joined, context.axis, context.length)
+            for position, name, dtype in signature.lengths:
+                lengths = [row[position] for row in states.lengths or ()]
+                inputs[name] = np.array(lengths + lengths[-1:] * (size - len(lengths)), dtype)
+            for name, length, axis, _ in signature.contexts:
+                inputs[name] = joined = np.concatenate((inputs[name], arrays[name]), axis)
+                self.ends[name] = joined[(*(slice(None),) * axis, slice(joined.shape[axis] - length, None))].copy()
             self._inputs = inputs
         return self._inputs
 
@@ -114,9 +83,7 @@ class FedBatch(Batch):
 
     def again(self) -> "FedBatch":
         """Return the batch for another attempt, with the states that its streams have then."""
-        return type(self)(
-            self._batch.again(), self._read_states, self._contexts, self._only_input, self.whole_outputs, self._lengths
-        )
+        return type(self)(self._batch.again(), self._read_states, self._signature)
 
 
 class PartOfBatch(Batch):

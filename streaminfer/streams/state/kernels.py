@@ -3,17 +3,16 @@
 *Design.* In a batch, a row consists of ``outer`` runs of ``inner`` words, with the runs of the other rows between them.
 In the arena the runs of a row are contiguous. Two strides describe each side, so that one kernel gathers rows into a
 batch, writes them back, and moves them from one batch to another. Words are as wide as the runs allow, because LLVM
-copies wide words four times as fast as bytes. ``_rows_cy.row_copies`` chooses between this kernel and its NumPy
-version; ``_rows_cy`` copies small rows itself, which keeps the interpreter lock.
+copies wide words four times as fast as bytes. Without compiled kernels, ``_rows_cy.row_copies`` takes the function as
+it is, because NumPy copies runs fast too; ``_rows_cy`` copies small rows itself, which keeps the interpreter lock.
 """
 
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-__all__ = ["EXPORTS", "WORDS", "Rows", "Words", "copy_rows_numpy"]
+__all__ = ["EXPORTS", "WORDS", "Rows", "Words", "copy_rows"]
 
 WORDS = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.uint8))
 """Types of words, the widest first."""
@@ -22,7 +21,7 @@ Words = NDArray[Any]
 Rows = NDArray[np.int64]
 
 
-def copy_rows_numpy(
+def copy_rows(
     source: Words,
     source_rows: Rows,
     source_row: int,
@@ -48,40 +47,11 @@ def copy_rows_numpy(
         outer: runs of a row.
         inner: words of a run.
     """
-    if source_rows.size == 0:
-        return
-    size = target.itemsize
-    shape = outer, inner
-    read = as_strided(
-        source, (int(source_rows.max()) + 1, *shape), (source_row * size, source_outer * size, size), writeable=False
-    )
-    written = as_strided(
-        target, (int(target_rows.max()) + 1, *shape), (target_row * size, target_outer * size, size), writeable=True
-    )
-    for here, there in zip(source_rows.tolist(), target_rows.tolist(), strict=True):
-        written[there] = read[here]
-
-
-def _copy(
-    source: Words,
-    source_rows: Rows,
-    source_row: int,
-    source_outer: int,
-    target: Words,
-    target_rows: Rows,
-    target_row: int,
-    target_outer: int,
-    outer: int,
-    inner: int,
-) -> None:
     for position in range(source_rows.size):
         for run in range(outer):
             here = source_rows[position] * source_row + run * source_outer
             there = target_rows[position] * target_row + run * target_outer
-            read = source[here : here + inner]
-            written = target[there : there + inner]
-            for word in range(inner):  # on slices: an assignment of slices looks for overlaps, which takes half as long
-                written[word] = read[word]
+            target[there : there + inner] = source[here : here + inner]
 
 
 _READ = "Array(int64, 1, 'C', readonly=True)"
@@ -90,7 +60,7 @@ _COUNTS = "int64, int64, int64, int64"
 
 EXPORTS = {
     f"copy_rows_{word.name}": (
-        _copy,
+        copy_rows,
         f"void({word.name.join(_ARRAYS[0])}, {_READ}, int64, int64, {word.name.join(_ARRAYS[1])}, {_READ}, {_COUNTS})",
     )
     for word in WORDS

@@ -1,31 +1,44 @@
 """`StateSignature`: separates the states of a model from the inputs and outputs of requests."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer._internal.validation import brief, check_count, check_instance, expected
 from streaminfer.backends.signature import TensorSpec
 from streaminfer.errors import InvalidInput
-from streaminfer.protocols import Capabilities, ExampleInputs, ModelTensor, ModelTensors
-from streaminfer.streams.state.fed_batch import Context
+from streaminfer.protocols import Capabilities, ModelTensor, ModelTensors
 from streaminfer.streams.state.layout import Growing, Initial, StateTensor
 
-__all__ = ["StateSignature"]
+__all__ = ["Context", "StateSignature"]
 
 Array = NDArray[Any]
+
+
+class Context(NamedTuple):
+    """The last samples of an input, which the next step reads again before its own samples.
+
+    Attributes:
+        name: name of the input.
+        length: number of samples along the axis.
+        axis: axis of the input, counting the batch axis.
+        axis_of_row: the axis without the batch axis.
+    """
+
+    name: str
+    length: int
+    axis: int
+    axis_of_row: int
 
 
 class StateSignature:
     """States, contexts and the other inputs of a model.
 
     Args:
-        offered: capabilities of the backend.
-        example: example inputs of the model, including states; ``None``: not known.
+        capabilities: capabilities of the backend.
         state: as for `StatefulBackend`.
         context: as for `StatefulBackend`.
         initial: as for `StatefulBackend`.
@@ -37,7 +50,7 @@ class StateSignature:
         written: states that the model writes.
         contexts: contexts of the inputs.
         state_outputs: names of the state outputs.
-        lengths: for each growing state, the input for its lengths and the type of this input; ``None``: no such input.
+        lengths: inputs for the lengths of growing states: position of the state among these, name and type of an input.
         batch_axes: batch axes of the inputs of requests.
         only_input: name of the only input of requests; ``None``: there are several, or they are not known.
 
@@ -48,12 +61,10 @@ class StateSignature:
     def __init__(
         self,
         capabilities: Capabilities,
-        example: ExampleInputs | None,
-        *,
         state: Mapping[str, str],
         context: Mapping[str, int | tuple[int, int]] | None,
         initial: Mapping[str, Initial] | None,
-        growing: Mapping[str, Growing] | None = None,
+        growing: Mapping[str, Growing] | None,
     ) -> None:
         names = "a mapping of input name to output name"
         check_instance("state", state, lambda it: isinstance(it, Mapping), names)
@@ -62,45 +73,36 @@ class StateSignature:
             raise ValueError(expected("state", f"{names}, each once", state))
         self.state = dict(state)
         if capabilities.model_tensors is not None and (model := capabilities.model_tensors()) is not None:
-            _check_known("inputs", model.inputs, state)
-            _check_known("outputs", model.outputs, state.values())
+            _check_known("state", "inputs of the model", [spec.name for spec in model.inputs], state)
+            _check_known("state", "outputs of the model", [spec.name for spec in model.outputs], state.values())
         self._axes = capabilities.batch_axes
-        self._initial: Mapping[str, Any] = _mapping("initial", initial)
-        self._example: Mapping[str, Any] = (
-            example.inputs if example is not None and isinstance(example.inputs, Mapping) else _EMPTY
-        )
+        example = capabilities.example()
         self._free = {} if example is None else example.free_axes
+        inputs = None if example is None else example.inputs
+        self._example: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {}
         context = _mapping("context", context)
-        for name in self._initial:
-            if name not in state and name not in context:
-                raise ValueError(expected("initial", f"states ({', '.join(map(repr, (*state, *context)))})", name))
+        self._initial: Mapping[str, Any] = _mapping("initial", initial)
+        _check_known("initial", "states", [*state, *context], self._initial)
         self._growing: Mapping[str, Growing] = _mapping("growing", growing)
+        _check_known("growing", "states", [*state], self._growing)
         for name, growth in self._growing.items():
-            if name not in state:
-                raise ValueError(expected("growing", f"states ({', '.join(map(repr, state))})", name))
             check_instance(f"growing[{name!r}]", growth, lambda it: isinstance(it, Growing), "a Growing")
         self.written = [self._tensor(name, output) for name, output in state.items()]
         self.contexts: list[Context] = []
         ends = [self._add_context(name, extent) for name, extent in context.items()]
         self.tensors = [*self.written, *ends]
         self.state_outputs = frozenset(state.values())
+        lengths = [self._growing[tensor.name].lengths for tensor in self.written if tensor.grows is not None]
         self.lengths = [
-            None
-            if (lengths_input := self._growing[tensor.name].lengths) is None
-            else (lengths_input, self._lengths_dtype(lengths_input))
-            for tensor in self.written
-            if tensor.grows is not None
+            (position, name, self._lengths_dtype(name)) for position, name in enumerate(lengths) if name is not None
         ]
-        lengths_inputs = [lengths_input for lengths_input in self.lengths if lengths_input is not None]
-        self._state_inputs = frozenset((*state, *(name for name, _ in lengths_inputs)))
+        self._state_inputs = frozenset((*state, *filter(None, lengths)))
         request_inputs = [name for name in {**self._example, **self._axes} if name not in self._state_inputs]
         self.only_input = request_inputs[0] if len(request_inputs) == 1 else None
-        self.batch_axes: Mapping[str, int] = MappingProxyType(
-            {name: axis for name, axis in self._axes.items() if name not in self._state_inputs}
-        )
+        self.batch_axes = {name: axis for name, axis in self._axes.items() if name not in self._state_inputs}
         self._templates = {
             **{tensor.name: np.zeros(tensor.with_length(tensor.shape, 1), tensor.dtype) for tensor in self.written},
-            **{name: np.zeros((), dtype) for name, dtype in lengths_inputs},
+            **{name: np.zeros((), dtype) for _, name, dtype in self.lengths},
         }
         self._ends = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in ends}
 
@@ -148,7 +150,7 @@ class StateSignature:
         """Return the inputs of a request, from an example with all inputs of the model."""
         request_inputs = {name: value for name, value in inputs.items() if name not in self._state_inputs}
         for context in self.contexts:
-            axis = self._axis_in_row(context)
+            axis = context.axis_of_row
             value = np.asarray(request_inputs[context.name])
             if axis not in self._free.get(context.name, ()):
                 value = value[(*(slice(None),) * axis, slice(context.length, None))]
@@ -164,43 +166,28 @@ class StateSignature:
     def _without_context(self, spec: ModelTensor) -> ModelTensor:
         shape = list(spec.row_shape)
         for context in self.contexts:
-            if context.name == spec.name and isinstance(size := shape[axis := self._axis_in_row(context)], int):
-                shape[axis] = size - context.length
+            if context.name == spec.name and isinstance(size := shape[context.axis_of_row], int):
+                shape[context.axis_of_row] = size - context.length
         return TensorSpec(spec.name, spec.dtype, (None, *shape), 0, spec.is_optional, spec.is_bfloat16)
 
     def _joined(self, context: Context, chunk: Any) -> Array:
-        before = self._ends[context.name]
-        axis = self._axis_in_row(context)
-        example_shape = None if axis in self._free.get(context.name, ()) else np.shape(self._example[context.name])
-        size = "?" if not example_shape else example_shape[axis] - context.length
-        if (
-            not isinstance(chunk, np.ndarray)
-            or chunk.ndim != before.ndim
-            or (example_shape and chunk.shape[axis] != size)
-        ):
-            shape = list(before.shape)
-            received = (
-                f"{chunk.dtype}{list(chunk.shape)}" if isinstance(chunk, np.ndarray) else repr(type(chunk).__name__)
-            )
+        name, length, _, axis = context
+        before = self._ends[name]
+        size = "?" if axis in self._free.get(name, ()) else np.shape(self._example[name])[axis] - length
+        if not isinstance(chunk, np.ndarray) or chunk.ndim != before.ndim or size not in ("?", chunk.shape[axis]):
+            kind = f"{before.dtype}{[*before.shape[:axis], size, *before.shape[axis + 1 :]]}"
             raise InvalidInput(
-                f"input {context.name!r}: expected {before.dtype}{[*shape[:axis], size, *shape[axis + 1 :]]} (the "
-                f"{context.length} before are the stream's), got {received}"
+                f"input {name!r}: expected {kind} (the {length} before are the stream's), got {brief(chunk)}"
             )
         try:
             return np.concatenate((before.astype(chunk.dtype, copy=False), chunk), axis=axis)
         except ValueError as error:
-            raise InvalidInput(f"input {context.name!r}: {error}") from error
-
-    def _axis_in_row(self, context: Context) -> int:
-        return context.axis - (context.axis > self._axes.get(context.name, 0))
+            raise InvalidInput(f"input {name!r}: {error}") from error
 
     def _tensor(self, name: str, output: str) -> StateTensor:
-        growth = self._growing.get(name)
-        free = self._free.get(name, ())
-        example = self._example.get(name)
-        initial = self._initial.get(name)
+        growth, free, example = self._growing.get(name), self._free.get(name, ()), self._example.get(name)
         if example is None or (free and (growth is None or len(free) > 1)):
-            example = initial
+            example = self._initial.get(name)
         if example is None or callable(example):
             raise ValueError(
                 f"initial: expected an array for state {name!r}, got {'none' if example is None else 'a function'}: "
@@ -208,12 +195,10 @@ class StateSignature:
             )
         template = np.asarray(example)
         if growth is None:
-            return self._make(name, output, template.shape, template.dtype, initial)
-        if not -template.ndim <= growth.axis < template.ndim:
-            raise ValueError(expected(f"growing[{name!r}]", f"an axis of {template.ndim} dimensions", growth.axis))
-        axis = growth.axis % template.ndim
+            return self._make(name, output, template.shape, template.dtype)
+        axis = _checked_axis(f"growing[{name!r}]", growth.axis, template.ndim)
         shape = (*template.shape[:axis], growth.max_length, *template.shape[axis + 1 :])
-        return self._make(name, output, shape, template.dtype, initial, axis)
+        return self._make(name, output, shape, template.dtype, axis)
 
     def _lengths_dtype(self, name: str) -> np.dtype[Any]:
         example = self._example.get(name)
@@ -229,33 +214,25 @@ class StateSignature:
         template = np.asarray(example)
         length, axis = extent if isinstance(extent, tuple) and len(extent) == 2 else (extent, -1)
         check_count(argument, length)
-        if not isinstance(axis, int) or not -template.ndim <= axis < template.ndim:
-            raise ValueError(expected(argument, f"an axis of {template.ndim} dimensions", axis))
-        axis %= template.ndim
+        axis = _checked_axis(argument, axis, template.ndim)
         free = self._free.get(name, ())
         if any(other != axis for other in free):
             raise ValueError(expected(argument, "an input whose other sizes the model states", free))
         if axis not in free and template.shape[axis] <= length:
             raise ValueError(expected(argument, f"less than the {template.shape[axis]} that the model reads", length))
-        batch_axis = self._axes.get(name, 0)
-        self.contexts.append(Context(name, length, axis + (axis >= batch_axis)))
+        self.contexts.append(Context(name, length, axis + (axis >= self._axes.get(name, 0)), axis))
         shape = (*template.shape[:axis], length, *template.shape[axis + 1 :])
-        return self._make(name, "", shape, template.dtype, self._initial.get(name))
+        return self._make(name, "", shape, template.dtype)
 
     def _make(
-        self,
-        name: str,
-        output: str,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        initial: Initial | None,
-        grows: int | None = None,
+        self, name: str, output: str, shape: tuple[int, ...], dtype: np.dtype[Any], grows: int | None = None
     ) -> StateTensor:
         argument = f"initial[{name!r}]"
         if dtype.hasobject or not all(shape):
             raise ValueError(expected(argument, "numbers, and no empty axis", f"{dtype}{list(shape)}"))
         zeros = np.zeros(shape if grows is None else (*shape[:grows], 0, *shape[grows + 1 :]), dtype)
         tensor = StateTensor(name, output, shape, dtype, self._axes.get(name, 0), zeros, grows)
+        initial = self._initial.get(name)
         if initial is None:
             return tensor
         if not callable(initial):
@@ -266,16 +243,18 @@ class StateSignature:
         return attrs.evolve(tensor, initial=initial)
 
 
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
-
-
 def _mapping(argument: str, value: Any) -> Mapping[str, Any]:
     check_instance(argument, value, lambda it: it is None or isinstance(it, Mapping), "a mapping by name, or None")
     return dict(value or {})
 
 
-def _check_known(kind: str, tensors: Sequence[ModelTensor], names: Iterable[str]) -> None:
-    known = [tensor.name for tensor in tensors]
+def _check_known(argument: str, kind: str, known: Sequence[str], names: Iterable[str]) -> None:
     for name in names:
         if known and name not in known:
-            raise ValueError(expected("state", f"{kind} of the model ({', '.join(map(repr, known))})", name))
+            raise ValueError(expected(argument, f"{kind} ({', '.join(map(repr, known))})", name))
+
+
+def _checked_axis(argument: str, axis: Any, dimensions: int) -> int:
+    if not isinstance(axis, int) or not -dimensions <= axis < dimensions:
+        raise ValueError(expected(argument, f"an axis of {dimensions} dimensions", axis))
+    return axis % dimensions

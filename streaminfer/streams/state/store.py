@@ -7,13 +7,13 @@ row that is written belongs to no stream yet.
 """
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.forking import new_reentrant_lock
 from streaminfer.batching.assembly.buffers import BufferPool
 from streaminfer.errors import BackendError, Closed
 from streaminfer.streams.state._rows_cy import Rows
@@ -30,7 +30,6 @@ _MIN_POOLED_BYTES = 1 << 20
 """Bytes from which the memory of gathered states is reused: ``malloc`` gets such blocks from the system each time."""
 
 
-_Sources = list[tuple[Block | None, list[int], list[int]]]
 _Values = list[tuple[int, Mapping[str, Array]]]
 
 
@@ -66,7 +65,7 @@ class StateStore:
     """
 
     def __init__(self, tensors: Sequence[StateTensor], max_streams: int, max_blocks: int) -> None:
-        self.lock = threading.RLock()  # its holder may garbage-collect a coroutine, which ends a step under the lock
+        self.lock = new_reentrant_lock()  # its holder may garbage-collect a coroutine, which ends a step under the lock
         self.table = StreamTable(max_streams)
         self.gathers = 0
         self.copied_rows = 0
@@ -74,8 +73,7 @@ class StateStore:
         self._tensors = tensors
         self._growing = [tensor for tensor in tensors if tensor.grows is not None]
         self._max_blocks = max_blocks
-        self._arena: dict[str, Array] = {}
-        self._slots: dict[str, Rows] = {}  # of the arena
+        self._arenas: dict[str, tuple[Array, Rows]] = {}
         self._reserve()
         self._pool = BufferPool(_POOL_BYTES)
 
@@ -162,58 +160,48 @@ class StateStore:
         """Forget every stream and free the memory."""
         with self.lock:
             self.table.clear()
-            self._arena, self._slots = {}, {}
-
-    def forget(self) -> None:
-        """Forget every stream in a forked process, where a thread of the parent may hold the lock."""
-        self.lock = threading.RLock()
-        self.clear()
+            self._arenas = {}
 
     def _gather(self, places: Places, size: int) -> States:
         lengths = places.lengths
-        values: list[tuple[int, Mapping[str, Array]]] = []
+        values: _Values = []
         for row, stream_id, imported in places.others:
             state = imported or {tensor.name: tensor.initial_of(stream_id) for tensor in self._tensors}
             values.append((row, state))
             lengths[row] = tuple(_length_of_row(tensor, state[tensor.name]) for tensor in self._growing)
-        sizes = len(lengths), size
-        arrays = {
-            tensor.name: self._gather_one(tensor, places.sources, values, sizes)
-            if tensor.grows is None
-            else self._gather_growing(tensor, places.sources, values, lengths, size)
-            for tensor in self._tensors
-        }
+        arrays = {}
+        for tensor in self._tensors:
+            gather = self._gather_one if tensor.grows is None else self._gather_growing
+            arrays[tensor.name] = gather(tensor, places, values, size)
         return States(arrays, lengths if self._growing else None)
 
-    def _gather_one(self, tensor: StateTensor, sources: _Sources, values: _Values, sizes: tuple[int, int]) -> Array:
-        rows, size = sizes
+    def _gather_one(self, tensor: StateTensor, places: Places, values: _Values, size: int) -> Array:
         batch = self._allocate(tensor, tensor.batch_shape(size))
         target = tensor.in_batch(batch)
-        for block, source_rows, rows_of_batch in sources:
+        for block, source_rows, rows_of_batch in places.sources:
             target.copy_from(self._source(tensor, block), source_rows, rows_of_batch)
         for row, state in values:
             tensor.row_of(batch, row)[...] = state[tensor.name]
+        rows = len(places.lengths)
         for row in range(rows, size):
             tensor.row_of(batch, row)[...] = tensor.row_of(batch, rows - 1)
         return batch
 
     def _source(self, tensor: StateTensor, block: Block | None) -> Rows:
         if block is None:
-            return self._slots_of(tensor)
+            return self._arena_of(tensor)[1]
         return tensor.in_batch(np.ascontiguousarray(block.arrays[tensor.name]))
 
-    def _gather_growing(
-        self, tensor: StateTensor, locations: _Sources, values: _Values, all_lengths: list[Any], size: int
-    ) -> Array:
+    def _gather_growing(self, tensor: StateTensor, places: Places, values: _Values, size: int) -> Array:
         """Gather rows of different lengths: zeros first, the valid entries at the end."""
         position = self._growing.index(tensor)
-        lengths = [lengths[position] for lengths in all_lengths]
+        lengths = [lengths[position] for lengths in places.lengths]
         longest = max(lengths)
         shape = tensor.with_length(tensor.shape, longest)
         batch = self._allocate(tensor, (*shape[: tensor.axis], size, *shape[tensor.axis :]))
         sources: dict[int, Array] = {row: known[tensor.name] for row, known in values}
-        for block, source_rows, rows_of_batch in locations:
-            array = self._arena_of(tensor) if block is None else np.asarray(block.arrays[tensor.name])
+        for block, source_rows, rows_of_batch in places.sources:
+            array = self._arena_of(tensor)[0] if block is None else np.asarray(block.arrays[tensor.name])
             view = tensor.row_in_arena if block is None else tensor.row_of
             sources.update((row, view(array, source)) for source, row in zip(source_rows, rows_of_batch, strict=True))
         for row in range(size):
@@ -244,9 +232,9 @@ class StateStore:
     def _write_back_one(self, tensor: StateTensor, work: WriteBack) -> None:
         array = np.ascontiguousarray(work.block.arrays[tensor.name])
         if tensor.grows is None:
-            self._slots_of(tensor).copy_from(tensor.in_batch(array), work.rows, work.slots)
+            self._arena_of(tensor)[1].copy_from(tensor.in_batch(array), work.rows, work.slots)
             return
-        arena = self._arena_of(tensor)
+        arena, _ = self._arena_of(tensor)
         position = self._growing.index(tensor)
         for row, slot in zip(work.rows, work.slots, strict=True):
             length = work.block.lengths[row][position]
@@ -257,16 +245,12 @@ class StateStore:
         is_pooled = math.prod(shape) * tensor.dtype.itemsize >= _MIN_POOLED_BYTES
         return self._pool.take(shape, tensor.dtype) if is_pooled else np.empty(shape, tensor.dtype)
 
-    def _slots_of(self, tensor: StateTensor) -> Rows:
-        slots = self._slots.get(tensor.name)
-        if slots is None:
-            slots = self._slots.setdefault(tensor.name, tensor.in_arena(self._arena_of(tensor)))
-        return slots
-
-    def _arena_of(self, tensor: StateTensor) -> Array:
-        arena = self._arena.get(tensor.name)
+    def _arena_of(self, tensor: StateTensor) -> tuple[Array, Rows]:
+        """Return the arena of a state, as an array and as rows."""
+        arena = self._arenas.get(tensor.name)
         if arena is None:
-            arena = self._arena.setdefault(tensor.name, tensor.new_arena(self.table.capacity))
+            array = tensor.new_arena(self.table.capacity)
+            arena = self._arenas.setdefault(tensor.name, (array, tensor.in_arena(array)))
         return arena
 
 

@@ -4,15 +4,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import as_strided
 
 from streaminfer.streams.state._rows_cy import Rows, row_copies
-from streaminfer.streams.state.joining import end_of, join
-from streaminfer.streams.state.kernels import copy_rows_numpy
+from streaminfer.streams.state.kernels import copy_rows
 from streaminfer.streams.state.layout import StateTensor
 
 pytestmark = pytest.mark.uncompiled
 
 DTYPES = [np.float32, np.float64, np.uint8, np.float16, np.int64, np.bool_, np.complex64]
+
+
+def copy_rows_strided(source, rows, row, outer, target, target_rows, target_row, target_outer, runs, words):
+    """Copy rows as the kernel does, but each of them as one strided view."""
+    size = target.itemsize
+    strides = (row * size, outer * size, size), (target_row * size, target_outer * size, size)
+    read = as_strided(source, (max(rows) + 1, runs, words), strides[0], writeable=False)
+    written = as_strided(target, (max(target_rows) + 1, runs, words), strides[1])
+    written[target_rows] = read[rows]
 
 
 @given(
@@ -50,22 +59,24 @@ def test_rows_arrive_as_numpy_indexes_them(shape, dtype, data):
     word=st.sampled_from(["i8", "i4", "u1"]),
 )
 def test_kernels_equal_their_plain_twin(seed, outer, inner, word):
-    """The copy of small rows and the kernel of large ones write the same as the NumPy version, and nothing else."""
+    """The copies of small and large rows, compiled or not, write the same as NumPy, and nothing else."""
     rng = np.random.default_rng(seed)
     count = 6
     source = rng.integers(0, 100, count * outer * inner).astype(word)
     rows, targets = rng.permutation(count)[:3], np.arange(3)
-    small, large, plain = (np.full(count * outer * inner, 7, word) for _ in range(3))
+    small, large, uncompiled, plain = (np.full(count * outer * inner, 7, word) for _ in range(4))
     strides = outer * inner, inner
     target_strides = inner, count * inner
 
     here, there = (Rows(words, *s, outer, inner) for words, s in ((source, strides), (small, target_strides)))
     there.copy_from(here, rows.tolist(), targets.tolist())
     row_copies()[source.dtype](source, rows, *strides, large, targets, *target_strides, outer, inner)
-    copy_rows_numpy(source, rows, *strides, plain, targets, *target_strides, outer, inner)
+    copy_rows(source, rows, *strides, uncompiled, targets, *target_strides, outer, inner)
+    copy_rows_strided(source, rows, *strides, plain, targets, *target_strides, outer, inner)
 
     assert np.array_equal(small, plain)
     assert np.array_equal(large, plain)
+    assert np.array_equal(uncompiled, plain)
     assert not np.array_equal(plain, np.full_like(plain, 7))
 
 
@@ -74,7 +85,7 @@ def test_nothing_is_copied_for_no_rows():
     source, target = np.zeros(4, np.int64), np.ones(4, np.int64)
     none = np.empty(0, np.int64)
 
-    copy_rows_numpy(source, none, 1, 1, target, none, 1, 1, 1, 1)
+    copy_rows(source, none, 1, 1, target, none, 1, 1, 1, 1)
     row_copies()[source.dtype](source, none, 1, 1, target, none, 1, 1, 1, 1)
     Rows(target, 1, 1, 1, 1).copy_from(Rows(source, 1, 1, 1, 1), [], [])
 
@@ -92,41 +103,3 @@ def test_rows_are_copied_from_read_only_outputs():
     assert target.tolist() == [4, 5, 0, 1, 0, 0]
     with pytest.raises(ValueError, match="read-only"):
         Rows(source, 2, 2, 1, 2).copy_from(Rows(target, 2, 2, 1, 2), [2], [0])
-
-
-@given(
-    before=st.integers(0, 5),
-    length=st.integers(1, 5),
-    others=st.lists(st.integers(0, 4), min_size=1, max_size=2),
-    axis=st.integers(0, 2),
-    dtype=st.sampled_from(DTYPES),
-    seed=st.integers(0, 100),
-)
-def test_context_and_chunk_are_joined_and_cut(before, length, others, axis, dtype, seed):
-    """A context and a chunk are joined and cut as NumPy does it, for any axis, type and size."""
-    axis = min(axis, len(others))
-    rng = np.random.default_rng(seed)
-    first, second = (
-        rng.integers(0, 9, (*others[:axis], size, *others[axis:])).astype(dtype) for size in (before, length)
-    )
-
-    joined = join(first, second, axis)
-
-    assert joined.dtype == np.dtype(dtype)
-    assert np.array_equal(joined, np.concatenate((first, second), axis))
-    end = end_of(joined, axis, before)
-    assert np.array_equal(end, np.take(joined, range(length, before + length), axis))
-    assert not np.shares_memory(end, joined)
-
-
-def test_numpy_joins_or_rejects_unequal_parts():
-    """NumPy joins parts that do not fit the kernel: it converts other types, reads views, and rejects other sizes."""
-    before = np.arange(12, dtype=np.float32).reshape(3, 4)
-
-    mixed = join(before, np.ones((3, 2), np.float64), 1)
-    turned = join(before.T.copy().T, np.ones((3, 2), np.float32), 1)
-
-    assert mixed.dtype == np.float64
-    assert np.array_equal(mixed, turned)
-    with pytest.raises(ValueError, match="dimension"):
-        join(before, np.ones((2, 2), np.float32), 1)
