@@ -24,6 +24,7 @@ from streaminfer._internal.validation import check_number, check_share, expected
 from streaminfer.loadtest.quantiles import quantile_of, say_latency
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.report.sentences import describe_lateness
+from streaminfer.loadtest.sending.record import ANSWERED, Record
 from streaminfer.loadtest.verdict.block_bootstrap import Blocks, differ
 
 __all__ = ["Result", "Verdict", "compare"]
@@ -130,83 +131,75 @@ def compare(
     false_alarm = check_share("false_alarm", false_alarm)
     least_change = check_number("least_change", least_change, "a number > 0", lambda number: 0 < number < math.inf)
     first, second = _runs("before", before), _runs("after", after)
-    settings = _Settings(quantile, false_alarm, least_change)
-    if reason := _bottleneck(first, second):
-        return settings.no_verdict(reason)
     if len(first) != len(second):
         raise ValueError(expected("after", f"as many runs as before, {len(first)}", len(second)))
-    if len(first) > 1:
-        return _compare_pairs(first, second, settings)
-    return _compare_two(first[0], second[0], settings)
+    nan = math.nan
+    undecided = Verdict("undecided", nan, (nan, nan), quantile, nan, nan, false_alarm, least_change)
+    result: Verdict | str = _obstacle(first, second, quantile)
+    if not result:
+        result = (_compare_pairs if len(first) > 1 else _compare_two)(first, second, undecided)
+    return attrs.evolve(undecided, reason=result) if isinstance(result, str) else result
 
 
-@attrs.frozen
-class _Run:
-    latencies_s: Any
-    due_s: Any
-    report: Report | None = None
-
-
-@attrs.frozen
-class _Settings:
-    quantile: float
-    false_alarm: float
-    least_change: float
-
-    def no_verdict(self, reason: str) -> Verdict:
-        nan = math.nan
-        return Verdict(
-            "undecided", nan, (nan, nan), self.quantile, nan, nan, self.false_alarm, self.least_change, reason
-        )
-
-    def lost_in_both(self, *levels_s: tuple[float, float]) -> str:
-        """Return why runs with these quantiles cannot be compared; empty if each pair has a response at one of them."""
-        if all(math.isfinite(min(pair)) for pair in levels_s):
-            return ""
-        return f"neither side has a p{100 * self.quantile:g}: too many requests got no response"
-
-    def judge(self, log_change: float, error: float, degrees: float, levels_s: tuple[float, float]) -> Verdict:
-        half_width = student_quantile(1 - self.false_alarm / 2, degrees) * error
-        interval = math.expm1(log_change - half_width), math.expm1(log_change + half_width)
-        reason = ""
-        result: Result
-        if interval[0] > 0:
-            result = "regressed"
-        elif interval[1] < 0:
-            result = "improved"
-        elif interval[1] < self.least_change:
-            result = "unchanged"
-        else:
-            result = "undecided"
-            min_log_change = math.log1p(self.least_change)
-            times = (
-                _POWER * half_width / max(abs(log_change), min_log_change - log_change)
-            ) ** 2  # to exclude one of both
-            reason = f"the runs cannot exclude {self.least_change:+.0%}; they need about {times:.1f}× the requests"
-        return Verdict(
-            result, math.expm1(log_change), interval, self.quantile, *levels_s, self.false_alarm, self.least_change,
-            reason,
-        )  # fmt: skip
-
-
-def _runs(argument: str, value: Any) -> list[_Run]:
+def _runs(argument: str, value: Any) -> Sequence[Report]:
     if isinstance(value, Report):
-        return [_Run(value.latencies_s, value.record.due_s, value)]
+        return [value]
     if isinstance(value, Sequence) and value and all(isinstance(each, Report) for each in value):
-        return [run for each in value for run in _runs(argument, each)]
+        return value
     expectation = "a Report, a sequence of them, or latencies in seconds"
     latencies = real_array(argument, value, expectation)
     if latencies.ndim != 1 or not latencies.size or np.isnan(latencies).any() or latencies.min() < 0:
         raise ValueError(expected(argument, expectation, value))
-    return [_Run(latencies, np.arange(latencies.size, dtype=np.float64))]
+    due_s = np.arange(latencies.size, dtype=np.float64)
+    record = Record(due_s, np.zeros(due_s.size), latencies, np.full(due_s.size, ANSWERED))
+    return [Report(record, slo_s=1.0, duration_s=1.0)]
 
 
-def _bottleneck(before: list[_Run], after: list[_Run]) -> str:
+def _obstacle(before: Sequence[Report], after: Sequence[Report], q: float) -> str:
+    """Return why runs cannot be compared; empty if they can."""
     for side, runs in (("before", before), ("after", after)):
         for run in runs:
-            if run.report is not None and not run.report.kept_schedule:
-                return f"the sender of {side} was the bottleneck: {describe_lateness(run.report)}"
+            if not run.kept_schedule:
+                return f"the sender of {side} was the bottleneck: {describe_lateness(run)}"
+    if 1 < len(before) < LEAST_PAIRS:
+        return f"{len(before)} pairs of runs, and a verdict needs at least {LEAST_PAIRS}"
+    fewest = min(run.requests for run in (*before, *after))
+    needed = math.ceil((LEAST_TAIL_REQUESTS if len(before) == 1 else LEAST_TAIL_PER_PAIR) / (1 - q))
+    if fewest < needed:
+        return f"a run has {fewest:,} requests, and p{100 * q:g} needs at least {needed:,}"
+    if any(math.isinf(min(one.quantile(q), other.quantile(q))) for one, other in zip(before, after, strict=True)):
+        return f"neither side has a p{100 * q:g}: too many requests got no response"
     return ""
+
+
+def _judge(
+    undecided: Verdict, log_change: float, error: float, degrees: float, levels_s: tuple[float, float]
+) -> Verdict:
+    """Return the verdict on a change; ``undecided`` has the settings."""
+    half_width = student_quantile(1 - undecided.false_alarm / 2, degrees) * error
+    low, high = math.expm1(log_change - half_width), math.expm1(log_change + half_width)
+    least_change, reason = undecided.least_change, ""
+    result: Result
+    if low > 0:
+        result = "regressed"
+    elif high < 0:
+        result = "improved"
+    elif high < least_change:
+        result = "unchanged"
+    else:
+        result = "undecided"
+        to_exclude = max(abs(log_change), math.log1p(least_change) - log_change)  # one of both
+        times = (_POWER * half_width / to_exclude) ** 2
+        reason = f"the runs cannot exclude {least_change:+.0%}; they need about {times:.1f}× the requests"
+    return attrs.evolve(
+        undecided,
+        result=result,
+        change=math.expm1(log_change),
+        interval=(low, high),
+        before_s=levels_s[0],
+        after_s=levels_s[1],
+        reason=reason,
+    )
 
 
 def _capped(first: Any, second: Any) -> tuple[Any, Any]:
@@ -215,35 +208,24 @@ def _capped(first: Any, second: Any) -> tuple[Any, Any]:
     return np.clip(first, _LEAST_S, _LOST_FACTOR * slowest), np.clip(second, _LEAST_S, _LOST_FACTOR * slowest)
 
 
-def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
-    q = settings.quantile
-    fewest = min(before.latencies_s.size, after.latencies_s.size)
-    if fewest * (1 - q) < LEAST_TAIL_REQUESTS:
-        needed = math.ceil(LEAST_TAIL_REQUESTS / (1 - q))
-        return settings.no_verdict(f"a run has {fewest:,} requests, and p{100 * q:g} needs at least {needed:,}")
-    first, second = _capped(before.latencies_s, after.latencies_s)
-    levels_s = quantile_of(before.latencies_s, q), quantile_of(after.latencies_s, q)
-    if reason := settings.lost_in_both(levels_s):
-        return settings.no_verdict(reason)
-    first_blocks, second_blocks = Blocks.of(first, before.due_s, q), Blocks.of(second, after.due_s, q)
-    effective = min(first_blocks.effective, second_blocks.effective)
+def _compare_two(before: Sequence[Report], after: Sequence[Report], undecided: Verdict) -> Verdict | str:
+    """Return the verdict on two runs, or why there is none."""
+    q, records = undecided.quantile, (before[0].record, after[0].record)
+    first, second = _capped(*(record.latency_s for record in records))
+    blocks = [Blocks.of(values, record.due_s, q) for values, record in zip((first, second), records, strict=True)]
+    effective = min(each.effective for each in blocks)
     if effective < LEAST_TAIL_BLOCKS:
-        return settings.no_verdict(
+        return (
             f"the slowest requests of a run come from about {effective:.1f} incidents, and a verdict needs at least "
             f"{LEAST_TAIL_BLOCKS:.0f}: run longer, or compare runs in turn"
         )
-    if not (first_blocks.are_steady and second_blocks.are_steady):
-        return settings.no_verdict(
-            "the tail of a run changes slowly while it lasts: compare runs in turn, or longer ones"
-        )
-    error = _error(
-        first_blocks.log_error(q, 1),
-        second_blocks.log_error(q, 2),
-        float(np.ptp(before.due_s)),
-        float(np.ptp(after.due_s)),
-    )
-    verdict = settings.judge(_log_change(first, second, q), error, effective - 1, levels_s)
-    if (verdict.regressed or verdict.improved) and not differ(first_blocks, second_blocks, q, settings.false_alarm):
+    if not all(each.are_steady for each in blocks):
+        return "the tail of a run changes slowly while it lasts: compare runs in turn, or longer ones"
+    errors = (each.log_error(q, seed) for seed, each in enumerate(blocks, 1))
+    error = _error(*errors, *(float(np.ptp(record.due_s)) for record in records))
+    levels_s = before[0].quantile(q), after[0].quantile(q)
+    verdict = _judge(undecided, _log_change(first, second, q), error, effective - 1, levels_s)
+    if (verdict.regressed or verdict.improved) and not differ(*blocks, q, undecided.false_alarm):
         reason = "few latencies are close to the quantile, and the share of requests above it did not change"
         return attrs.evolve(verdict, result="undecided", reason=reason)
     return verdict
@@ -262,22 +244,13 @@ def _error(before: float, after: float, before_s: float, after_s: float) -> floa
     return math.hypot(before, after)
 
 
-def _compare_pairs(before: list[_Run], after: list[_Run], settings: _Settings) -> Verdict:
-    q = settings.quantile
-    if len(before) < LEAST_PAIRS:
-        return settings.no_verdict(f"{len(before)} pairs of runs, and a verdict needs at least {LEAST_PAIRS}")
-    fewest = min(run.latencies_s.size for run in (*before, *after))
-    if fewest * (1 - q) < LEAST_TAIL_PER_PAIR:
-        needed = math.ceil(LEAST_TAIL_PER_PAIR / (1 - q))
-        return settings.no_verdict(f"a run has {fewest:,} requests, and p{100 * q:g} of each needs at least {needed:,}")
-    pairs = [_capped(one.latencies_s, other.latencies_s) for one, other in zip(before, after, strict=True)]
-    changes = [_log_change(first, second, q) for first, second in pairs]
+def _compare_pairs(before: Sequence[Report], after: Sequence[Report], undecided: Verdict) -> Verdict:
+    q = undecided.quantile
+    pairs = zip(before, after, strict=True)
+    changes = [_log_change(*_capped(one.latencies_s, other.latencies_s), q) for one, other in pairs]
     error = statistics.stdev(changes) / math.sqrt(len(changes))
-    first_s, second_s = ([quantile_of(run.latencies_s, q) for run in side] for side in (before, after))
-    if reason := settings.lost_in_both(*zip(first_s, second_s, strict=True)):
-        return settings.no_verdict(reason)
-    levels_s = statistics.median(first_s), statistics.median(second_s)
-    return settings.judge(statistics.fmean(changes), error, len(changes) - 1, levels_s)
+    levels_s = statistics.median(run.quantile(q) for run in before), statistics.median(run.quantile(q) for run in after)
+    return _judge(undecided, statistics.fmean(changes), error, len(changes) - 1, levels_s)
 
 
 def _log_change(before: Any, after: Any, q: float) -> float:
