@@ -12,7 +12,7 @@ from typing import Any
 
 from streaminfer.errors import Closed
 
-__all__ = ["Done", "Job", "JobFuture"]
+__all__ = ["Done", "Job", "wait_for_job"]
 
 Done = Callable[[Any, BaseException | None], None]
 """Called with the result of a call, or with the exception that it raised."""
@@ -134,7 +134,24 @@ class Job:
             del error
 
 
-class JobFuture(asyncio.Future[Any]):
+async def wait_for_job(begin: Callable[[Done], Job]) -> Any:
+    """Begin a job, and return its result.
+
+    Args:
+        begin: begins the job, whose end it passes to its argument.
+
+    Raises:
+        BaseException: the exception of the job.
+    """
+    future = _JobFuture()
+    future.job = begin(future.end)
+    try:
+        return await future
+    finally:
+        del future  # otherwise an error's traceback would refer to this frame, and the future to the error
+
+
+class _JobFuture(asyncio.Future[Any]):
     """Future of a job, for a coroutine to await; after a cancellation it stays pending until the job has ended."""
 
     job: Job

@@ -8,7 +8,7 @@ until the worker is free again, even if the batch is cancelled.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import attrs
@@ -57,23 +57,13 @@ class BackendRecorder:
 
     def __init__(self, workers: int, clock: Clock | None) -> None:
         self._workers = workers
-        self._clock = check_clock("clock", clock) or time.monotonic_ns
+        self.clock = check_clock("clock", clock) or time.monotonic_ns
         self._lock = new_lock()
         self._batches = self._rows = self._errors = self._cancelled = self._busy_ns = 0
 
-    async def count(self, rows: int, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Await ``work``, which runs a batch of ``rows`` requests, and count its outcome.
-
-        The coroutine of ``work`` is created here, so that a task that is cancelled before its first step leaves no
-        coroutine unawaited.
-        """
-        try:
-            value = await work(*arguments)
-        except BaseException as error:
-            self._count_error(error)
-            raise
-        self._count_rows(rows)
-        return value
+    def count(self, rows: int) -> "_Counting":
+        """Return a context manager that counts a batch of ``rows`` requests, by the outcome of its block."""
+        return _Counting(self, rows)
 
     def begin(self, rows: int, done: Done, begin: Callable[..., T], *arguments: Any) -> T:
         """Begin ``work`` on a batch of ``rows`` requests; count its outcome and pass it to a callback.
@@ -86,55 +76,35 @@ class BackendRecorder:
         """
 
         def ended(value: Any, error: BaseException | None) -> None:
-            if error is None:
-                self._count_rows(rows)
-            else:
-                self._count_error(error)
+            self.end(rows, error)
             done(value, error)
 
         try:
             return begin(*arguments, ended)
         except BaseException as error:
-            self._count_error(error)
+            self.end(rows, error)
             raise
 
-    def count_now(self, rows: int, work: Callable[..., T], *arguments: Any) -> T:
-        """Call ``work``, which runs a batch of ``rows`` requests, and count its outcome."""
-        try:
-            value = work(*arguments)
-        except BaseException as error:
-            self._count_error(error)
-            raise
-        self._count_rows(rows)
-        return value
-
-    def _count_rows(self, rows: int) -> None:
+    def end(self, rows: int, error: BaseException | None) -> None:
+        """Count the outcome of a batch of ``rows`` requests."""
         with self._lock:
-            self._batches += 1
-            self._rows += rows
-
-    def _count_error(self, error: BaseException) -> None:
-        with self._lock:
-            if isinstance(error, asyncio.CancelledError):
+            if error is None:
+                self._batches += 1
+                self._rows += rows
+            elif isinstance(error, asyncio.CancelledError):
                 self._cancelled += 1
             elif isinstance(error, Exception) and not isinstance(error, Closed):
                 self._errors += 1
 
-    def busy(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Call ``work``, on any thread, and count its duration."""
-        started_ns = self._clock()
-        try:
-            return work(*arguments)
-        finally:
-            self._add_busy(started_ns)
+    def busy(self) -> "_Busy":
+        """Return a context manager that counts the time of its block, on any thread."""
+        return _Busy(self)
 
-    async def busy_awaiting(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
-        """Await ``work``, and count its duration."""
-        started_ns = self._clock()
-        try:
-            return await work(*arguments)
-        finally:
-            self._add_busy(started_ns)
+    def add_busy(self, started_ns: int) -> None:
+        """Count the time of a worker that started at ``started_ns`` and has become free."""
+        busy_ns = self.clock() - started_ns
+        with self._lock:
+            self._busy_ns += busy_ns
 
     def snapshot(self) -> BackendStatistics:
         """Return all counters at one moment."""
@@ -148,8 +118,29 @@ class BackendRecorder:
                 workers=self._workers,
             )
 
-    def _add_busy(self, started_ns: int) -> None:
-        """Count the time of a worker that started at ``started_ns`` and has become free."""
-        busy_ns = self._clock() - started_ns
-        with self._lock:
-            self._busy_ns += busy_ns
+
+class _Counting:
+    __slots__ = ("_recorder", "_rows")
+
+    def __init__(self, recorder: BackendRecorder, rows: int) -> None:
+        self._recorder = recorder
+        self._rows = rows
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._recorder.end(self._rows, error)
+
+
+class _Busy:
+    __slots__ = ("_recorder", "_started_ns")
+
+    def __init__(self, recorder: BackendRecorder) -> None:
+        self._recorder = recorder
+
+    def __enter__(self) -> None:
+        self._started_ns = self._recorder.clock()
+
+    def __exit__(self, *_: object) -> None:
+        self._recorder.add_busy(self._started_ns)

@@ -24,11 +24,11 @@ from typing import Any, Generic, TypeVar
 
 from streaminfer._internal.forking import call_in_child
 from streaminfer._runtime.lifecycle import KILL_GRACE_S, STOP_LIMIT_S, seconds_left
-from streaminfer.backends.job import Done, Job, JobFuture
+from streaminfer.backends.job import Done, Job, wait_for_job
 from streaminfer.backends.worker_pool import Worker, WorkerPool
 from streaminfer.errors import Closed
 
-__all__ = ["MAX_WORKERS", "Abandonment", "WorkerThreads", "call_apart"]
+__all__ = ["MAX_WORKERS", "WorkerThreads", "call_apart"]
 
 MAX_WORKERS = 10_000
 """Limit of workers, far above any use: a mistyped number raises an error instead of filling the memory."""
@@ -108,12 +108,7 @@ class WorkerThreads(Generic[W]):
             Closed: the threads are stopped, or were stopped before the call ended.
             BaseException: the exception of the function.
         """
-        future = JobFuture()
-        future.job = self.begin(function, arguments, future.end, interrupt=interrupt)
-        try:
-            value: T = await future
-        finally:
-            del future  # otherwise an error's traceback would refer to this frame, and the future to the error
+        value: T = await wait_for_job(lambda done: self.begin(function, arguments, done, interrupt=interrupt))
         return value
 
     def begin(
@@ -216,26 +211,6 @@ class WorkerThreads(Generic[W]):
                 self._dropped.detach()
 
 
-class Abandonment:
-    """Flag that the caller of a function in another thread no longer waits for the result; thread-safe."""
-
-    def __init__(self) -> None:
-        self._abandoned = False
-
-    def set(self) -> None:
-        """Note that the caller no longer waits."""
-        self._abandoned = True
-
-    def check(self) -> None:
-        """Check between two steps that the result is still wanted.
-
-        Raises:
-            CancelledError: the caller no longer waits.
-        """
-        if self._abandoned:
-            raise asyncio.CancelledError
-
-
 async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> T:
     """Call a function in a separate thread; in the loop's executor, a program could not end before the call.
 
@@ -243,23 +218,28 @@ async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> 
 
     Args:
         name: name of the thread.
-        function: the function to call; its first argument is an `Abandonment`.
+        function: the function to call; its first argument is a function that it calls between two steps, and that
+            raises ``CancelledError`` if the caller no longer waits.
         arguments: further positional arguments.
 
     Raises:
         BaseException: the exception of the function.
     """
-    pool = WorkerPool([Worker()], name)
-    future = JobFuture()
-    abandonment = Abandonment()
-    job = future.job = Job(lambda _own: function(abandonment, *arguments), (), abandonment.set, future.end)
-    pool.put(job)
-    job.replace = lambda _job: True  # so that a cancelled caller does not wait
-    pool.drain()
-    try:
-        value: T = await future
-    finally:
-        del future, job
+    is_abandoned = threading.Event()
+
+    def check() -> None:
+        if is_abandoned.is_set():
+            raise asyncio.CancelledError
+
+    def begin(done: Done) -> Job:
+        pool = WorkerPool([Worker()], name)
+        job = Job(lambda _own: function(check, *arguments), (), is_abandoned.set, done)
+        pool.put(job)
+        job.replace = lambda _job: True  # so that a cancelled caller does not wait
+        pool.drain()
+        return job
+
+    value: T = await wait_for_job(begin)
     return value
 
 

@@ -9,7 +9,7 @@ import asyncio
 import functools
 import inspect
 import pickle
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -167,14 +167,15 @@ class CpuBackend(Node):
         self._executor = executor
         self._asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
         self._function = fn
-        if copy_outputs and executor != "process":
-            self._function = _copying(fn, self._asynchronous)
+        copies = copy_outputs and executor != "process"
+        self._own: Callable[[Any], Any] = own_arrays if copies else lambda outputs: outputs
         self._recorder = BackendRecorder(workers, clock)
+        self._uncounted = BackendRecorder(workers, clock)  # never read
         self.queued_workers = None if executor == "inline" else workers
         self._priority = BatchPriority()
         # a cancelled function still blocks its worker, so it gets a higher priority; a process has a separate one
         self._raise_priority = self._priority.raise_running if executor == "thread" else None
-        self._threads: WorkerThreads[_FunctionWorker] | WorkerThreads[ProcessWorker] | None = None
+        self._threads: WorkerThreads[_FunctionWorker | ProcessWorker] | None = None
         self._closed = False
         self._awaited: set[Future[None]] = set()  # inline and async: one per batch, done when the batch ends
         if executor == "inline":
@@ -187,13 +188,10 @@ class CpuBackend(Node):
             raise TypeError(
                 expected("fn", f"a synchronous function with executor={executor!r} ('inline' awaits an async one)", fn)
             )
-        owner = f"CpuBackend({self._name})"
-        if executor == "thread":
-            functions = [_FunctionWorker(self._function, self._priority) for _ in range(workers)]
-            self._threads = WorkerThreads(functions, owner, hang_grace_s=hang_grace_s)
-        else:
-            processes = _process_workers(fn, self._name, workers)
-            self._threads = WorkerThreads(processes, owner, hang_grace_s=hang_grace_s)
+        resources: list[_FunctionWorker | ProcessWorker] = [_FunctionWorker(fn, self._priority)] * workers
+        if executor == "process":
+            resources = _process_workers(fn, self._name, workers)
+        self._threads = WorkerThreads(resources, f"CpuBackend({self._name})", hang_grace_s=hang_grace_s)
 
     async def start(self) -> None:
         """Start the threads; or start the processes, and wait until each has imported the function.
@@ -205,15 +203,15 @@ class CpuBackend(Node):
         if self._threads is not None:
             await self._threads.start()
 
-    def infer(self, batch: Batch) -> Coroutine[Any, Any, Sequence[Any]]:
+    async def infer(self, batch: Batch) -> Any:
         """Return the function's results for the batch; starts the workers if :meth:`start` was not called.
 
         Raises:
             BackendError: the function raised, or its process died.
             Closed: the backend is stopped.
         """
-        recorder = self._recorder
-        return recorder.count(len(batch.rows), self._answer, batch, recorder.busy, recorder.busy_awaiting)
+        with self._recorder.count(len(batch.rows)):
+            return await self._answer(batch, self._recorder)
 
     def capabilities(self) -> Capabilities:
         """Return the function's optional features, for batchers and caches."""
@@ -239,7 +237,8 @@ class CpuBackend(Node):
         return self._tensors
 
     def _infer_now(self, batch: Batch) -> Any:
-        return self._recorder.count_now(len(batch.rows), self._call_inline, batch, self._recorder.busy)
+        with self._recorder.count(len(batch.rows)):
+            return self._call_inline(batch, self._recorder)
 
     @property
     def begin_infer(self) -> Callable[[Batch, Done], Job] | None:
@@ -248,10 +247,11 @@ class CpuBackend(Node):
         return self._begin_infer if begins else None  # made on each call: a stored bound method would be a cycle
 
     def _begin_infer(self, batch: Batch, done: Done) -> Job:
+        return self._recorder.begin(len(batch.rows), done, self._begin, batch, self._recorder)
+
+    def _begin(self, batch: Batch, recorder: BackendRecorder, done: Done) -> Job:
         threads: Any = self._threads
-        recorder = self._recorder
-        begin = functools.partial(threads.begin, interrupt=self._raise_priority)
-        return recorder.begin(len(batch.rows), done, begin, self._call, (batch, recorder.busy))  # type: ignore[no-any-return]
+        return threads.begin(self._call, (batch, recorder), done, interrupt=self._raise_priority)  # type: ignore[no-any-return]
 
     def example_inputs(self) -> ExampleInputs | None:
         """Return the constructor's ``example``, with the function that measures it."""
@@ -289,10 +289,10 @@ class CpuBackend(Node):
         return f"CpuBackend({self._name}, executor={self._executor!r}, workers={workers})"
 
     async def _infer_uncounted(self, batch: Batch) -> Any:
-        return self._learn_outputs(batch, await self._answer(batch, _call_now, _call_now))
+        return self._learn_outputs(batch, await self._answer(batch, self._uncounted))
 
     def _infer_now_uncounted(self, batch: Batch) -> Any:
-        return self._learn_outputs(batch, self._call_inline(batch, _call_now))
+        return self._learn_outputs(batch, self._call_inline(batch, self._uncounted))
 
     def _learn_outputs(self, batch: Batch, answer: Any) -> Any:
         if self._tensors is not None and not self._tensors.outputs:
@@ -300,44 +300,42 @@ class CpuBackend(Node):
             self._tensors = self._tensors._replace(outputs=outputs_of_answer(answer, batch.size, sizes_vary=sizes_vary))
         return answer
 
-    def _answer(
-        self, batch: Batch, call: Callable[..., Any], call_async: Callable[..., Any]
-    ) -> Coroutine[Any, Any, Sequence[Any]]:
+    async def _answer(self, batch: Batch, recorder: BackendRecorder) -> Any:
         if self._threads is not None:
-            return self._threads.run(self._call, batch, call, interrupt=self._raise_priority)
-        return self._await_inline(batch, call_async) if self._asynchronous else self._infer_inline(batch, call)
-
-    async def _infer_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
-        return self._call_inline(batch, call)
+            return await self._threads.run(self._call, batch, recorder, interrupt=self._raise_priority)
+        return await self._await_inline(batch, recorder) if self._asynchronous else self._call_inline(batch, recorder)
 
     async def _infer_on_each(self, batch: Batch) -> None:
         if self._threads is not None:
-            await self._threads.run_for_each(self._call, batch, _call_now)
+            await self._threads.run_for_each(self._call, batch, self._uncounted)
 
-    def _call(self, worker: "_FunctionWorker | ProcessWorker", batch: Batch, call: Callable[..., Any]) -> Any:
+    def _call(self, worker: "_FunctionWorker | ProcessWorker", batch: Batch, recorder: BackendRecorder) -> Any:
         try:
-            return call(lambda: worker.run(batch.inputs))
+            with recorder.busy():
+                return self._own(worker.run(batch.inputs))
         except StreamInferError:
             raise
         except BaseException as error:  # SystemExit of a worker must not end the event loop
             raise self._failure(batch, error) from error
 
-    def _call_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
+    def _call_inline(self, batch: Batch, recorder: BackendRecorder) -> Any:
         self._check_open()
         try:
-            return call(self._function, batch.inputs)
+            with recorder.busy():
+                return self._own(self._function(batch.inputs))
         except StreamInferError:
             raise
         except Exception as error:
             raise self._failure(batch, error) from error
 
-    async def _await_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
+    async def _await_inline(self, batch: Batch, recorder: BackendRecorder) -> Any:
         self._check_open()
         ended: Future[None] = Future()
         ended.set_running_or_notify_cancel()  # so that a stop whose wait times out cannot cancel it
         self._awaited.add(ended)
         try:
-            return await call(self._function, batch.inputs)
+            with recorder.busy():
+                return self._own(await self._function(batch.inputs))
         except StreamInferError:
             raise
         except Exception as error:
@@ -352,18 +350,6 @@ class CpuBackend(Node):
 
     def _failure(self, batch: Batch, error: BaseException) -> BackendError:
         return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {text_of_failure(error)}")
-
-
-def _copying(function: Callable[[Any], Any], is_async: bool) -> Callable[[Any], Any]:
-    """Return a function whose outputs are copied before it returns."""
-
-    def call(inputs: Any) -> Any:
-        return own_arrays(function(inputs))
-
-    async def call_async(inputs: Any) -> Any:
-        return own_arrays(await function(inputs))
-
-    return call_async if is_async else call
 
 
 def _check_request(signature: Signature, request: Request) -> None:
@@ -382,17 +368,12 @@ def _check_unnamed(request: Request) -> None:
         raise InvalidInput(expected("inputs", "one input, without a name or as 'inputs'", request.inputs))
 
 
-def _call_now(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function without counting its time."""
-    return work(*arguments)
-
-
 def _name(function: Callable[[Any], Any]) -> str:
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     return repr(function) if name is None else f"{module}.{name}"
 
 
-def _process_workers(function: Callable[[Any], Any], name: str, count: int) -> list["ProcessWorker"]:
+def _process_workers(function: Callable[[Any], Any], name: str, count: int) -> "list[_FunctionWorker | ProcessWorker]":
     # imported late: multiprocessing takes longer to import than everything else here
     from streaminfer.backends.cpu.processes import ProcessWorker  # noqa: PLC0415
 

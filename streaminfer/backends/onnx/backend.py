@@ -19,7 +19,7 @@ two nodes of the graph.
 
 import functools
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal
 
@@ -29,14 +29,14 @@ import numpy.typing as npt
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
-from streaminfer.backends.job import Done, Job
+from streaminfer.backends.job import Done, Job, wait_for_job
 from streaminfer.backends.onnx.binding import Binding
 from streaminfer.backends.onnx.loader import ModelLoader
 from streaminfer.backends.onnx.serving import LoadedModel, ReloadableWorker, Serving
 from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import NonFinite, describe_shape, free_axes, guess_inputs
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends.workers import HANG_GRACE_S, MAX_WORKERS, Abandonment, WorkerThreads, call_apart
+from streaminfer.backends.workers import HANG_GRACE_S, MAX_WORKERS, WorkerThreads, call_apart
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
 
@@ -259,10 +259,10 @@ class OnnxBackend(Node):
                 model.check_replaceable_by(model)
             self._serving.unload()
 
-    def _prepare(self, abandonment: Abandonment, path_or_bytes: object) -> LoadedModel:
-        model = self._loader.load(path_or_bytes, abandonment.check)
+    def _prepare(self, check: Callable[[], None], path_or_bytes: object) -> LoadedModel:
+        model = self._loader.load(path_or_bytes, check)
         self._serving.model.check_replaceable_by(model)
-        self._serving.warm(model, abandonment.check)
+        self._serving.warm(model, check)
         return model
 
     def capabilities(self) -> Capabilities:
@@ -321,26 +321,28 @@ class OnnxBackend(Node):
         """
         await self._threads.start()
 
-    def infer(self, batch: Batch) -> Coroutine[Any, Any, Sequence[Any]]:
+    async def infer(self, batch: Batch) -> Any:
         """Return one result per row; starts the threads, without a warm-up, if :meth:`start` was not called.
 
         Raises:
             BackendError: the model failed on this batch.
             Closed: the backend is stopped.
         """
-        return self._recorder.count(len(batch.rows), self._infer, batch, self._run)
+        with self._recorder.count(len(batch.rows)):
+            return await self._infer(batch, self._run)
 
     @property
     def begin_infer(self) -> Callable[[Batch, Done], Job] | None:
         """Function that begins a batch in a thread; ``None`` if inline or if a subclass replaces ``infer``."""
         return self._begin_infer if self._inline is None and type(self).infer is OnnxBackend.infer else None
 
-    def _infer_now(self, batch: Batch) -> Sequence[Any]:
+    def _infer_now(self, batch: Batch) -> Any:
         """Run a batch on the event loop."""
-        return self._recorder.count_now(len(batch.rows), self._run_inline, batch, self._run)
+        with self._recorder.count(len(batch.rows)):
+            return self._run_inline(batch, self._run)
 
     def _begin_infer(self, batch: Batch, done: Done) -> Job:
-        return self._recorder.begin(len(batch.rows), done, self._begin, batch)
+        return self._recorder.begin(len(batch.rows), done, self._begin, batch, self._run)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Stop the worker threads and wait for them; :meth:`start` starts new ones on the same sessions.
@@ -366,33 +368,29 @@ class OnnxBackend(Node):
     async def _infer_on_each(self, batch: Batch) -> None:
         await self._threads.run_for_each(ReloadableWorker.record, batch, self._new_options())
 
-    async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
+    async def _infer_uncounted(self, batch: Batch) -> Any:
         return await self._infer(batch, ReloadableWorker.record)
 
-    def _infer_now_uncounted(self, batch: Batch) -> Sequence[Any]:
+    def _infer_now_uncounted(self, batch: Batch) -> Any:
         return self._run_inline(batch, ReloadableWorker.record)
 
-    def _run_inline(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Sequence[Any]:
+    def _run_inline(self, batch: Batch, run: Callable[..., Any]) -> Any:
         self._threads.check_open()
         return run(self._inline, batch, self._new_options())
 
-    async def _infer_inline(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Sequence[Any]:
-        return self._run_inline(batch, run)
-
-    def _infer(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Coroutine[Any, Any, Sequence[Any]]:
+    async def _infer(self, batch: Batch, run: Callable[..., Any]) -> Any:
         if self._inline is not None:
-            return self._infer_inline(batch, run)
+            return self._run_inline(batch, run)
+        return await wait_for_job(functools.partial(self._begin, batch, run))
+
+    def _begin(self, batch: Batch, run: Callable[..., Any], done: Done) -> Job:
         options = self._new_options()
         end_early = functools.partial(_end_early, options, self._loader.priority)
-        return self._threads.run(run, batch, options, interrupt=end_early)
+        return self._threads.begin(run, (batch, options), done, interrupt=end_early)
 
-    def _begin(self, batch: Batch, done: Done) -> Job:
-        options = self._new_options()
-        end_early = functools.partial(_end_early, options, self._loader.priority)
-        return self._threads.begin(self._run, (batch, options), done, interrupt=end_early)
-
-    def _run(self, worker: ReloadableWorker, batch: Batch, options: Any) -> Sequence[Any]:
-        return self._recorder.busy(worker.infer, batch, options)
+    def _run(self, worker: ReloadableWorker, batch: Batch, options: Any) -> Any:
+        with self._recorder.busy():
+            return worker.infer(batch, options)
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))

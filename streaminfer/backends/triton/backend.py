@@ -327,8 +327,8 @@ class TritonBackend(StackClock, Node):
             RuntimeError: another loop started it.
         """
         splitter, recorder = self._lifecycle.running(), self._recorder
-        with splitter.session.calls:
-            return await recorder.busy_awaiting(recorder.count, len(batch.rows), splitter.infer, batch)
+        with splitter.session.calls, recorder.busy(), recorder.count(len(batch.rows)):
+            return await splitter.infer(batch)
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """Yield the responses of a decoupled model as they come: ``async for outputs in backend.stream(request)``.
