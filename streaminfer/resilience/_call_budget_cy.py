@@ -21,7 +21,6 @@ is taken modulo the number of slices.
 from __future__ import annotations
 
 from array import array
-from collections.abc import MutableSequence
 
 __all__ = ["WINDOW_S", "CallBudget"]
 
@@ -44,9 +43,6 @@ class CallBudget:
         granted: extra calls since then.
         throttled: extra calls that were not granted.
     """
-
-    _requests_by_slice: MutableSequence[int]
-    _extra_by_slice: MutableSequence[int]
 
     def __init__(self, ratio: float, per_s: float) -> None:
         self._ratio = ratio

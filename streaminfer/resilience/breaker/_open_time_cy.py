@@ -32,8 +32,6 @@ class OpenTime:
         next_ns: the next open time.
     """
 
-    next_ns: int
-
     def __init__(self, first_ns: int, longest_ns: int, seed: int) -> None:
         self.first_ns = first_ns
         self.longest_ns = longest_ns

@@ -12,7 +12,6 @@ One source, compiled with the C types of ``_probes_cy.pxd`` or run uncompiled. N
 from __future__ import annotations
 
 from array import array
-from collections.abc import MutableSequence
 
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 
@@ -32,10 +31,6 @@ class HalfOpenProbes:
         in_flight: number of permits that are out.
         outcomes: outcomes of the probes so far.
     """
-
-    _table: MutableSequence[int]
-    _serial: int
-    in_flight: int
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity

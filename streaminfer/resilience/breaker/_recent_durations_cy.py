@@ -13,7 +13,6 @@ owner ``BreakerMachine`` is. The directives are safe: indexes are taken modulo t
 from __future__ import annotations
 
 from array import array
-from collections.abc import MutableSequence
 
 __all__ = ["RecentDurations"]
 
@@ -24,8 +23,6 @@ _MIN_COUNT = 3  # with fewer, the median may be any of them, for instance the on
 
 class RecentDurations:
     """The durations of the last calls."""
-
-    _durations_ns: MutableSequence[int]
 
     def __init__(self) -> None:
         self._durations_ns = array("q", [0]) * _CAPACITY

@@ -106,10 +106,6 @@ class BreakerMachine:
         consecutive_trips: how often the circuit opened since it was last closed.
     """
 
-    _permit: int
-    _until_ns: int
-    _exceeded: bool
-
     def __init__(
         self,
         failure_rate: float,
@@ -151,6 +147,18 @@ class BreakerMachine:
         self.trips = 0
         self.consecutive_trips = 0
         self._begin_closed()
+
+    def _begin_closed(self) -> None:
+        self._generation += 1
+        self._permit = self._generation << _SERIAL_BITS
+        self._state = _CLOSED
+        self._window.clear()
+        self._exceeded = False
+        self._probes.clear()
+        self._ramp.stop()
+        self._until_ns = 0
+        self.consecutive_trips = 0
+        self._open_time.reset()
 
     # -- calls --------------------------------------------------------------------------------------------------
 
@@ -410,18 +418,6 @@ class BreakerMachine:
         if slow and slow / calls >= self._slow_rate:
             return _BY_SLOWNESS
         return _NOTHING
-
-    def _begin_closed(self) -> None:
-        self._generation += 1
-        self._permit = self._generation << _SERIAL_BITS
-        self._state = _CLOSED
-        self._window.clear()
-        self._exceeded = False
-        self._probes.clear()
-        self._ramp.stop()
-        self._until_ns = 0
-        self.consecutive_trips = 0
-        self._open_time.reset()
 
     def _open(self, reason: int, at_ns: int, calls: int, failures: int, slow: int) -> None:
         before = self._state

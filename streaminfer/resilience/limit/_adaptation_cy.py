@@ -96,23 +96,6 @@ class LimitAdaptation:
         burning: whether the SLO burns.
     """
 
-    allowed: int
-    _queued_ns: float
-    _served_ns: float
-    _untimed_ns: float
-    _untimed_squares: float
-    _late_ns: float
-    _queued_calls: int
-    _untimed_calls: int
-    _late_calls: int
-    _drops: int
-    _peak: int
-    _began_ns: int
-    _window_began_ns: int
-    _needed: int
-    _needed_untimed: int
-    _fastest_ns: int
-
     def __init__(
         self, limit: float, min_limit: int, max_limit: int, adaptive: bool, tighten: float, queue_delay_ns: float
     ) -> None:
@@ -145,6 +128,31 @@ class LimitAdaptation:
         self.service_ns = 0.0
         self._apply()
         self._begin_window(0, 0)
+
+    def _begin_window(self, in_flight: int, now_ns: int) -> None:
+        self._window_began_ns = now_ns
+        self._began_ns = now_ns
+        if self._probing and in_flight > self.allowed:
+            self._began_ns = NEVER_NS  # until no more are in flight than the probe allows
+        self._drops = 0
+        self._queued_ns = 0.0
+        self._served_ns = 0.0
+        self._queued_calls = 0
+        self._untimed_ns = 0.0
+        self._untimed_squares = 0.0
+        self._untimed_calls = 0
+        self._late_ns = 0.0
+        self._late_calls = 0
+        self._fastest_ns = NEVER_NS
+        self._peak = in_flight
+        self._needed = _SAMPLES
+        if self.limit < 2 * _SAMPLES:
+            self._needed = int(self.limit / 2.0) if self.limit >= 2.0 else 1
+        self._needed_untimed = _MAX_UNTIMED_SAMPLES
+        if self.allowed < _SAMPLES:
+            self._needed_untimed = _SAMPLES + 2 * self.allowed
+        if self._probing:
+            self._probe_ends_ns = now_ns + _PROBE_PATIENCE * self._full_ns * (1.0 + self._needed_untimed / self.allowed)
 
     def begin(self, now_ns: int) -> None:
         """Begin the first window, at the first call."""
@@ -389,28 +397,3 @@ class LimitAdaptation:
         if limit < self._min_limit:
             limit = self._min_limit
         self.allowed = int(limit)
-
-    def _begin_window(self, in_flight: int, now_ns: int) -> None:
-        self._window_began_ns = now_ns
-        self._began_ns = now_ns
-        if self._probing and in_flight > self.allowed:
-            self._began_ns = NEVER_NS  # until no more are in flight than the probe allows
-        self._drops = 0
-        self._queued_ns = 0.0
-        self._served_ns = 0.0
-        self._queued_calls = 0
-        self._untimed_ns = 0.0
-        self._untimed_squares = 0.0
-        self._untimed_calls = 0
-        self._late_ns = 0.0
-        self._late_calls = 0
-        self._fastest_ns = NEVER_NS
-        self._peak = in_flight
-        self._needed = _SAMPLES
-        if self.limit < 2 * _SAMPLES:
-            self._needed = int(self.limit / 2.0) if self.limit >= 2.0 else 1
-        self._needed_untimed = _MAX_UNTIMED_SAMPLES
-        if self.allowed < _SAMPLES:
-            self._needed_untimed = _SAMPLES + 2 * self.allowed
-        if self._probing:
-            self._probe_ends_ns = now_ns + _PROBE_PATIENCE * self._full_ns * (1.0 + self._needed_untimed / self.allowed)
