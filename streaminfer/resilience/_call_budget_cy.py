@@ -92,10 +92,7 @@ class CallBudget:
         number = now_ns // _SLICE_NS if now_ns > 0 else 0
         if number <= self._number:
             return  # the same slice, or a clock that jumped back
-        slices = number - self._number
-        if slices > _SLICES:
-            slices = _SLICES
-        for slot in range(number - slices + 1, number + 1):
+        for slot in range(max(self._number, number - _SLICES) + 1, number + 1):
             self._requests_in_window -= self._requests_by_slice[slot % _SLICES]
             self._extra_in_window -= self._extra_by_slice[slot % _SLICES]
             self._requests_by_slice[slot % _SLICES] = 0

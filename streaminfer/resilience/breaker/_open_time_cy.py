@@ -45,10 +45,7 @@ class OpenTime:
 
     def lengthen(self) -> None:
         """Double the open time, up to the longest."""
-        if self._base_ns >= self.longest_ns - self._base_ns:
-            self._base_ns = self.longest_ns
-        else:
-            self._base_ns *= 2
+        self._base_ns = min(2 * self._base_ns, self.longest_ns)
         self._draw()
 
     def _draw(self) -> None:

@@ -38,13 +38,4 @@ class RecentDurations:
         count = self._count if self._count < _CAPACITY else _CAPACITY
         if count < _MIN_COUNT:
             return 0
-        for place in range(count):
-            below = 0
-            for other in range(count):
-                if self._durations_ns[other] < self._durations_ns[place] or (
-                    self._durations_ns[other] == self._durations_ns[place] and other < place
-                ):
-                    below += 1
-            if below == count >> 1:
-                break
-        return self._durations_ns[place]
+        return sorted(self._durations_ns[:count])[count >> 1]

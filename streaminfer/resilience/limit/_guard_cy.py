@@ -111,9 +111,7 @@ class LimitCore:
             timings = own.timings
             if timings is not None and timings.started_ns:
                 batch_ns = timings.started_ns
-                queued_ns = batch_ns - timings.enqueued_ns
-                if queued_ns < 0:
-                    queued_ns = 0
+                queued_ns = max(batch_ns - timings.enqueued_ns, 0)
         self._freed(self._machine.succeed(permit, queued_ns, batch_ns, now_ns))
 
     def fail(self, permit: int, error: BaseException | None, deadline_ns: int | None) -> None:

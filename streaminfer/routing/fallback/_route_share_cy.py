@@ -272,17 +272,14 @@ class RouteShare:
         if lightly_used:
             self.fraction = min(1.0, fraction * _MAX_GAIN, fraction + 2.0 * _MAX_GROWTH)
             return
-        if (
-            (1.0 - _CUT_FRACTION_WIDTH) * self._cut_fraction
-            < fraction
-            < (1.0 + _CUT_FRACTION_WIDTH) * self._cut_fraction
-        ):
+        low = (1.0 - _CUT_FRACTION_WIDTH) * self._cut_fraction
+        if low < fraction < (1.0 + _CUT_FRACTION_WIDTH) * self._cut_fraction:
             self._gain = _MIN_GAIN
             self.fraction = min(1.0, fraction * _MIN_GAIN)
             return
         grown = min(fraction * self._gain, fraction + _MAX_GROWTH)
-        if fraction <= (1.0 - _CUT_FRACTION_WIDTH) * self._cut_fraction < grown:
-            grown = (1.0 - _CUT_FRACTION_WIDTH) * self._cut_fraction * 1.0001
+        if fraction <= low < grown:
+            grown = low * 1.0001
         self.fraction = min(1.0, grown)
         self._gain = min(_MAX_GAIN, 1.0 + 2.0 * (self._gain - 1.0))
 

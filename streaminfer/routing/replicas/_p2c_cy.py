@@ -348,9 +348,8 @@ class P2CBalancer:
                     measured += 1
                     speed += 1.0 / slot.per_place_ns
                 if not (slot.slow_start and slowly) or self._draws.next() < slot.ramp(now_ns, self._slow_start_ns):
-                    slot.share = slot.draw_share(
-                        now_ns, self._fleet.mean_ns, self._decay_ns
-                    )  # the mean at the previous choice
+                    # the mean is that of the previous choice
+                    slot.share = slot.draw_share(now_ns, self._fleet.mean_ns, self._decay_ns)
                 else:
                     self._skipped_slow_starter = True
             elif slot.state == PROBING and not slot.probe_in_flight:
