@@ -16,5 +16,5 @@ cdef class CallBudget:
     cpdef object refund(self, long long now_ns)
     cpdef double left(self, long long now_ns) except? -1
 
-    @cython.locals(number=cython.longlong, slices=cython.longlong, slot=cython.longlong)
+    @cython.locals(number=cython.longlong, slot=cython.longlong)
     cdef void _advance(self, long long now_ns) noexcept

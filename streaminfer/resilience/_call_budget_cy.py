@@ -21,7 +21,6 @@ is taken modulo the number of slices.
 from __future__ import annotations
 
 from array import array
-from collections.abc import MutableSequence
 
 __all__ = ["WINDOW_S", "CallBudget"]
 
@@ -44,9 +43,6 @@ class CallBudget:
         granted: extra calls since then.
         throttled: extra calls that were not granted.
     """
-
-    _requests_by_slice: MutableSequence[int]
-    _extra_by_slice: MutableSequence[int]
 
     def __init__(self, ratio: float, per_s: float) -> None:
         self._ratio = ratio
@@ -96,10 +92,7 @@ class CallBudget:
         number = now_ns // _SLICE_NS if now_ns > 0 else 0
         if number <= self._number:
             return  # the same slice, or a clock that jumped back
-        slices = number - self._number
-        if slices > _SLICES:
-            slices = _SLICES
-        for slot in range(number - slices + 1, number + 1):
+        for slot in range(max(self._number, number - _SLICES) + 1, number + 1):
             self._requests_in_window -= self._requests_by_slice[slot % _SLICES]
             self._extra_in_window -= self._extra_by_slice[slot % _SLICES]
             self._requests_by_slice[slot % _SLICES] = 0

@@ -32,8 +32,6 @@ class OpenTime:
         next_ns: the next open time.
     """
 
-    next_ns: int
-
     def __init__(self, first_ns: int, longest_ns: int, seed: int) -> None:
         self.first_ns = first_ns
         self.longest_ns = longest_ns
@@ -47,10 +45,7 @@ class OpenTime:
 
     def lengthen(self) -> None:
         """Double the open time, up to the longest."""
-        if self._base_ns >= self.longest_ns - self._base_ns:
-            self._base_ns = self.longest_ns
-        else:
-            self._base_ns *= 2
+        self._base_ns = min(2 * self._base_ns, self.longest_ns)
         self._draw()
 
     def _draw(self) -> None:

@@ -20,7 +20,6 @@ every index is kept below its ring's length here.
 from __future__ import annotations
 
 from array import array
-from collections.abc import MutableSequence
 
 __all__ = ["OutcomeWindow"]
 
@@ -38,9 +37,6 @@ class OutcomeWindow:
         failures: how many of them failed.
         slow: how many of them were slow.
     """
-
-    _outcomes: MutableSequence[int]
-    _slices: MutableSequence[int]
 
     def __init__(self, size: int, slice_ns: int) -> None:
         self._size = size

@@ -5,20 +5,17 @@ cdef long long _MAX_SERIAL
 
 @cython.final
 cdef class HalfOpenProbes:
-    cdef long long in_flight
+    cdef set in_flight
     cdef COutcomeWindow outcomes
     cdef Py_ssize_t _capacity
     cdef long long _serial
-    cdef long long[::1] _table
 
-    @cython.locals(place=Py_ssize_t)
     cdef void clear(self) noexcept
 
     cdef bint is_full(self) noexcept
     cdef bint is_unused(self) noexcept
 
-    @cython.locals(permit=cython.longlong, place=Py_ssize_t)
+    @cython.locals(permit=cython.longlong)
     cdef long long begin(self, long long generation) noexcept
 
-    @cython.locals(place=Py_ssize_t)
     cdef bint take_back(self, long long permit) noexcept

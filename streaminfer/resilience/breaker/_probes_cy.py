@@ -1,18 +1,12 @@
-# cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The probes of a half-open circuit breaker: their permits, and the outcomes so far.
 
-*Design.* Each probe's permit is in a table until it comes back, so that a permit that comes back twice counts once.
-
-*Complexity.* O(capacity) to give a permit and to take one back.
+*Design.* Each probe's permit is in a set until it comes back, so that a permit that comes back twice counts once.
 
 One source, compiled with the C types of ``_probes_cy.pxd`` or run uncompiled. Not thread-safe; its owner
-``BreakerMachine`` is. The directives are safe: indexes come from loops over the table's own length.
+``BreakerMachine`` is.
 """
 
 from __future__ import annotations
-
-from array import array
-from collections.abc import MutableSequence
 
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 
@@ -29,52 +23,40 @@ class HalfOpenProbes:
         capacity: maximum number of probes.
 
     Attributes:
-        in_flight: number of permits that are out.
+        in_flight: permits that are out.
         outcomes: outcomes of the probes so far.
     """
 
-    _table: MutableSequence[int]
-    _serial: int
-    in_flight: int
-
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._table = array("q", [0]) * capacity
+        self._serial = 0
+        self.in_flight: set[int] = set()
         self.outcomes = OutcomeWindow(capacity, 0)
-        self.clear()
 
     def clear(self) -> None:
         """Forget all permits and outcomes."""
-        for place in range(self._capacity):
-            self._table[place] = 0
         self._serial = 0
-        self.in_flight = 0
+        self.in_flight.clear()
         self.outcomes.clear()
 
     def is_full(self) -> bool:
         """Return whether no more probes may begin."""
-        return self.in_flight + self.outcomes.calls >= self._capacity
+        return len(self.in_flight) + self.outcomes.calls >= self._capacity
 
     def is_unused(self) -> bool:
         """Return whether no probe has begun."""
-        return self.in_flight + self.outcomes.calls == 0
+        return len(self.in_flight) + self.outcomes.calls == 0
 
     def begin(self, generation: int) -> int:
         """Return the permit of one more probe: the generation's bits and a serial number."""
         self._serial = self._serial + 1 if self._serial < _MAX_SERIAL else 1
         permit = generation | self._serial
-        for place in range(self._capacity):
-            if self._table[place] == 0:
-                self._table[place] = permit
-                break
-        self.in_flight += 1
+        self.in_flight.add(permit)
         return permit
 
     def take_back(self, permit: int) -> bool:
         """Take a permit back; return whether it was out."""
-        for place in range(self._capacity):
-            if self._table[place] == permit:
-                self._table[place] = 0
-                self.in_flight -= 1
-                return True
-        return False
+        if permit not in self.in_flight:
+            return False
+        self.in_flight.remove(permit)
+        return True

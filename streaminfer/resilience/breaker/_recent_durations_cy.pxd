@@ -9,5 +9,5 @@ cdef class RecentDurations:
 
     cdef void add(self, long long duration_ns) noexcept
 
-    @cython.locals(count=cython.longlong, place=Py_ssize_t, other=Py_ssize_t, below=cython.longlong)
-    cdef long long median_ns(self) noexcept
+    @cython.locals(count=cython.longlong)
+    cdef object median_ns(self)

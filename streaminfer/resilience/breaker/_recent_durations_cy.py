@@ -13,7 +13,6 @@ owner ``BreakerMachine`` is. The directives are safe: indexes are taken modulo t
 from __future__ import annotations
 
 from array import array
-from collections.abc import MutableSequence
 
 __all__ = ["RecentDurations"]
 
@@ -24,8 +23,6 @@ _MIN_COUNT = 3  # with fewer, the median may be any of them, for instance the on
 
 class RecentDurations:
     """The durations of the last calls."""
-
-    _durations_ns: MutableSequence[int]
 
     def __init__(self) -> None:
         self._durations_ns = array("q", [0]) * _CAPACITY
@@ -41,13 +38,4 @@ class RecentDurations:
         count = self._count if self._count < _CAPACITY else _CAPACITY
         if count < _MIN_COUNT:
             return 0
-        for place in range(count):
-            below = 0
-            for other in range(count):
-                if self._durations_ns[other] < self._durations_ns[place] or (
-                    self._durations_ns[other] == self._durations_ns[place] and other < place
-                ):
-                    below += 1
-            if below == count >> 1:
-                break
-        return self._durations_ns[place]
+        return sorted(self._durations_ns[:count])[count >> 1]

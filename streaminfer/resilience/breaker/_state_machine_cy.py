@@ -17,7 +17,7 @@ their outcomes close or reopen it. Three rules keep it from getting stuck:
 After its probes have closed it, the circuit lets a growing share of the calls pass for ``ramp_up_ns``
 (``_ramp_up_cy``). There is no timer: changes by time alone follow from instants that are fixed when a state begins.
 
-*Complexity.* O(1) in the closed state, O(``half_open_calls``) for a probe.
+*Complexity.* O(1).
 
 *Invariants.* Probes in flight + probes judged ≤ ``half_open_calls``, unless outcomes are recorded without a permit; the
 generation never falls; ``OPEN`` is left by a call or by force, never by an outcome; a trip happens only in a record or
@@ -106,10 +106,6 @@ class BreakerMachine:
         consecutive_trips: how often the circuit opened since it was last closed.
     """
 
-    _permit: int
-    _until_ns: int
-    _exceeded: bool
-
     def __init__(
         self,
         failure_rate: float,
@@ -128,9 +124,8 @@ class BreakerMachine:
         self._slow_rate = slow_rate
         self._slow_ns = slow_ns
         self._window = window
-        never_full = 0 < window.capacity < minimum_calls
-        self._minimum_calls = window.capacity if never_full else minimum_calls
-        self._minimum_probes = minimum_calls if minimum_calls < half_open_calls else half_open_calls
+        self._minimum_calls = min(minimum_calls, window.capacity) if window.capacity else minimum_calls
+        self._minimum_probes = min(minimum_calls, half_open_calls)
         self._open_time = OpenTime(open_ns, max_open_ns, seed)
         self._probes = HalfOpenProbes(half_open_calls)
         self._half_open_ns = half_open_ns
@@ -151,6 +146,18 @@ class BreakerMachine:
         self.trips = 0
         self.consecutive_trips = 0
         self._begin_closed()
+
+    def _begin_closed(self) -> None:
+        self._generation += 1
+        self._permit = self._generation << _SERIAL_BITS
+        self._state = _CLOSED
+        self._window.clear()
+        self._exceeded = False
+        self._probes.clear()
+        self._ramp.stop()
+        self._until_ns = 0
+        self.consecutive_trips = 0
+        self._open_time.reset()
 
     # -- calls --------------------------------------------------------------------------------------------------
 
@@ -265,8 +272,7 @@ class BreakerMachine:
         if self._state == _HALF_OPEN:
             if left_ns <= 0:
                 return left_ns + self._open_time.next_ns  # the circuit reopened at the end of half-open
-            if left_ns > self._open_time.first_ns:
-                return self._open_time.first_ns
+            return min(left_ns, self._open_time.first_ns)
         return left_ns
 
     def snapshot(self, now_ns: int) -> tuple[int, ...]:
@@ -277,7 +283,7 @@ class BreakerMachine:
         if self._state == _HALF_OPEN and not self._is_over(now_ns):
             judged = self._probes.outcomes
             calls, failures, slow = judged.calls, judged.failures, judged.slow
-            in_flight = self._probes.in_flight
+            in_flight = len(self._probes.in_flight)
         elif self._state != _CLOSED and state != _OPEN:  # only time has led to this state: nothing is judged yet
             calls = failures = slow = 0
         return (
@@ -410,18 +416,6 @@ class BreakerMachine:
         if slow and slow / calls >= self._slow_rate:
             return _BY_SLOWNESS
         return _NOTHING
-
-    def _begin_closed(self) -> None:
-        self._generation += 1
-        self._permit = self._generation << _SERIAL_BITS
-        self._state = _CLOSED
-        self._window.clear()
-        self._exceeded = False
-        self._probes.clear()
-        self._ramp.stop()
-        self._until_ns = 0
-        self.consecutive_trips = 0
-        self._open_time.reset()
 
     def _open(self, reason: int, at_ns: int, calls: int, failures: int, slow: int) -> None:
         before = self._state

@@ -12,7 +12,6 @@ One source, compiled with the C types of ``_transitions_cy.pxd`` or run uncompil
 from __future__ import annotations
 
 from array import array
-from collections.abc import MutableSequence
 
 __all__ = ["TransitionRing"]
 
@@ -28,8 +27,6 @@ class TransitionRing:
         pending: number of transitions in the ring.
         lost: transitions that were overwritten before they were delivered.
     """
-
-    _numbers: MutableSequence[int]
 
     def __init__(self) -> None:
         self._numbers = array("q", [0]) * (_CAPACITY * _FIELDS)

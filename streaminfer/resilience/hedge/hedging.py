@@ -31,6 +31,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_duration, check_instance, check_number, expected
@@ -117,6 +118,7 @@ class Hedge(StackClock):
         self._rejected = 0
         self._infeasible = 0
         self._cancelling: set[asyncio.Task[Any]] = set()
+        self._errors = ErrorLog("streaminfer.resilience")
 
     @overload
     def wrap(self, inner: Service | Backend) -> Any: ...
@@ -219,34 +221,51 @@ class Hedge(StackClock):
         now_ns = self._clock()
         self._budget.count(now_ns)
         self._measure(now_ns)
-        delay_s = self._delay_s
-        if delay_s is None or send_again is None:
+        if self._delay_s is None or send_again is None:
             response = await send()
             self._durations.record_ns(max(self._clock() - now_ns, 0))
             return response
-        race = _Race(send_again, functools.partial(self._grants, deadline_ns, admits), delay_s)
-        first = race.send(send)
+        ended, first_has_failed = await self._race(send, send_again, deadline_ns, admits)
+        try:
+            if not first_has_failed:
+                self._durations.record_ns(max(self._clock() - now_ns, 0))
+            return ended.result()
+        finally:
+            del ended  # it holds the error, whose traceback holds this frame
+
+    async def _race(
+        self,
+        send: Callable[[], Awaitable[Any]],
+        send_again: Callable[[], Awaitable[Any]],
+        deadline_ns: int | None,
+        admits: Callable[[int], Admission] | None,
+    ) -> tuple[asyncio.Task[Any], bool]:
+        """Return the request that responded first, else the one that failed first; and whether the first one failed."""
+        loop = asyncio.get_running_loop()
+        first = loop.create_task(_await(send))
+        requests = [first]  # in order, so that a run in virtual time repeats
+        failed: list[asyncio.Task[Any]] = []
+        winner: asyncio.Task[Any] | None = None
         try:
             try:
-                await race.over
+                ended, running = await asyncio.wait(requests, timeout=self._delay_s)
+                if not ended:
+                    if self._grants(deadline_ns, admits):
+                        requests.append(loop.create_task(_await(send_again)))
+                    ended, running = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+                failed += [one for one in requests if one in ended and _has_failed(one)]
+                if running and len(failed) == len(ended):  # the other request may still respond
+                    await asyncio.wait(running)
+                    failed += filter(_has_failed, running)
+                winner = next((one for one in requests if one.done() and one not in failed), None)
             finally:
-                losing = race.end()
-                if losing:
-                    await self._cancel(losing)
+                await self._cancel([one for one in requests if one is not winner and one not in failed])
         except BaseException:  # its caller has cancelled it
-            if race.winner is not None:
-                close_unread(race.winner)
+            if winner is not None:
+                close_unread(winner)
             raise
-        winner = race.winner
-        try:
-            if winner is None:
-                return race.failed[0].result()  # raises the earliest error
-            if first not in race.failed:
-                self._durations.record_ns(max(self._clock() - now_ns, 0))
-            self._won += winner is not first
-            return winner.result()
-        finally:
-            del race, first  # they hold the error, whose traceback holds this frame
+        self._won += winner is not None and winner is not first
+        return winner or failed[0], first in failed
 
     def _grants(self, deadline_ns: int | None, admits: Callable[[int], Admission] | None) -> bool:
         """Return whether an extra request may be sent now."""
@@ -254,75 +273,28 @@ class Hedge(StackClock):
         if deadline_ns is not None and now_ns + self._usual_ns >= deadline_ns:
             self._infeasible += 1
             return False
-        if admits is not None and not admits(now_ns).ok:
+        try:
+            accepts = admits is None or admits(now_ns).ok
+        except Exception as error:  # noqa: BLE001 - logged: the first request goes on
+            self._errors.report("admission of the hedged service", error)
+            accepts = False
+        if not accepts:
             self._rejected += 1
             return False
         return bool(self._budget.grant(now_ns))
 
-    async def _cancel(self, tasks: Collection[asyncio.Task[Any]]) -> None:
-        for task in tasks:
+    async def _cancel(self, requests: Collection[asyncio.Task[Any]]) -> None:
+        for task in requests:
             self._cancelling.add(task)
             task.add_done_callback(self._cancelling.discard)
+            task.add_done_callback(close_unread)  # which also marks its error as retrieved
             task.cancel()
-        await asyncio.wait(tasks, timeout=0)  # most end in this turn
+        if requests:
+            await asyncio.wait(requests, timeout=0)  # most end in this turn
 
 
-class _Race:
-    """One request, and the extra request that is sent before its response.
-
-    Args:
-        again: sends the extra request.
-        grants: returns whether the extra request may be sent now.
-        delay_s: seconds after which the extra request is sent.
-
-    Attributes:
-        over: done when there is a response, or when all requests have failed.
-        winner: the request with the first response.
-        failed: requests that failed before, in order.
-    """
-
-    __slots__ = ("_grants", "_running", "_send_again", "_timer", "failed", "over", "winner")
-
-    def __init__(self, send_again: Callable[[], Awaitable[Any]], grants: Callable[[], bool], delay_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._send_again = send_again
-        self._grants = grants
-        self._running: dict[asyncio.Task[Any], None] = {}  # in order, so that a run in virtual time repeats
-        self._timer = loop.call_later(delay_s, self._on_delay)
-        self.over: asyncio.Future[None] = loop.create_future()
-        self.winner: asyncio.Task[Any] | None = None
-        self.failed: list[asyncio.Task[Any]] = []
-
-    def send(self, call: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
-        """Send a request in its own task."""
-        task = asyncio.get_running_loop().create_task(_await(call))
-        self._running[task] = None
-        task.add_done_callback(self._ended)
-        return task
-
-    def end(self) -> Collection[asyncio.Task[Any]]:
-        """Stop sending the extra request; return the requests that still run."""
-        self._timer.cancel()
-        return self._running
-
-    def _on_delay(self) -> None:
-        if self._grants():
-            self.send(self._send_again)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.pop(task, None)
-        failed = task.cancelled() or task.exception() is not None  # called in any case, which marks it as retrieved
-        if self.over.done():
-            close_unread(task)  # the race is over
-            return
-        self._timer.cancel()  # here: a timer that is due in this turn of the loop fires before `end` is called
-        if failed:
-            self.failed.append(task)
-            if self._running:
-                return
-        else:
-            self.winner = task
-        self.over.set_result(None)
+def _has_failed(request: asyncio.Task[Any]) -> bool:
+    return request.cancelled() or request.exception() is not None
 
 
 async def _await(call: Callable[[], Awaitable[Any]]) -> Any:

@@ -27,7 +27,6 @@ cdef class LimitAdaptation:
         long long rejected, long long now_ns
     ) noexcept
 
-    @cython.locals(least_ns=double)
     cdef bint add_late(
         self, long long permit, long long allowed_ns, long long in_flight, long long rejected, long long now_ns
     ) noexcept
@@ -42,9 +41,10 @@ cdef class LimitAdaptation:
     @cython.locals(mean_ns=double, variance=double)
     cdef double _untimed_error_ns(self) noexcept
 
+    @cython.locals(returned=double)
     cdef void _return_target(self, long long now_ns) noexcept
 
-    @cython.locals(least=double, batches=double, delay_ns=double, target_ns=double, floor_ns=double)
+    @cython.locals(least=double, batches=double, delay_ns=double)
     cdef void _measure(self, double least_ns, long long rejected, long long now_ns) noexcept
 
     @cython.locals(first=bint, deeper=bint, upper_ns=double)
@@ -56,7 +56,7 @@ cdef class LimitAdaptation:
     @cython.locals(interval_ns=double)
     cdef void _schedule_probe(self, long long rejected, long long now_ns, bint immediately) noexcept
 
-    @cython.locals(limit=double, highest=double)
+    @cython.locals(limit=double)
     cdef void _step(self, double gradient) noexcept
 
     @cython.locals(limit=double)

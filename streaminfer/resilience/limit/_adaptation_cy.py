@@ -96,23 +96,6 @@ class LimitAdaptation:
         burning: whether the SLO burns.
     """
 
-    allowed: int
-    _queued_ns: float
-    _served_ns: float
-    _untimed_ns: float
-    _untimed_squares: float
-    _late_ns: float
-    _queued_calls: int
-    _untimed_calls: int
-    _late_calls: int
-    _drops: int
-    _peak: int
-    _began_ns: int
-    _window_began_ns: int
-    _needed: int
-    _needed_untimed: int
-    _fastest_ns: int
-
     def __init__(
         self, limit: float, min_limit: int, max_limit: int, adaptive: bool, tighten: float, queue_delay_ns: float
     ) -> None:
@@ -145,6 +128,31 @@ class LimitAdaptation:
         self.service_ns = 0.0
         self._apply()
         self._begin_window(0, 0)
+
+    def _begin_window(self, in_flight: int, now_ns: int) -> None:
+        self._window_began_ns = now_ns
+        self._began_ns = now_ns
+        if self._probing and in_flight > self.allowed:
+            self._began_ns = NEVER_NS  # until no more are in flight than the probe allows
+        self._drops = 0
+        self._queued_ns = 0.0
+        self._served_ns = 0.0
+        self._queued_calls = 0
+        self._untimed_ns = 0.0
+        self._untimed_squares = 0.0
+        self._untimed_calls = 0
+        self._late_ns = 0.0
+        self._late_calls = 0
+        self._fastest_ns = NEVER_NS
+        self._peak = in_flight
+        self._needed = _SAMPLES
+        if self.limit < 2 * _SAMPLES:
+            self._needed = int(self.limit / 2.0) if self.limit >= 2.0 else 1
+        self._needed_untimed = _MAX_UNTIMED_SAMPLES
+        if self.allowed < _SAMPLES:
+            self._needed_untimed = _SAMPLES + 2 * self.allowed
+        if self._probing:
+            self._probe_ends_ns = now_ns + _PROBE_PATIENCE * self._full_ns * (1.0 + self._needed_untimed / self.allowed)
 
     def begin(self, now_ns: int) -> None:
         """Begin the first window, at the first call."""
@@ -189,10 +197,8 @@ class LimitAdaptation:
         Returns:
             Whether a window ended.
         """
-        if duration_ns < self._fastest_ns:
-            self._fastest_ns = duration_ns
-            if duration_ns < self.fastest_ns:
-                self.fastest_ns = duration_ns
+        self._fastest_ns = min(duration_ns, self._fastest_ns)
+        self.fastest_ns = min(duration_ns, self.fastest_ns)
         if permit < self._began_ns:
             return False
         if queued_ns < 0:
@@ -203,8 +209,7 @@ class LimitAdaptation:
         if batch_ns != self._batch_ns and self._end_window_if_full(in_flight, rejected, now_ns):
             return True
         self._batch_ns = batch_ns
-        if queued_ns > duration_ns:
-            queued_ns = duration_ns
+        queued_ns = min(queued_ns, duration_ns)
         self._queued_ns += queued_ns
         self._served_ns += duration_ns - queued_ns
         self._queued_calls += 1
@@ -218,8 +223,7 @@ class LimitAdaptation:
         """
         if permit < self._began_ns or allowed_ns < self.service_ns:
             return False
-        least_ns = _LATE_FACTOR * self.target_ns
-        self._late_ns += allowed_ns if allowed_ns > least_ns else least_ns
+        self._late_ns += max(allowed_ns, _LATE_FACTOR * self.target_ns)
         self._late_calls += 1
         return self._end_window_if_full(in_flight, rejected, now_ns)
 
@@ -254,7 +258,7 @@ class LimitAdaptation:
             probed = self._probing
             self._measure(least_ns, rejected, now_ns)
             if self._adaptive and not probed and least_ns > 0.0:
-                in_use = self.limit if self.limit < self._peak else self._peak
+                in_use = min(self.limit, self._peak)
                 self._step(self.target_ns / least_ns)  # 0 before the first success: all calls were late
                 # right after a probe the queue is not yet filled up to the limit: that window cannot be compared
                 lowered = self.limit <= _LOWERED_RATIO * in_use and not self._probed
@@ -276,9 +280,8 @@ class LimitAdaptation:
 
     def _return_target(self, now_ns: int) -> None:
         if not self.burning and self._target_factor < 1.0:
-            self._target_factor += (now_ns - self._window_began_ns) / _TARGET_RETURN_NS * (1.0 - self._tighten)
-            if self._target_factor > 1.0:
-                self._target_factor = 1.0
+            returned = (now_ns - self._window_began_ns) / _TARGET_RETURN_NS * (1.0 - self._tighten)
+            self._target_factor = min(self._target_factor + returned, 1.0)
 
     def _measure(self, least_ns: float, rejected: int, now_ns: int) -> None:
         """Learn service time and time queued, and set the target."""
@@ -299,9 +302,7 @@ class LimitAdaptation:
             delay_ns = self._max_queue_delay_ns
         elif self._objective_ns > 0.0:
             delay_ns = self._objective_ns * _TARGET_OF_OBJECTIVE - self.service_ns
-        target_ns = (self.service_ns + delay_ns) * self._target_factor
-        floor_ns = self.service_ns * (1.0 + least)
-        self.target_ns = target_ns if target_ns > floor_ns else floor_ns
+        self.target_ns = max((self.service_ns + delay_ns) * self._target_factor, self.service_ns * (1.0 + least))
 
     def _watch_unloaded(self, mean_ns: float, least_ns: float, rejected: int, now_ns: int) -> None:
         """Update the least mean latency of a window; begin and end probes."""
@@ -326,8 +327,7 @@ class LimitAdaptation:
         else:
             if upper_ns < self._lowest_ns or self._lowest_ns == 0.0:
                 self._lowest_ns = upper_ns
-            if upper_ns < self._unloaded_ns:
-                self._unloaded_ns = upper_ns
+            self._unloaded_ns = min(upper_ns, self._unloaded_ns)
             if now_ns >= self._probe_due_ns:
                 if self._is_probe_worth_it(mean_ns, rejected):
                     self._probing = True
@@ -354,9 +354,7 @@ class LimitAdaptation:
 
     def _schedule_probe(self, rejected: int, now_ns: int, immediately: bool) -> None:
         """Set when a probe is due; 0.0: as soon as the limit rejects a call, whatever the windows show."""
-        interval_ns = _PROBE_INTERVAL_CALLS * self._unloaded_ns
-        if interval_ns < _PROBE_INTERVAL_NS:
-            interval_ns = _PROBE_INTERVAL_NS
+        interval_ns = max(_PROBE_INTERVAL_CALLS * self._unloaded_ns, _PROBE_INTERVAL_NS)
         self._probe_due_ns = 0.0 if immediately else now_ns + interval_ns
         self._lowest_ns = 0.0
         self._rejected_before = rejected
@@ -366,19 +364,10 @@ class LimitAdaptation:
         if self._drops > 0 and gradient > _BACK_OFF:
             gradient = _BACK_OFF
         if gradient < 1.0:
-            if limit > 2.0 * self._peak:
-                limit = 2.0 * self._peak
-            limit *= gradient if gradient > _MIN_STEP else _MIN_STEP
+            limit = min(limit, 2.0 * self._peak) * max(gradient, _MIN_STEP)
         elif 2.0 * self._peak >= limit:
-            highest = limit + limit**0.5
-            limit *= gradient
-            if limit > highest:
-                limit = highest
-        if limit < self._min_limit:
-            limit = self._min_limit
-        if limit > self._max_limit:
-            limit = self._max_limit
-        self.limit = limit
+            limit = min(limit * gradient, limit + limit**0.5)
+        self.limit = min(max(limit, self._min_limit), self._max_limit)
 
     def _apply(self) -> None:
         limit = self.limit
@@ -386,31 +375,4 @@ class LimitAdaptation:
             limit *= self._target_factor
         elif self._probing:
             limit *= self._probe_share
-        if limit < self._min_limit:
-            limit = self._min_limit
-        self.allowed = int(limit)
-
-    def _begin_window(self, in_flight: int, now_ns: int) -> None:
-        self._window_began_ns = now_ns
-        self._began_ns = now_ns
-        if self._probing and in_flight > self.allowed:
-            self._began_ns = NEVER_NS  # until no more are in flight than the probe allows
-        self._drops = 0
-        self._queued_ns = 0.0
-        self._served_ns = 0.0
-        self._queued_calls = 0
-        self._untimed_ns = 0.0
-        self._untimed_squares = 0.0
-        self._untimed_calls = 0
-        self._late_ns = 0.0
-        self._late_calls = 0
-        self._fastest_ns = NEVER_NS
-        self._peak = in_flight
-        self._needed = _SAMPLES
-        if self.limit < 2 * _SAMPLES:
-            self._needed = int(self.limit / 2.0) if self.limit >= 2.0 else 1
-        self._needed_untimed = _MAX_UNTIMED_SAMPLES
-        if self.allowed < _SAMPLES:
-            self._needed_untimed = _SAMPLES + 2 * self.allowed
-        if self._probing:
-            self._probe_ends_ns = now_ns + _PROBE_PATIENCE * self._full_ns * (1.0 + self._needed_untimed / self.allowed)
+        self.allowed = int(max(limit, self._min_limit))

@@ -69,7 +69,7 @@ class LimitCore:
         self._budget = SloReader(slo, "a concurrency limit")
         self._objective: Any = None
         self._queue: Any = None
-        self._read_objective()
+        self.read_objective()
 
     def enter(self, priority: int, deadline_ns: int | None, request: Any, admission: Any) -> int:
         """Return a permit, for a wrapper.
@@ -111,9 +111,7 @@ class LimitCore:
             timings = own.timings
             if timings is not None and timings.started_ns:
                 batch_ns = timings.started_ns
-                queued_ns = batch_ns - timings.enqueued_ns
-                if queued_ns < 0:
-                    queued_ns = 0
+                queued_ns = max(batch_ns - timings.enqueued_ns, 0)
         self._freed(self._machine.succeed(permit, queued_ns, batch_ns, now_ns))
 
     def fail(self, permit: int, error: BaseException | None, deadline_ns: int | None) -> None:
@@ -149,10 +147,6 @@ class LimitCore:
         """Give a permit that came back to a queued call; if a window has ended, read the objective first."""
         self._freed(ended)
 
-    def read_objective(self) -> None:
-        """Read the objective and the state of its budget, as happens after each window."""
-        self._read_objective()
-
     def now(self) -> int:
         """Return the present instant on its clock, monotonic nanoseconds."""
         return self._now()
@@ -164,11 +158,11 @@ class LimitCore:
 
     def _freed(self, ended: bool) -> None:
         if ended:
-            self._read_objective()
+            self.read_objective()
         if self._queue is not None:
             self._queue.freed()
 
-    def _read_objective(self) -> None:
+    def read_objective(self) -> None:
         """Read the objective, which may change, and whether its budget burns."""
         objective_ns = 0.0
         burning = False

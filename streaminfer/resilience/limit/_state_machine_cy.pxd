@@ -33,7 +33,7 @@ cdef class LimitMachine:
     cpdef object discard(self)
     cpdef object set_objective(self, double objective_ns, bint burning)
 
-    @cython.locals(drain_ns=double, since_freed_ns=double)
+    @cython.locals(drain_ns=double)
     cpdef long long drain_ns(self, long long now_ns) except -1
 
     @cython.locals(completions=cython.longlong)

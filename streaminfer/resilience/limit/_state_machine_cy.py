@@ -143,9 +143,7 @@ class LimitMachine:
         """
         self._take_back(now_ns)
         self.succeeded += 1
-        duration_ns = now_ns - permit
-        if duration_ns < 0:
-            duration_ns = 0
+        duration_ns = max(now_ns - permit, 0)
         ended = self.adaptation.add(permit, duration_ns, queued_ns, batch_ns, self.in_flight, self.rejected, now_ns)
         return self._follow(ended, now_ns)
 
@@ -193,8 +191,7 @@ class LimitMachine:
         drain_ns = self.interval_ns * self.in_flight
         if self.interval_ns == 0.0 and self._freed > 0:  # the first window
             drain_ns = (self._freed_ns - self._window_began_ns - self._idle_ns) * 1.0 / self._freed * self.in_flight
-        since_freed_ns = now_ns - self._freed_ns
-        return int(since_freed_ns) if since_freed_ns > drain_ns else int(drain_ns)
+        return int(max(now_ns - self._freed_ns, drain_ns))
 
     def wait_ns(self, priority: int, ahead: int, now_ns: int) -> int:
         """Return the nanoseconds in which a waiting call should get a permit; 0 if unknown.

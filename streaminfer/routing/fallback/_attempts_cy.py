@@ -42,19 +42,14 @@ def switch_at(now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, de
         An instant after now, at most ``deadline_ns - default_ns``.
     """
     last_ns = deadline_ns - default_ns
-    switch_ns = deadline_ns - reserve_ns
-    if switch_ns > last_ns:
-        switch_ns = last_ns
+    switch_ns = min(deadline_ns - reserve_ns, last_ns)
     if finish_ns > 0:
         if finish_ns + ((finish_ns - now_ns) >> 2) > switch_ns:
             switch_ns = last_ns
         elif reserve_ns > 0:
-            overrun_ns = finish_ns - now_ns
-            if overrun_ns < (deadline_ns - now_ns) >> 2:
-                overrun_ns = (deadline_ns - now_ns) >> 2
-            if finish_ns + overrun_ns < switch_ns:
-                switch_ns = finish_ns + overrun_ns
-    return switch_ns if switch_ns > now_ns else now_ns + 1
+            overrun_ns = max(finish_ns - now_ns, (deadline_ns - now_ns) >> 2)
+            switch_ns = min(switch_ns, finish_ns + overrun_ns)
+    return max(switch_ns, now_ns + 1)
 
 
 class Attempt:

@@ -41,7 +41,7 @@ cdef class RouteShare:
     cdef void _reopen(self) noexcept
     cdef object _grow(self, bint lightly_used, long long steps)
 
-    @cython.locals(fraction=double, grown=double)
+    @cython.locals(fraction=double, low=double, grown=double)
     cdef object _grow_once(self, bint lightly_used)
 
     @cython.locals(bad=cython.longlong, good=cython.longlong, runs=cython.longlong, squares=cython.double)

@@ -87,9 +87,6 @@ class RouteShare:
         reserve_until_ns: when ``reserve_ns`` must be updated.
     """
 
-    _credit: float
-    _batch_ns: int
-
     def __init__(self, device: int, costlier_on_device: bool, costlier: bool, last: bool, fixed: bool) -> None:
         self.device = device
         self.costlier_on_device = costlier_on_device
@@ -119,6 +116,20 @@ class RouteShare:
         self._was_cut = False
         self._silent = 0
         self._begin_step()
+
+    def _begin_step(self) -> None:
+        self._offered = 0
+        self._sent = 0
+        self._good = 0
+        self._bad = 0
+        self._late = 0
+        self._used = 0.0
+        self._run = 0  # length of the last run of failures in one batch
+        self._runs = 0
+        self._squares = 0  # sum of the squared lengths
+        self._batch_ns = 0
+        if not self.closed:
+            self._credit = 1.0  # one request per step, however small the share
 
     def offers(self) -> bool:
         """Return whether this request is part of the share; once per request, before :meth:`take`."""
@@ -200,20 +211,6 @@ class RouteShare:
 
     # -- for the controller -------------------------------------------------------------------------------------
 
-    def _begin_step(self) -> None:
-        self._offered = 0
-        self._sent = 0
-        self._good = 0
-        self._bad = 0
-        self._late = 0
-        self._used = 0.0
-        self._run = 0  # length of the last run of failures in one batch
-        self._runs = 0
-        self._squares = 0  # sum of the squared lengths
-        self._batch_ns = 0
-        if not self.closed:
-            self._credit = 1.0  # one request per step, however small the share
-
     def _age(self, missed: int, steps: int) -> None:
         """Begin an adjustment.
 
@@ -275,17 +272,14 @@ class RouteShare:
         if lightly_used:
             self.fraction = min(1.0, fraction * _MAX_GAIN, fraction + 2.0 * _MAX_GROWTH)
             return
-        if (
-            (1.0 - _CUT_FRACTION_WIDTH) * self._cut_fraction
-            < fraction
-            < (1.0 + _CUT_FRACTION_WIDTH) * self._cut_fraction
-        ):
+        low = (1.0 - _CUT_FRACTION_WIDTH) * self._cut_fraction
+        if low < fraction < (1.0 + _CUT_FRACTION_WIDTH) * self._cut_fraction:
             self._gain = _MIN_GAIN
             self.fraction = min(1.0, fraction * _MIN_GAIN)
             return
         grown = min(fraction * self._gain, fraction + _MAX_GROWTH)
-        if fraction <= (1.0 - _CUT_FRACTION_WIDTH) * self._cut_fraction < grown:
-            grown = (1.0 - _CUT_FRACTION_WIDTH) * self._cut_fraction * 1.0001
+        if fraction <= low < grown:
+            grown = low * 1.0001
         self.fraction = min(1.0, grown)
         self._gain = min(_MAX_GAIN, 1.0 + 2.0 * (self._gain - 1.0))
 

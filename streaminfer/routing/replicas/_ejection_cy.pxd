@@ -31,6 +31,6 @@ cdef class OutlierEjection:
     @cython.locals(others=cython.longlong, slower=cython.longlong, other=CReplicaStats)
     cdef bint _exceeds_most(self, CReplicaStats slot, double latency_ns, double per_place_ns) noexcept
 
-    @cython.locals(limit=cython.longlong, in_service=cython.longlong, lasts_ns=cython.longlong)
+    @cython.locals(limit=cython.longlong, in_service=cython.longlong, times=cython.longlong)
     cdef void _eject(self, CReplicaStats slot, long long now_ns) noexcept
     cdef void _take_out(self, CReplicaStats slot, long long until_ns) noexcept

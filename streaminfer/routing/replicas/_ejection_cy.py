@@ -184,13 +184,9 @@ class OutlierEjection:
                 slot.since_ns = now_ns
             return
         in_service = (now_ns - slot.since_ns) // self._eject_ns
-        slot.level = (slot.level - in_service if slot.level > in_service else 0) + 1
-        lasts_ns = self._max_eject_ns
-        if slot.level < self._max_eject_ns // self._eject_ns + 1:
-            lasts_ns = self._eject_ns * slot.level
-            if lasts_ns > self._max_eject_ns:
-                lasts_ns = self._max_eject_ns
-        self._take_out(slot, now_ns + lasts_ns)
+        slot.level = max(slot.level - in_service, 0) + 1
+        times = min(slot.level, self._max_eject_ns // self._eject_ns + 1)  # a product of 64 bits
+        self._take_out(slot, now_ns + min(self._eject_ns * times, self._max_eject_ns))
 
     def _take_out(self, slot: ReplicaStats, until_ns: int) -> None:
         slot.state = EJECTED

@@ -53,8 +53,7 @@ cdef class P2CBalancer:
     @cython.locals(number=Py_ssize_t, best=Py_ssize_t, highest=double, score=double, slot=CReplicaStats)
     cpdef Py_ssize_t of_stream(self, unsigned long long key, long long now_ns) except -2
 
-    @cython.locals(
-        number=Py_ssize_t, best=Py_ssize_t, least=double, cost=double, tier=int, lowest=int, slot=CReplicaStats)
+    @cython.locals(number=Py_ssize_t)
     cpdef Py_ssize_t best(self, Py_ssize_t excluded, long long now_ns) except -2
 
     @cython.locals(lowest=int, number=Py_ssize_t, slot=CReplicaStats)
@@ -82,9 +81,6 @@ cdef class P2CBalancer:
     @cython.locals(
         own=double, others=double, measured=cython.longlong, speed=double, number=Py_ssize_t, slot=CReplicaStats)
     cdef void _weigh(self, Py_ssize_t excluded, bint slowly, long long now_ns) noexcept
-
-    @cython.locals(lowest=int, slot=CReplicaStats)
-    cdef void _weigh_others(self, long long now_ns) noexcept
 
     @cython.locals(
         best=Py_ssize_t, equal=cython.longlong, least=double, penalty=double, number=Py_ssize_t, slot=CReplicaStats,

@@ -201,8 +201,12 @@ class P2CBalancer:
     def of_stream(self, key: int, now_ns: int) -> int:
         """Return the slot of a stream; changes no count. -1: there is no replica."""
         self._weigh(-1, False, now_ns)
-        if self._own_zone_share + self._other_zones_share <= 0.0:
-            self._weigh_others(now_ns)
+        if self._own_zone_share + self._other_zones_share <= 0.0:  # no replica takes part in the draws
+            for number in self.ranked(now_ns):
+                slot = self._slots[number]
+                slot.share = slot.weight / slot.penalty
+                if slot.penalty <= 1.0:
+                    self._own_zone_share += slot.share
         best = -1
         highest = 0.0
         for number, slot in enumerate(self._slots):
@@ -227,24 +231,10 @@ class P2CBalancer:
         Returns:
             The slot; -1: there is none.
         """
-        best = -1
-        least = 0.0
-        lowest = _NO_TIER
-        for number, slot in enumerate(self._slots):
-            tier = slot.tier(now_ns)
-            if tier > lowest or tier == _NO_TIER:
-                continue
-            if number == excluded:
-                if tier < lowest:
-                    best = -1
-                    lowest = tier
-                continue
-            cost = self._cost(slot, now_ns)
-            if best < 0 or tier < lowest or cost < least:
-                best = number
-                least = cost
-                lowest = tier
-        return best
+        for number in self.ranked(now_ns):
+            if number != excluded:
+                return number
+        return -1
 
     def ranked(self, now_ns: int) -> list[int]:
         """Return the slots that a request may go to, the best first; changes nothing, and draws nothing.
@@ -358,9 +348,8 @@ class P2CBalancer:
                     measured += 1
                     speed += 1.0 / slot.per_place_ns
                 if not (slot.slow_start and slowly) or self._draws.next() < slot.ramp(now_ns, self._slow_start_ns):
-                    slot.share = slot.draw_share(
-                        now_ns, self._fleet.mean_ns, self._decay_ns
-                    )  # the mean at the previous choice
+                    # the mean is that of the previous choice
+                    slot.share = slot.draw_share(now_ns, self._fleet.mean_ns, self._decay_ns)
                 else:
                     self._skipped_slow_starter = True
             elif slot.state == PROBING and not slot.probe_in_flight:
@@ -376,19 +365,6 @@ class P2CBalancer:
         self._fleet.mean_ns = measured / speed if measured else 0.0
         self._own_zone_share = own
         self._other_zones_share = others
-
-    def _weigh_others(self, now_ns: int) -> None:
-        """Set the shares of the replicas in the lowest tier, if no replica takes part in the draws."""
-        lowest = _NO_TIER
-        for slot in self._slots:
-            lowest = min(lowest, slot.tier(now_ns))
-        for slot in self._slots:
-            if lowest < _NO_TIER and slot.tier(now_ns) == lowest:
-                slot.share = slot.weight / slot.penalty
-                if slot.penalty > 1.0:
-                    self._other_zones_share += slot.share
-                else:
-                    self._own_zone_share += slot.share
 
     def _cheapest(self, now_ns: int) -> int:
         """Return the cheapest slot in the draws; of equal ones, one of the nearest at random. -1: there is none."""

@@ -43,7 +43,7 @@ cdef class ReplicaStats:
     @cython.locals(decays=double)
     cdef double measurement_weight(self, long long now_ns, long long decay_ns) noexcept
 
-    @cython.locals(weight=double, by_time=double, silent_ns=cython.longlong)
+    @cython.locals(weight=double, silent_ns=cython.longlong)
     cdef void learn(self, double duration_ns, double places, long long now_ns, long long decay_ns) noexcept
 
 @cython.final

@@ -206,9 +206,7 @@ class ReplicaStats:
         self.samples += 1
         weight = 1.0 / self.samples if self.samples < 1.0 / _MIN_SAMPLE_WEIGHT else _MIN_SAMPLE_WEIGHT
         silent_ns = max(now_ns - self.updated_ns, 0)  # a clock that jumps back counts as standing still
-        by_time = silent_ns / (1.0 * decay_ns + silent_ns)
-        if by_time > weight:
-            weight = by_time
+        weight = max(weight, silent_ns / (1.0 * decay_ns + silent_ns))
         if duration_ns > self.per_place_ns * places:
             if self.samples > _PEAK_MIN_SAMPLES:
                 weight *= _PEAK_FACTOR

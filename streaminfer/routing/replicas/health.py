@@ -31,7 +31,7 @@ from streaminfer.protocols import Clock
 from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
 
-__all__ = ["HealthCheck", "HealthRecord", "ReplicaProbes"]
+__all__ = ["HealthCheck", "ReplicaProbes"]
 
 _log = Log("streaminfer.routing")
 
@@ -66,33 +66,6 @@ class HealthCheck:
     timeout_s: float = attrs.field(default=1.0, kw_only=True, validator=field_check(check_duration, positive=True))
     unhealthy_after: int = attrs.field(default=3, kw_only=True, validator=field_check(check_count))
     healthy_after: int = attrs.field(default=2, kw_only=True, validator=field_check(check_count))
-
-
-@attrs.define(eq=False)
-class HealthRecord:
-    """Results of the probes of one replica: the state machine of a health check.
-
-    Attributes:
-        healthy: whether the replica counts as healthy.
-        in_a_row: probes in a row with the opposite result.
-    """
-
-    _unhealthy_after: int
-    _healthy_after: int
-    healthy: bool = True
-    in_a_row: int = 0
-
-    def note(self, ok: bool) -> bool:
-        """Count one probe; return whether it changes ``healthy``."""
-        if ok is self.healthy:
-            self.in_a_row = 0
-            return False
-        self.in_a_row += 1
-        if self.in_a_row < (self._healthy_after if ok else self._unhealthy_after):
-            return False
-        self.healthy = ok
-        self.in_a_row = 0
-        return True
 
 
 class ReplicaProbes:
@@ -143,14 +116,17 @@ class ReplicaProbes:
 
     async def _probe_regularly(self, handle: ReplicaHandle, delay_s: float) -> None:
         is_out = self._balancer.slot(handle.slot).until_ns == NEVER_NS  # since before an earlier stop
-        record = HealthRecord(self._check.unhealthy_after, self._check.healthy_after, healthy=not is_out)
+        healthy, in_a_row = not is_out, 0  # probes in a row with the opposite result
         loop = asyncio.get_running_loop()
         due_s = loop.time() + delay_s
         while True:
             await asyncio.sleep(due_s - loop.time())
             failure = await self._failure_of(handle.replica)
-            if record.note(failure is None):
-                self._apply_health(handle, record.healthy, failure)
+            ok = failure is None
+            in_a_row = 0 if ok is healthy else in_a_row + 1
+            if in_a_row >= (self._check.healthy_after if ok else self._check.unhealthy_after):
+                healthy, in_a_row = ok, 0
+                self._apply_health(handle, healthy, failure)
             due_s = max(due_s + self._check.interval_s, loop.time())
 
     async def _failure_of(self, replica: Replica) -> BaseException | None:

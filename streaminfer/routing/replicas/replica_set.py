@@ -247,13 +247,9 @@ class Replicas(StackClock, Node):
             model_tensors=self._model_tensors,
         )
 
-    def _offered(self) -> Capabilities:
-        """Return what the first replica offers at this moment."""
-        first = self._members.first()
-        return Capabilities() if first is None else adapt(first.replica.service).capabilities()
-
     def _model_tensors(self) -> ModelTensors | None:
-        describe = self._offered().model_tensors
+        first = self._members.first()
+        describe = None if first is None else adapt(first.replica.service).capabilities().model_tensors
         return None if describe is None else describe()
 
     def new_children(self, listener: Callable[[str, Any], None]) -> None:

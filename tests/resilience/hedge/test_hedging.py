@@ -199,6 +199,18 @@ def test_hedge_skips_service_that_would_reject():
     scenario(test, service=full)
 
 
+def test_admission_that_fails_prevents_only_the_hedge(caplog):
+    """An error of the service's admission is logged, and the first request goes on."""
+
+    async def test(loop, hedge, service, hedged):
+        assert (await hedged.call(Request(0.0))).outputs == 1.0
+        assert seen(hedge, "hedges", "rejected") == (0, 1)
+
+    scenario(test, service=Service((0.05, 1.0), admission=lambda request, now_ns: 1 / 0))
+
+    assert "admission of the hedged service failed: ZeroDivisionError" in caplog.text
+
+
 # -- the race ---------------------------------------------------------------------------------------------------
 
 

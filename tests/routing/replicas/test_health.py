@@ -10,7 +10,6 @@ import pytest
 
 import streaminfer as si
 from streaminfer.routing import HealthCheck, Replica, Replicas
-from streaminfer.routing.replicas.health import HealthRecord
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -222,10 +221,19 @@ def test_unhealthy_replica_can_return_after_restart():
 
 def test_only_failures_in_a_row_count():
     """A success resets the count of failures, and a failure resets the count of successes."""
-    record = HealthRecord(3, 2)
-    changes = [record.note(said) for said in (False, False, True, False, False, False, True, False, True, True)]
-    assert changes == [False] * 5 + [True] + [False] * 3 + [True]
-    assert record.healthy
+
+    async def main(loop):
+        fleet = Fleet(loop, "a", "b")
+        states = []
+        async with si.Stack(fleet.replicas, clock=loop.clock):
+            await asyncio.sleep(1.0)
+            for said in (False, False, True, False, False, False, True, False, True, True):
+                fleet.broken = {} if said else {"a": "says no"}
+                await asyncio.sleep(1.0)  # one probe
+                states.append(fleet.states()["a"])
+        assert states == ["active"] * 5 + ["unhealthy"] * 4 + ["probing"]
+
+    run(main)
 
 
 def test_removed_unhealthy_replica_leaves_no_trace():
