@@ -32,14 +32,20 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from streaminfer._internal.forking import new_awaited_lock
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import LONGEST_S, check_clock, check_instance, check_secret, field_check
+from streaminfer._internal.validation import (
+    LONGEST_S,
+    check_clock,
+    check_instance,
+    check_path,
+    check_secret,
+    field_check,
+)
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._sqlite import HOLDS, make_file, set_hold, transaction
 from streaminfer.errors import BackendError, text_of_error
@@ -252,10 +258,10 @@ class StoredKeys:
         self._new_keys = 0
         self._master = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         self._lock = new_awaited_lock()  # held at a fork: a child must not continue a transaction
-        self._path = Path(path)
+        self._path = check_path("path", path)
         self._needs_scrub = False
         if str(path) != ":memory:":
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             make_file(path)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
         self._finalizer = weakref.finalize(self, self._db.close)  # closes the file of keys freed without `close`
