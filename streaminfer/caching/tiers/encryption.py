@@ -38,14 +38,7 @@ import attrs
 
 from streaminfer._internal.forking import new_awaited_lock
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import (
-    LONGEST_S,
-    check_clock,
-    check_instance,
-    check_path,
-    check_secret,
-    field_check,
-)
+from streaminfer._internal.validation import check_clock, check_instance, check_path, check_secret, field_check
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._sqlite import HOLDS, make_file, set_hold, transaction
 from streaminfer.errors import BackendError, text_of_error
@@ -293,7 +286,7 @@ class StoredKeys:
         """Return a subject's key of the current generation; see `KeyProvider.current`."""
         owner = hashed_subject(self._secret, subject)
         now_ns = self._now()
-        lasts_ns = _NO_EXPIRY_NS if lasts_s is None else round(min(lasts_s, LONGEST_S) * 1e9)
+        lasts_ns = _NO_EXPIRY_NS if lasts_s is None else round(min(lasts_s * 1e9, _NO_EXPIRY_NS))
         with self._lock:
             row, master = self._db.execute(_CURRENT, (owner,)).fetchone(), self._master
         if row is None or row[2] < min(now_ns + lasts_ns, _NO_EXPIRY_NS):
