@@ -28,6 +28,7 @@ from streaminfer._internal.validation import (
     check_clock,
     check_count,
     check_instance,
+    check_path,
     check_secret,
     check_whole,
 )
@@ -80,7 +81,7 @@ class RetentionLog:
         secret: bytes | None = None,
         wall_clock: Clock | None = None,
     ) -> None:
-        check_instance("path", path, lambda it: it is None or isinstance(it, (str, os.PathLike)), "a path or None")
+        file = None if path is None else check_path("path", path)
         if secret is None:
             if path is not None:
                 raise ValueError("secret: expected secret bytes that outlive the process, for a log in a file")
@@ -94,7 +95,7 @@ class RetentionLog:
         self._recent: deque[RetentionEvent] = deque()
         self._pending: dict[tuple[str, str | None, str | None], RetentionEvent] = {}
         self._holds: dict[tuple[str | None, str], RetentionEvent] = {}
-        self._file = None if path is None else RetentionFile(Path(path), self._chain, self._absorb)
+        self._file = None if file is None else RetentionFile(file, self._chain, self._absorb)
 
     def now_ns(self) -> int:
         """Return the current instant of the log's clock in nanoseconds."""
@@ -299,7 +300,7 @@ def verify_file(path: str | os.PathLike[str], *, secret: bytes, head: str | None
         TypeError, ValueError: ``secret`` is not a secret, or ``head`` is not a digest.
         OSError: the file cannot be read.
     """
-    return _verify(Path(path), check_secret("secret", secret), None, (0, ""), head)
+    return _verify(check_path("path", path), check_secret("secret", secret), None, (0, ""), head)
 
 
 def _verify(

@@ -87,10 +87,7 @@ class LatestOnly:
         """Return nothing: every frame is of interest."""
 
 
-def _check_then(name: str, value: object) -> None:
-    check_instance(name, value, lambda it: isinstance(it, (Block, LatestOnly)), "a Block or a LatestOnly")
-
-
+_check_then = field_check(check_instance, lambda it: isinstance(it, (Block, LatestOnly)), "a Block or a LatestOnly")
 _check_per_s = field_check(check_number, "a number of frames a second, from 1e-6 to 1e6", lambda it: 1e-6 <= it <= 1e6)
 
 
@@ -98,7 +95,7 @@ _check_per_s = field_check(check_number, "a number of frames a second, from 1e-6
 class _Thinned:
     """Base of policies that select some frames and leave these to another policy."""
 
-    then: Block | LatestOnly = attrs.field(factory=LatestOnly, validator=field_check(_check_then), kw_only=True)
+    then: Block | LatestOnly = attrs.field(factory=LatestOnly, validator=_check_then, kw_only=True)
 
     @property
     def max_waiting(self) -> int:

@@ -28,7 +28,7 @@ class SloStatistics(Snapshot):
     """State of an objective.
 
     Counting rule: responses within ``threshold_s`` are good; later ones and errors are bad; the caller's own outcomes
-    (invalid input, cancellation, a deadline shorter than any response took) are neither.
+    (invalid input, cancellation, a deadline shorter than any good response took) are neither.
 
     Attributes:
         name: name of the objective.

@@ -1,4 +1,4 @@
-"""Errors of wrong arguments in load tests, simulation, placement and telemetry name the argument."""
+"""Errors of wrong arguments name the argument."""
 
 import math
 from types import MappingProxyType
@@ -10,6 +10,10 @@ from placement_problems import small_problem
 
 import streaminfer as si
 from streaminfer.batching import ServiceTime
+from streaminfer.caching import RetentionLog
+from streaminfer.caching.tiers import DiskTier, StoredKeys
+from streaminfer.compliance.retention_log import verify_file
+from streaminfer.http_edge import NginxFolder
 from streaminfer.loadtest.path import DelayTrace, DeviceGroup, NetworkProfile
 from streaminfer.loadtest.path import Link as NetworkLink
 from streaminfer.placement import Distribution, FittedAccess, Outages
@@ -107,7 +111,14 @@ def evolved_failures(failures):
         (lambda: next(telemetry.read_interval_log("/dev/null", since_s=None)), "since_s"),
         (lambda: next(telemetry.read_interval_log(None)), "path"),
         (lambda: telemetry.LatencyHistogram().record_many([1, [2]]), "seconds"),
+        (lambda: telemetry.IntervalLog("\0"), "path"),
         (lambda: telemetry.WorkerHistograms(None, {"a": telemetry.LatencyHistogram()}), "folder"),
+        (lambda: DiskTier("\0", max_bytes=2**20), "folder"),
+        (lambda: StoredKeys("\0", master=bytes(32)), "path"),
+        (lambda: StoredKeys(None, master=bytes(32)), "path"),
+        (lambda: RetentionLog("\0", secret=bytes(32)), "path"),
+        (lambda: verify_file(None, secret=bytes(32)), "path"),
+        (lambda: NginxFolder("\0"), "path"),
     ],
 )
 def test_wrong_argument_is_named(call, name):

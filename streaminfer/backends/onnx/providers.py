@@ -11,10 +11,9 @@ here, from the smallest batch to the largest, and tuned for the largest, because
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
-from streaminfer._internal.validation import check_choice, check_count, check_instance, expected
+from streaminfer._internal.validation import check_choice, check_count, check_instance, check_path, expected
 
 __all__ = ["cuda_provider", "profile_shapes", "tensorrt_provider"]
 
@@ -85,8 +84,7 @@ def tensorrt_provider(
     if precision == "fp16":
         options["trt_fp16_enable"] = "True"
     if cache is not None:
-        check_instance("cache", cache, lambda one: isinstance(one, (str, os.PathLike)), "a folder, or None")
-        options |= cache_options(str(Path(cache).absolute()))
+        options |= cache_options(str(check_path("cache", cache).absolute()))
     if batch_sizes:
         if not rows:
             raise ValueError(expected("rows", "the shape of one request, by input, beside batch_sizes", rows))

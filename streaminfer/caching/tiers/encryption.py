@@ -32,14 +32,13 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from streaminfer._internal.forking import new_awaited_lock
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import LONGEST_S, check_clock, check_instance, check_secret, field_check
+from streaminfer._internal.validation import check_clock, check_instance, check_path, check_secret, field_check
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._sqlite import HOLDS, make_file, set_hold, transaction
 from streaminfer.errors import BackendError, text_of_error
@@ -252,10 +251,10 @@ class StoredKeys:
         self._new_keys = 0
         self._master = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         self._lock = new_awaited_lock()  # held at a fork: a child must not continue a transaction
-        self._path = Path(path)
+        self._path = check_path("path", path)
         self._needs_scrub = False
         if str(path) != ":memory:":
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             make_file(path)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
         self._finalizer = weakref.finalize(self, self._db.close)  # closes the file of keys freed without `close`
@@ -287,7 +286,7 @@ class StoredKeys:
         """Return a subject's key of the current generation; see `KeyProvider.current`."""
         owner = hashed_subject(self._secret, subject)
         now_ns = self._now()
-        lasts_ns = _NO_EXPIRY_NS if lasts_s is None else round(min(lasts_s, LONGEST_S) * 1e9)
+        lasts_ns = _NO_EXPIRY_NS if lasts_s is None else round(min(lasts_s * 1e9, _NO_EXPIRY_NS))
         with self._lock:
             row, master = self._db.execute(_CURRENT, (owner,)).fetchone(), self._master
         if row is None or row[2] < min(now_ns + lasts_ns, _NO_EXPIRY_NS):

@@ -78,7 +78,6 @@ class IntervalLog:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, comment: str = "") -> None:
-        check_instance("path", path, lambda value: isinstance(value, (str, os.PathLike)), "a path")
         check_instance("comment", comment, lambda value: isinstance(value, str), "a string")
         # unbuffered: a buffer would keep what a full disk did not accept, and write it in a later call
         self._file = check_path("path", path).open("ab+", buffering=0)

@@ -79,7 +79,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         failed: errors other than rejections.
         rejected: rejections.
         ignored: outcomes that were not events.
-        quickest_ns: the least latency of a response; 0 before the first.
+        quickest_ns: the least latency of a good response; 0 before the first.
     """
 
     _all: MutableSequence[int]
@@ -148,11 +148,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
             self.count_ns(_histogram_cy._nanoseconds(_histogram_cy._duration("outcome", outcome)))
         elif not isinstance(outcome, Exception) or isinstance(outcome, self.ignoring):
             self.ignored += 1
-        elif (
-            timeout_s is not None
-            and isinstance(outcome, TimeoutError)
-            and timeout_s * 1e9 < self.quickest_ns <= self.threshold_ns  # otherwise the service is too slow for anyone
-        ):
+        elif timeout_s is not None and isinstance(outcome, TimeoutError) and timeout_s * 1e9 < self.quickest_ns:
             self.ignored += 1  # an idle service would be late too
         elif isinstance(outcome, self.rejections):
             _count(self, _REJECTED)
@@ -161,9 +157,11 @@ class BudgetState(_monotonic_cy.MonotonicClock):
 
     def count_ns(self, latency_ns: int) -> int:
         """Count one response, without checks of its latency, for compiled callers."""
+        if latency_ns > self.threshold_ns:
+            return _count(self, _LATE)
         if latency_ns < self.quickest_ns or self.quickest_ns == 0:
             self.quickest_ns = latency_ns
-        return _count(self, _LATE if latency_ns > self.threshold_ns else _GOOD)
+        return _count(self, _GOOD)
 
     def burning(self) -> bool:
         """Return whether the budget burns so fast, now and for a while, that the service should do less.

@@ -90,8 +90,8 @@ class SLO(_State, StackClock):
     the response comes later, or if the request ends with an error: `Overloaded`, `CircuitOpen`, `DeadlineExceeded`,
     `BackendError`, `Closed` or any other ``Exception``. Outcomes that the caller caused are not events, and only count
     in ``ignored``: `InvalidInput`, cancellation before the deadline, `DeadlineExceeded` if the caller gave less time
-    than any response took and one was good, and the classes in ``ignore``. Exceptions that are not an ``Exception``,
-    such as ``KeyboardInterrupt``, count there too, because the process ends.
+    than any good response took, and the classes in ``ignore``. Exceptions that are not an ``Exception``, such as
+    ``KeyboardInterrupt``, count there too, because the process ends.
 
     The *budget* is the share of bad events that the objective allows. Windows are sums of a ring of buckets in bounded
     memory (about 60 KiB). A window is never shorter than requested, and longer by at most 1/63, or by ``resolution_s``

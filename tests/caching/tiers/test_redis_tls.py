@@ -148,7 +148,7 @@ def test_files_are_read_in_another_thread(server, authorities, tmp_path, monkeyp
             tier_at(port, tls_ca=tmp_path / "ca.pem") as tier,
         ):
             monkeypatch.setattr(ssl, "create_default_context", create)
-            return await asyncio.gather(*(tier.put("k", Entry(value=1, stored_ns=tier.wall_clock())) for _ in "12"))
+            return await asyncio.gather(*(tier.put(key, Entry(value=1, stored_ns=tier.wall_clock())) for key in "12"))
 
     assert asyncio.run(main()) == [True, True]
     assert made

@@ -306,6 +306,9 @@ async def test_streams_never_ended_are_not_kept_for_good(loop, monkeypatch):
         assert list(pair.replicas._homes._homes) == [3, 4, 5]
         assert isinstance(pair.replicas._homes._homes, OrderedDict)  # in a dict, finding the oldest gets slow
         assert (await pair.step(0))[1] == 2.0
+        homes = pair.replicas._homes
+        homes.import_state(5, homes.export_state(5))
+        assert list(homes._homes) == [4, 5, 0]
 
 
 class Leaving:
