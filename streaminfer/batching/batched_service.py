@@ -96,12 +96,7 @@ class BatchedService(Node):
         self._in_order = offered.stream_states is not None
         self._policy_for = policy_for
         self._submission = Submission(
-            queue=self._queue,
-            dispatcher=self._dispatcher,
-            stack=stack,
-            in_order=self._in_order,
-            clock=clock,
-            service=self,
+            self._queue, self._dispatcher, self, stack=stack, in_order=self._in_order, clock=clock
         )
         self.submit = self._submission.submit
         self.change(slo_s, max_batch_size, policy, assembler)

@@ -125,11 +125,6 @@ class _Bucket:
     failed: tuple[int, str] | None = None
     max_size: int | None = None
 
-    def learn_limit(self) -> None:
-        """Note the largest batch, if the batcher split the last size into several batches."""
-        if self.ended is not None and self.failed is None and self.ended[0] not in self.times_s:
-            self.max_size = max(self.times_s)
-
     def within_limits(self, sizes: Sequence[int]) -> list[int]:
         """Return the sizes that are within the limits of bytes and costs."""
         return [size for size in sizes if self.max_size is None or size <= self.max_size]
@@ -190,7 +185,9 @@ class Calibration:
         limit_ns = LIMIT_NS if slo_ns is None else LIMIT_IN_SLOS * slo_ns
         bench = CalibrationBench(service, policy, example, assembler, limit_ns, learn, validate)
         try:
-            async with _calibration_lock() if example.exclusive else contextlib.nullcontext():
+            # only one calibration may run: models that are measured at the same time slow each other down
+            lock = _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+            async with lock if example.exclusive else contextlib.nullcontext():
                 return await self._run(bench, limit)
         finally:
             self.progress = ""
@@ -256,7 +253,8 @@ class Calibration:
             done = bucket.warmed
         elif missing := [size for size in tried if size not in bucket.times_s]:
             await self._measure(bench, row, bucket, missing, bench.learn)
-            bucket.learn_limit()
+            if bucket.ended is not None and bucket.failed is None and bucket.ended[0] not in bucket.times_s:
+                bucket.max_size = max(bucket.times_s)  # the batcher split the last size into several batches
         else:  # the workers may be new
             await bench.run_on_each(row, sizes[0])
         return [size for size in bucket.within_limits(sizes) if size not in done], is_guess
@@ -347,11 +345,6 @@ class Calibration:
 
 # a lock that was waited for refers to its loop, so only the calibrations that use it store it
 _LOCKS: "weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakValueDictionary()
-
-
-def _calibration_lock() -> asyncio.Lock:
-    """Return the lock of the one calibration that may run: models measured at the same time slow each other down."""
-    return _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
 def _open_axes(example: ExampleInputs, buckets: "Buckets | None") -> dict[str, tuple[int, ...]]:
