@@ -125,7 +125,7 @@ def batch_work(execution: Execution, assembler: Assembler, share: float) -> Batc
 
 def setup_share(size: int, assembler: Assembler, expected_ns: Callable[[int, int], int], bucket: int) -> float:
     """Return the share of a batch's duration for zero rows, extrapolated by a line through two batch sizes."""
-    other = 1 if assembler.padded_size(size) > assembler.padded_size(1) else assembler.cap_of(bucket)
+    other = 1 if assembler.padded_size(size) > assembler.padded_size(1) else assembler.caps[bucket]
     rows, other_rows = assembler.padded_size(size), assembler.padded_size(other)
     own_ns, other_ns = expected_ns(size, bucket), expected_ns(other, bucket)
     if rows == other_rows or not own_ns or not other_ns:

@@ -217,7 +217,7 @@ class BatchedService(Node):
         self._dispatcher.expectations.plain = assembler.plain
         self._configured_policy = policy
         if self._fair_queue is not None:
-            self._fair_queue.horizon = max_batch_size * assembler.bucket_count
+            self._fair_queue.horizon = max_batch_size * len(assembler.caps)
         self._dispatcher.runner.isolator.memory_limits.clear()
         if not self._submission.stopping:
             self._dispatcher.set_policy(policy)
@@ -362,7 +362,7 @@ class BatchedService(Node):
                 example,
                 self._calls.assembler,
                 slo_ns=self.slo_ns,
-                learn=self._dispatcher.expectations.learn,
+                learn=self._dispatcher.expectations.offered.observe,
                 limit=self._dispatcher.runner.isolator.set_limit,
                 validate=self.validate or offered.validate,
                 copies=not offered.returns_new_arrays,

@@ -390,7 +390,7 @@ class AdaptiveBatcher(Node):
         assembler = self._make_assembler(None)
         padded = None if self.preferred_sizes is None else assembler.padded_size
         # a batch cannot have more rows than the queue holds, and a plan costs time and memory for each size
-        caps = [min(assembler.cap_of(bucket), self.max_queue_size) for bucket in range(assembler.bucket_count)]
+        caps = [min(cap, self.max_queue_size) for cap in assembler.caps]
         buckets = self.buckets
         return Lookahead(
             self.max_batch_size,

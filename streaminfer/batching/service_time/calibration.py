@@ -315,7 +315,7 @@ class Calibration:
     async def _measure(
         self, bench: CalibrationBench, row: Any, bucket: _Bucket, sizes: list[int], learn: Learn
     ) -> None:
-        budget_ns = BUDGET_NS // bench.assembler.bucket_count
+        budget_ns = BUDGET_NS // len(bench.assembler.caps)
         runs: dict[int, list[int]] = {}
         spent_ns = 0
 
