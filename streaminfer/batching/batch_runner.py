@@ -162,6 +162,7 @@ class BatchRunner:
     def _call_backend(self, execution: Execution) -> None:
         batch = self._calls.make_batch(execution)
         infer: Any = self._infer_now or self._calls.infer
+        results: Any = None
         try:
             if self._begin_infer is not None:
                 execution.task = self._begin_infer(batch, functools.partial(self._ended, execution, batch))

@@ -162,6 +162,18 @@ class AdaptiveBatcher(Node):
         self._overhead: PipelineOverhead | None = None
         self._service: BatchedService | None = None
 
+    def _set(self, slo_s: Any, max_batch_size: Any, policy: Any, max_queue_delay_s: Any) -> None:
+        """Set what :meth:`reconfigure` may change."""
+        from streaminfer.batching.policy import POLICY_NAMES  # noqa: PLC0415 - not at the package's import
+
+        self.max_batch_size: int = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
+        self.slo_s: float | None = None if slo_s is None else check_duration("slo_s", slo_s, positive=True)
+        self.max_queue_delay_s: float = check_duration("max_queue_delay_s", max_queue_delay_s)
+        self.policy: PolicyName = check_choice("policy", policy, POLICY_NAMES)
+        if self.max_queue_delay_s and self.policy != "greedy":
+            expectation = f"0 with policy={self.policy!r}, which never waits"
+            raise ValueError(expected("max_queue_delay_s", expectation, self.max_queue_delay_s))
+
     @overload
     def wrap(self, inner: Backend) -> BatchedService: ...
     @overload
@@ -317,18 +329,6 @@ class AdaptiveBatcher(Node):
         if self._service is None:
             raise RuntimeError("this AdaptiveBatcher wraps nothing yet")
         return self._service.statistics()
-
-    def _set(self, slo_s: Any, max_batch_size: Any, policy: Any, max_queue_delay_s: Any) -> None:
-        """Set what :meth:`reconfigure` may change."""
-        from streaminfer.batching.policy import POLICY_NAMES  # noqa: PLC0415 - not at the package's import
-
-        self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
-        self.slo_s = None if slo_s is None else check_duration("slo_s", slo_s, positive=True)
-        self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
-        self.policy = check_choice("policy", policy, POLICY_NAMES)
-        if self.max_queue_delay_s and self.policy != "greedy":
-            expectation = f"0 with policy={self.policy!r}, which never waits"
-            raise ValueError(expected("max_queue_delay_s", expectation, self.max_queue_delay_s))
 
     def _check_kernels(self, service: BatchedService) -> None:
         if self.policy == "lookahead":

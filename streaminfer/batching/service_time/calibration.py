@@ -125,6 +125,11 @@ class _Bucket:
     failed: tuple[int, str] | None = None
     max_size: int | None = None
 
+    def learn_limit(self) -> None:
+        """Note the largest batch, if the batcher split the last size into several batches."""
+        if self.ended is not None and self.failed is None and self.ended[0] not in self.times_s:
+            self.max_size = max(self.times_s)
+
     def within_limits(self, sizes: Sequence[int]) -> list[int]:
         """Return the sizes that are within the limits of bytes and costs."""
         return [size for size in sizes if self.max_size is None or size <= self.max_size]
@@ -253,8 +258,7 @@ class Calibration:
             done = bucket.warmed
         elif missing := [size for size in tried if size not in bucket.times_s]:
             await self._measure(bench, row, bucket, missing, bench.learn)
-            if bucket.ended is not None and bucket.failed is None and bucket.ended[0] not in bucket.times_s:
-                bucket.max_size = max(bucket.times_s)  # the batcher split the last size into several batches
+            bucket.learn_limit()
         else:  # the workers may be new
             await bench.run_on_each(row, sizes[0])
         return [size for size in bucket.within_limits(sizes) if size not in done], is_guess
