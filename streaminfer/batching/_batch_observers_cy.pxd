@@ -15,14 +15,10 @@ cdef class BatchObservers:
     @cython.locals(begun=object, work=object)
     cpdef end(self, CExecution execution, long long now_ns, object assembler, object expected_ns, int bucket)
 
-    cpdef list begin_load(self, long long now_ns)
-
-    cpdef end_load(self, list begun, long long now_ns)
-
     @cython.locals(begun=list)
-    cdef list _notify_begin(self, list requests, long long now_ns)
+    cpdef list notify_begin(self, list requests, long long now_ns)
 
-    cdef object _notify_end(self, list begun, object work, long long now_ns)
+    cpdef object notify_end(self, list begun, object work, long long now_ns)
 
     @cython.locals(size=Py_ssize_t, uses=cython.longlong)
     cdef object _work_of(self, CExecution execution, object assembler, object expected_ns, int bucket)

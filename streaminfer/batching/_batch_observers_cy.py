@@ -16,7 +16,6 @@ from streaminfer.batching.queue._ticket_cy import Execution
 __all__ = ["BatchObservers", "batch_work", "setup_share"]
 
 _REFRESH_EVERY = 64
-_LOAD = BatchWork(setup_share=1.0)
 _NEW = 0, BatchWork()
 
 
@@ -43,17 +42,10 @@ class BatchObservers:
         requests: list[Any] = []
         for ticket in execution.tickets:
             requests.append(ticket.request)  # noqa: PERF401 - a comprehension has types of its own
-        execution.observed = self._notify_begin(requests, now_ns)
+        execution.observed = self.notify_begin(requests, now_ns)
 
-    def begin_load(self, now_ns: int) -> list[Any]:
-        """Report the begin of a model's load, as a batch without rows; pass the returned list to :meth:`end_load`."""
-        return self._notify_begin([], now_ns)
-
-    def end_load(self, begun: list[Any], now_ns: int) -> None:
-        """Report that the load has ended."""
-        self._notify_end(begun, _LOAD, now_ns)
-
-    def _notify_begin(self, requests: list[Any], now_ns: int) -> list[Any]:
+    def notify_begin(self, requests: list[Any], now_ns: int) -> list[Any]:
+        """Report the begin of a batch, or of a load, which has no requests; return a list for :meth:`notify_end`."""
         begun: list[Any] = []
         for observer in self._observers:
             try:
@@ -82,9 +74,10 @@ class BatchObservers:
         except LISTENER_ERRORS as failure:  # from a user's policy, or because settings changed while the batch ran
             self._failures.report(self, "how the work of a batch divides", failure)
             work = BatchWork()
-        self._notify_end(begun, work, now_ns)
+        self.notify_end(begun, work, now_ns)
 
-    def _notify_end(self, begun: list[Any], work: BatchWork, now_ns: int) -> None:
+    def notify_end(self, begun: list[Any], work: BatchWork, now_ns: int) -> None:
+        """Report that a batch or a load has ended."""
         for observer, token in begun:
             try:
                 observer.end(token, work, now_ns)
@@ -125,7 +118,7 @@ def batch_work(execution: Execution, assembler: Assembler, share: float) -> Batc
 
 def setup_share(size: int, assembler: Assembler, expected_ns: Callable[[int, int], int], bucket: int) -> float:
     """Return the share of a batch's duration for zero rows, extrapolated by a line through two batch sizes."""
-    other = 1 if assembler.padded_size(size) > assembler.padded_size(1) else assembler.cap_of(bucket)
+    other = 1 if assembler.padded_size(size) > assembler.padded_size(1) else assembler.caps[bucket]
     rows, other_rows = assembler.padded_size(size), assembler.padded_size(other)
     own_ns, other_ns = expected_ns(size, bucket), expected_ns(other, bucket)
     if rows == other_rows or not own_ns or not other_ns:

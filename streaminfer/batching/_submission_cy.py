@@ -51,10 +51,10 @@ class Submission:
     Args:
         queue: queue of the requests.
         dispatcher: the `Dispatcher` of the batches.
+        service: the `BatchedService`, for the rare cases; its ``outcomes`` count inputs that cannot be stacked.
         stack: the model gets stacked arrays, not lists.
         in_order: requests of a stream run one after the other.
         clock: returns monotonic nanoseconds.
-        service: the `BatchedService`, for the rare cases; its ``outcomes`` count inputs that cannot be stacked.
 
     Attributes:
         loop: the event loop of the callers.
@@ -65,14 +65,7 @@ class Submission:
     """
 
     def __init__(
-        self,
-        *,
-        queue: RequestQueue,
-        dispatcher: Any,
-        stack: bool,
-        in_order: bool,
-        clock: Clock,
-        service: Any,
+        self, queue: RequestQueue, dispatcher: Any, service: Any, *, stack: bool, in_order: bool, clock: Clock
     ) -> None:
         self._queue = queue
         self._dispatcher = dispatcher

@@ -162,6 +162,7 @@ class BatchRunner:
     def _call_backend(self, execution: Execution) -> None:
         batch = self._calls.make_batch(execution)
         infer: Any = self._infer_now or self._calls.infer
+        results: Any = None
         try:
             if self._begin_infer is not None:
                 execution.task = self._begin_infer(batch, functools.partial(self._ended, execution, batch))
@@ -205,14 +206,11 @@ class BatchRunner:
         assembled_ns = execution.started_ns
         calls = self._calls
         try:
-            if calls.stack:
-                rows = execution.inputs  # numbers, the cheapest rows, need no assembler
-                plain = calls.assembler.plain and type(rows[0]) in SCALARS
-                stacked = array(rows) if plain else calls.assembler.assemble(rows)
-                assembled_ns = calls.clock()
-                results = calls.inner(stacked)
-            else:
-                results = calls.inner(execution.inputs.copy())  # a copy, because the function may change the list
+            rows = execution.inputs  # numbers, the cheapest rows, need no assembler
+            plain = calls.stack and calls.assembler.plain and type(rows[0]) in SCALARS
+            inputs = array(rows) if plain else calls.assembler.assemble(rows)
+            assembled_ns = calls.clock()
+            results = calls.inner(inputs)
             awaitable = type(results) not in PLAIN and inspect.isawaitable(results)
             if calls.copies and not awaitable:
                 results = own_arrays(results)

@@ -96,12 +96,7 @@ class BatchedService(Node):
         self._in_order = offered.stream_states is not None
         self._policy_for = policy_for
         self._submission = Submission(
-            queue=self._queue,
-            dispatcher=self._dispatcher,
-            stack=stack,
-            in_order=self._in_order,
-            clock=clock,
-            service=self,
+            self._queue, self._dispatcher, self, stack=stack, in_order=self._in_order, clock=clock
         )
         self.submit = self._submission.submit
         self.change(slo_s, max_batch_size, policy, assembler)
@@ -222,7 +217,7 @@ class BatchedService(Node):
         self._dispatcher.expectations.plain = assembler.plain
         self._configured_policy = policy
         if self._fair_queue is not None:
-            self._fair_queue.horizon = max_batch_size * assembler.bucket_count
+            self._fair_queue.horizon = max_batch_size * len(assembler.caps)
         self._dispatcher.runner.isolator.memory_limits.clear()
         if not self._submission.stopping:
             self._dispatcher.set_policy(policy)
@@ -367,7 +362,7 @@ class BatchedService(Node):
                 example,
                 self._calls.assembler,
                 slo_ns=self.slo_ns,
-                learn=self._dispatcher.expectations.learn,
+                learn=self._dispatcher.expectations.offered.observe,
                 limit=self._dispatcher.runner.isolator.set_limit,
                 validate=self.validate or offered.validate,
                 copies=not offered.returns_new_arrays,

@@ -119,20 +119,16 @@ class AdaptiveBatcher(Node):
         device: Device | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
-        self.slo_s = None if slo_s is None else check_duration("slo_s", slo_s, positive=True)
+        self._set(slo_s, max_batch_size, policy, max_queue_delay_s)
         if isinstance(slo_s, int) and slo_s >= _DOUBTFUL_SLO_S:
             message = (
                 f"slo_s={slo_s} is {slo_s} seconds: write {slo_s / 1000} for milliseconds, or {slo_s}.0 to mean it"
             )
             warnings.warn(message, stacklevel=2)
         self.max_queue_size = check_count("max_queue_size", max_queue_size, at_most=_LARGEST)
-        self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
         self._in_flight_given = max_in_flight is not None
         in_flight = 1 if max_in_flight is None else max_in_flight
         self.max_in_flight = check_count("max_in_flight", in_flight, at_most=_LARGEST)
-        self.policy = _check_policy(policy)
-        self._check_delay()
         check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
         self.stack = stack
         self.fair = fair
@@ -157,10 +153,26 @@ class AdaptiveBatcher(Node):
         self.service_time: Any = None
         if self.policy == "lookahead":
             self.service_time = self._start_learning(service_time)
-        self.device = device if device is None else _as_device(device)
+        if device is not None:
+            from streaminfer.batching.device.device import Device  # noqa: PLC0415 - only who shares one loads it
+
+            check_instance("device", device, lambda it: isinstance(it, Device), "a Device or None")
+        self.device = device
         self._clock = check_clock("clock", clock)
         self._overhead: PipelineOverhead | None = None
         self._service: BatchedService | None = None
+
+    def _set(self, slo_s: Any, max_batch_size: Any, policy: Any, max_queue_delay_s: Any) -> None:
+        """Set what :meth:`reconfigure` may change."""
+        from streaminfer.batching.policy import POLICY_NAMES  # noqa: PLC0415 - not at the package's import
+
+        self.max_batch_size: int = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
+        self.slo_s: float | None = None if slo_s is None else check_duration("slo_s", slo_s, positive=True)
+        self.max_queue_delay_s: float = check_duration("max_queue_delay_s", max_queue_delay_s)
+        self.policy: PolicyName = check_choice("policy", policy, POLICY_NAMES)
+        if self.max_queue_delay_s and self.policy != "greedy":
+            expectation = f"0 with policy={self.policy!r}, which never waits"
+            raise ValueError(expected("max_queue_delay_s", expectation, self.max_queue_delay_s))
 
     @overload
     def wrap(self, inner: Backend) -> BatchedService: ...
@@ -279,18 +291,11 @@ class AdaptiveBatcher(Node):
                 `warmup` first. After any error, no setting has changed.
         """
         before = self.slo_s, self.max_batch_size, self.policy, self.max_queue_delay_s
+        if max_queue_delay_s is _AS_BEFORE and policy is not _AS_BEFORE and policy != "greedy":
+            max_queue_delay_s = 0.0
+        changes = (slo_s, max_batch_size, policy, max_queue_delay_s)
         try:
-            if slo_s is not _AS_BEFORE:
-                self.slo_s = None if slo_s is None else check_duration("slo_s", slo_s, positive=True)
-            if max_batch_size is not _AS_BEFORE:
-                self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
-            if policy is not _AS_BEFORE:
-                self.policy = _check_policy(policy)
-                if self.policy != "greedy":
-                    self.max_queue_delay_s = 0.0
-            if max_queue_delay_s is not _AS_BEFORE:
-                self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
-            self._check_delay()
+            self._set(*(old if new is _AS_BEFORE else new for old, new in zip(before, changes, strict=True)))
             if self._service is not None:
                 self._service.check_max_batch_size(self.max_batch_size)
                 self._check_kernels(self._service)
@@ -324,14 +329,6 @@ class AdaptiveBatcher(Node):
         if self._service is None:
             raise RuntimeError("this AdaptiveBatcher wraps nothing yet")
         return self._service.statistics()
-
-    def _check_delay(self) -> None:
-        if self.max_queue_delay_s and self.policy != "greedy":
-            raise ValueError(
-                expected(
-                    "max_queue_delay_s", f"0 with policy={self.policy!r}, which never waits", self.max_queue_delay_s
-                )
-            )
 
     def _check_kernels(self, service: BatchedService) -> None:
         if self.policy == "lookahead":
@@ -393,7 +390,7 @@ class AdaptiveBatcher(Node):
         assembler = self._make_assembler(None)
         padded = None if self.preferred_sizes is None else assembler.padded_size
         # a batch cannot have more rows than the queue holds, and a plan costs time and memory for each size
-        caps = [min(assembler.cap_of(bucket), self.max_queue_size) for bucket in range(assembler.bucket_count)]
+        caps = [min(cap, self.max_queue_size) for cap in assembler.caps]
         buckets = self.buckets
         return Lookahead(
             self.max_batch_size,
@@ -422,12 +419,6 @@ class AdaptiveBatcher(Node):
         )
 
 
-def _check_policy(policy: PolicyName) -> PolicyName:
-    from streaminfer.batching.policy import POLICY_NAMES  # noqa: PLC0415 - not at the package's import
-
-    return check_choice("policy", policy, POLICY_NAMES)
-
-
 def _as_weights(fair: Any) -> Mapping[Hashable, float] | None:
     """Return the weights of streams that take turns; ``None`` if they do not."""
     expectation = "True, False or a mapping of stream id to weight, from 0.001 to 1000"
@@ -437,10 +428,3 @@ def _as_weights(fair: Any) -> Mapping[Hashable, float] | None:
     for weight in fair.values():
         check_number("fair", weight, expectation, lambda number: 0.001 <= number <= 1000)
     return dict(fair)
-
-
-def _as_device(device: Any) -> Device:
-    from streaminfer.batching.device.device import Device  # noqa: PLC0415 - only who shares one loads it
-
-    check_instance("device", device, lambda it: isinstance(it, Device), "a Device or None")
-    return device  # type: ignore[no-any-return] # just checked

@@ -130,7 +130,7 @@ class Dispatcher(DispatchState):
         offered = self.expectations.offered
         self._bucket_models = offered.bucket_models
         self.runner.isolator.on_limit = offered.limit_rows
-        self.pipelines = self.pipeline.choose is not None
+        self.pipelines = offered.choose_pipelined is not None
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Release batches on another event loop; forget those that a closed loop left behind.

@@ -31,7 +31,6 @@ class Expectations:
 
     Attributes:
         offered: the optional methods of the policy.
-        learn: tells the policy the duration of a batch; ``None``: the policy does not learn.
         plain: requests have no length bucket.
     """
 
@@ -47,13 +46,12 @@ class Expectations:
             policy: the new policy.
             keeps_queue: the model has a queue, so the policy may send it batches early.
         """
-        self.offered = offered = adapt_policy(policy)
-        self.learn = offered.observe
-        pipeline = self._pipeline
-        pipeline.choose = offered.choose_pipelined if keeps_queue else None
-        pipeline.effective_start_ns, pipeline.learn = offered.effective_start_ns, offered.observe_pipelined
-        # pipelining depends on the duration of each single batch, so then the policy observes each one
-        self._skip = offered.skip if pipeline.choose is None else None
+        offered = adapt_policy(policy)
+        if not keeps_queue:
+            offered = offered._replace(choose_pipelined=None)
+        elif offered.choose_pipelined is not None:
+            offered = offered._replace(skip=None)  # pipelining depends on the duration of each single batch
+        self.offered = self._pipeline.offered = offered
 
     def bucket_of(self, tickets: Sequence[Ticket]) -> int:
         """Return the bucket of a batch, that of its longest request."""
@@ -124,10 +122,11 @@ class Expectations:
 
     def learn_from(self, execution: Execution, now_ns: int) -> None:
         """Tell the policy the duration of a batch that ended now."""
-        if self.learn is None or (self._skip is not None and self._skip(execution, now_ns)):
+        offered = self.offered
+        if offered.observe is None or (offered.skip is not None and offered.skip(execution, now_ns)):
             return
         bucket = self.bucket_of(execution.tickets)
         if execution.predecessor_end_ns != UNKNOWN and not self._pipeline.observe(execution, now_ns, bucket):
-            self.learn(
+            offered.observe(
                 len(execution.tickets), now_ns - execution.effective_start_ns, now_ns, execution.abandoned, bucket
             )

@@ -3,10 +3,10 @@
 The extra batch starts when another batch ends; the worker of that batch is then not free but runs the extra one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from streaminfer.batching.policy import Decision
+from streaminfer.batching.policy import Decision, PolicyCapabilities
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import UNKNOWN, Execution
 
@@ -14,28 +14,23 @@ __all__ = ["Pipeline"]
 
 
 class Pipeline:
-    """The batch that was sent before a worker was free, and the policy's functions for it; belongs to one dispatcher.
+    """The batch that was sent before a worker was free; belongs to one dispatcher.
 
     Attributes:
         batch: the batch that has not started; ``None``: there is none.
         sent: how many batches were sent early so far.
-        choose: returns the policy's decision for such a batch; ``None``: the policy or the model does not pipeline.
-        effective_start_ns: returns the instant from which such a batch counts as running, given the instants at which
-            it was sent and the previous batch ended; ``None``: the policy does not define it.
-        learn: tells the policy the duration of such a batch; ``None``: the policy does not learn.
+        offered: the optional methods of the policy; without ``choose_pipelined`` if the model has no queue.
     """
 
     def __init__(self) -> None:
         self.batch: Execution | None = None
         self.sent = 0
-        self.choose: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = None
-        self.effective_start_ns: Callable[[int, int], int] | None = None
-        self.learn: Callable[[int, int, int, int, int], object] | None = None
+        self.offered = PolicyCapabilities()
 
     @property
     def is_open(self) -> bool:
         """Whether a batch may be sent early now."""
-        return self.choose is not None and self.batch is None
+        return self.offered.choose_pipelined is not None and self.batch is None
 
     def propose(self, queue: RequestQueue, now_ns: int, batches: Iterable[Execution]) -> Decision | None:
         """Return the policy's decision for a batch to send early; ``None``: there is nothing to decide.
@@ -45,9 +40,9 @@ class Pipeline:
             now_ns: the present instant.
             batches: batches that the model has.
         """
-        if self.choose is None or not queue.queued:
+        if self.offered.choose_pipelined is None or not queue.queued:
             return None
-        return self.choose(queue, now_ns, self.started(batches))
+        return self.offered.choose_pipelined(queue, now_ns, self.started(batches))
 
     def take(self, batch: Execution) -> None:
         """Note a batch that was sent early."""
@@ -72,18 +67,18 @@ class Pipeline:
             execution.predecessor_end_ns = UNKNOWN  # the early batch ended before its predecessor
             return False
         assert early is not None  # noqa: S101 - the dispatcher has asked
-        if self.effective_start_ns is None or not is_known:
+        if self.offered.effective_start_ns is None or not is_known:
             early.effective_start_ns, early.predecessor_end_ns = now_ns, UNKNOWN
         else:
-            early.effective_start_ns = self.effective_start_ns(early.started_ns, now_ns)
+            early.effective_start_ns = self.offered.effective_start_ns(early.started_ns, now_ns)
             early.predecessor_end_ns = now_ns
         return True
 
     def observe(self, batch: Execution, now_ns: int, bucket: int) -> bool:
         """Tell the policy the duration of a batch that was sent early; return false for any other batch."""
         before_ns: int = batch.predecessor_end_ns
-        if before_ns <= 0 or batch.abandoned or self.learn is None:
+        if before_ns <= 0 or batch.abandoned or self.offered.observe_pipelined is None:
             return False
         early_ns: Any = before_ns - batch.started_ns
-        self.learn(len(batch.tickets), now_ns - before_ns, now_ns, early_ns, bucket)
+        self.offered.observe_pipelined(len(batch.tickets), now_ns - before_ns, now_ns, early_ns, bucket)
         return True

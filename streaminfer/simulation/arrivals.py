@@ -94,10 +94,23 @@ def on_off(
     Returns:
         Shape (n,), seconds, ascending.
     """
+    rng = _stream(seed)
+    n = _count(n)
     rate = _positive("rate", rate)
-    high, low = _positive("on_times", on_times) * rate, _positive("off_times", off_times) * rate
+    high_rate, low_rate = _positive("on_times", on_times) * rate, _positive("off_times", off_times) * rate
     on_s, off_s = check_duration("on_s", on_s, positive=True), check_duration("off_s", off_s, positive=True)
-    return _switching(n, seed, low, off_s, high, on_s)
+    if 2 * n > _MOST_SWITCHES * (low_rate * off_s + high_rate * on_s):
+        expectation = f"periods so long that {n:,} arrivals have at most {_MOST_SWITCHES:,} switches"
+        raise ValueError(expected("on_s + off_s", expectation, off_s + on_s))
+    arrivals: list[float] = []
+    now_s, is_on = 0.0, False
+    while len(arrivals) < n:
+        end_s = now_s + rng.exponential(on_s if is_on else off_s)
+        gap_s = 1 / (high_rate if is_on else low_rate)
+        while len(arrivals) < n and (now_s := now_s + rng.exponential(gap_s)) <= end_s:
+            arrivals.append(now_s)
+        now_s, is_on = end_s, not is_on  # the gap that crossed the switch is dropped: exponential gaps have no memory
+    return np.array(arrivals, dtype=np.float64)
 
 
 def bursts(
@@ -118,7 +131,7 @@ def bursts(
     """
     on_s, off_s = check_duration("on_s", on_s, positive=True), check_duration("off_s", off_s, positive=True)
     quiet_rate = _positive("rate", rate) / ((on_s * _positive("times", times) + off_s) / (on_s + off_s))
-    return _switching(n, seed, quiet_rate, off_s, quiet_rate * times, on_s)
+    return on_off(quiet_rate, n, seed, on_s=on_s, off_s=off_s, on_times=times, off_times=1.0)
 
 
 def cameras(fps: float, cameras: int, duration_s: float, seed: int, *, jitter_s: float) -> NDArray[np.float64]:
@@ -230,25 +243,6 @@ def priorities_of(values: ArrayLike | None, n: int) -> NDArray[np.int32]:
     if priorities.size and not (_PRIORITIES.min <= priorities.min() and priorities.max() <= _PRIORITIES.max):
         raise ValueError(expected("priorities", "whole numbers of 32 bits", values))
     return priorities.astype(np.int32)
-
-
-def _switching(
-    n: int, seed: int, low_rate: float, low_s: float, high_rate: float, high_s: float
-) -> NDArray[np.float64]:
-    rng = _stream(seed)
-    n = _count(n)
-    if 2 * n > _MOST_SWITCHES * (low_rate * low_s + high_rate * high_s):
-        expectation = f"periods so long that {n:,} arrivals have at most {_MOST_SWITCHES:,} switches"
-        raise ValueError(expected("on_s + off_s", expectation, low_s + high_s))
-    arrivals: list[float] = []
-    now_s, high = 0.0, False
-    while len(arrivals) < n:
-        end_s = now_s + rng.exponential(high_s if high else low_s)
-        gap_s = 1 / (high_rate if high else low_rate)
-        while len(arrivals) < n and (now_s := now_s + rng.exponential(gap_s)) <= end_s:
-            arrivals.append(now_s)
-        now_s, high = end_s, not high  # the gap that crossed the switch is dropped: exponential gaps have no memory
-    return np.array(arrivals, dtype=np.float64)
 
 
 def _instants(name: str, values: ArrayLike) -> NDArray[np.float64]:

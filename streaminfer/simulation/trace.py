@@ -55,7 +55,9 @@ class Trace:
     def __init__(
         self, arrivals_s: ArrayLike, limits_s: ArrayLike | None = None, priorities: ArrayLike | None = None
     ) -> None:
-        arrivals = _from_zero(arrivals_s)
+        instants = ascending(arrivals_s)
+        arrivals = _constant(instants - instants[:1])
+        arrivals_in_ns(arrivals)  # raises if the trace is too long
         self.__attrs_init__(
             arrivals, _limits(limits_s, arrivals.size), _constant(priorities_of(priorities, arrivals.size))
         )
@@ -118,13 +120,6 @@ class Trace:
             if limited.size < len(self):
                 limits += f" for {limited.size} of them"
         return f"<Trace of {len(self)} arrivals in {self.duration_s:.4g} s, {self.rate:.4g} a second, {limits}>"
-
-
-def _from_zero(arrivals_s: ArrayLike) -> NDArray[np.float64]:
-    instants = ascending(arrivals_s)
-    instants = instants - instants[:1]
-    arrivals_in_ns(instants)  # raises if the trace is too long
-    return _constant(instants)
 
 
 def _limits(limits_s: ArrayLike | None, n: int) -> NDArray[np.float64]:

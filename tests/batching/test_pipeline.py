@@ -3,6 +3,7 @@
 import pytest
 
 from streaminfer.batching.pipeline import Pipeline
+from streaminfer.batching.policy import PolicyCapabilities
 from streaminfer.batching.queue._ticket_cy import UNKNOWN, Execution
 
 pytestmark = pytest.mark.uncompiled
@@ -22,7 +23,7 @@ def test_a_pipeline_without_a_policy_is_closed():
 def test_pipeline_holds_one_early_batch():
     """A second batch is not sent early before the first one has started."""
     pipeline = Pipeline()
-    pipeline.choose = lambda *_: None
+    pipeline.offered = PolicyCapabilities(choose_pipelined=lambda *_: None)
     assert pipeline.is_open
 
     pipeline.take(batch_of(0))
@@ -55,7 +56,7 @@ def test_early_batch_ending_first_teaches_nothing():
 def test_early_batch_starts_when_its_predecessor_ends():
     """The policy defines the instant from which an early batch counts as running."""
     pipeline = Pipeline()
-    pipeline.effective_start_ns = lambda sent_ns, ended_ns: ended_ns - 3
+    pipeline.offered = PolicyCapabilities(effective_start_ns=lambda sent_ns, ended_ns: ended_ns - 3)
     early = batch_of(0)
 
     pipeline.take(early)
@@ -68,9 +69,11 @@ def test_early_batch_starts_when_its_predecessor_ends():
 def test_batch_behind_a_failed_batch_is_not_observed():
     """An early batch behind a failed one is not observed, because the instant when the model was free is unknown."""
     pipeline = Pipeline()
-    pipeline.effective_start_ns = lambda sent_ns, ended_ns: ended_ns - 3
     learned = []
-    pipeline.learn = lambda *batch: learned.append(batch)
+    pipeline.offered = PolicyCapabilities(
+        effective_start_ns=lambda sent_ns, ended_ns: ended_ns - 3,
+        observe_pipelined=lambda *batch: learned.append(batch),
+    )
     early = batch_of(0)
 
     pipeline.take(early)
@@ -86,7 +89,7 @@ def test_observe_gets_the_duration_of_an_early_batch():
     """The policy learns the time from the end of the previous batch to the end of the early one."""
     pipeline = Pipeline()
     learned = []
-    pipeline.learn = lambda *batch: learned.append(batch)
+    pipeline.offered = PolicyCapabilities(observe_pipelined=lambda *batch: learned.append(batch))
     early = batch_of(0)
     pipeline.take(early)
     pipeline.end(batch_of(0), 100, is_known=True)

@@ -111,6 +111,8 @@ class Assembler:
     Attributes:
         plain: none of these limits and shapes apply, so all rows of one kind can share a batch.
         buckets: the same.
+        caps: the most rows in a batch of each bucket, by count and elements; bytes may allow fewer. One entry without
+            buckets.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, is out of range, or needs ``stack=True``.
@@ -149,7 +151,7 @@ class Assembler:
         self._pool = BufferPool(_POOL_BYTES)
         if buckets is None:
             self._ragged: RaggedCompatibility | None = None
-            self._caps = [self._largest(max_batch_size)]
+            self.caps = [self._largest(max_batch_size)]
             return
         self._ragged = RaggedCompatibility(buckets.lengths, buckets.axis, buckets.inputs)
         elements = buckets.max_elements
@@ -157,15 +159,10 @@ class Assembler:
             raise ValueError(
                 expected("max_elements", f"room for the smallest of preferred_sizes {self._sizes}", elements)
             )
-        self._caps = [
+        self.caps = [
             self._largest(max_batch_size if elements is None else min(max_batch_size, elements // length))
             for length in buckets.lengths
         ]
-
-    @property
-    def bucket_count(self) -> int:
-        """Number of length buckets; 1 without buckets."""
-        return 1 if self.buckets is None else len(self.buckets.lengths)
 
     def prepare(self, inputs: Any) -> Any:
         """Return a request's inputs in a form for a batch.
@@ -229,14 +226,10 @@ class Assembler:
 
     def sizes_of(self, bucket: int) -> list[int]:
         """Return the batch sizes of a bucket to measure: ``preferred_sizes``, else 1, 2, 4, … and the largest."""
-        cap = self._caps[bucket]
+        cap = self.caps[bucket]
         if self._sizes:
             return [size for size in self._sizes if size <= cap]
         return [*(1 << power for power in range((cap - 1).bit_length())), cap]
-
-    def cap_of(self, bucket: int) -> int:
-        """Return the most rows in a batch of a bucket, by count and elements; bytes may allow fewer."""
-        return self._caps[bucket]
 
     def padded_size(self, count: int) -> int:
         """Return the number of rows that the model gets for a batch of ``count`` requests."""
@@ -256,9 +249,9 @@ class Assembler:
             The first ticket and, in their order, those whose rows can be stacked with its row, within the limits.
         """
         if self.plain:
-            return take_stackable(tickets, self._caps[0])
+            return take_stackable(tickets, self.caps[0])
         first = tickets[0].inputs
-        limit = self._caps[self.bucket_of(first)]
+        limit = self.caps[self.bucket_of(first)]
         chosen = (
             take_stackable(tickets, limit) if self._ragged is None else self._ragged.choose(tickets, limit, shorter_too)
         )

@@ -54,6 +54,9 @@ class BufferPool:
     Args:
         max_bytes: the most memory, lent and idle together. Beyond it, callers get ordinary arrays. Idle memory is
             released first, the least recently used before the rest.
+
+    Attributes:
+        held_bytes: memory lent and idle; at most ``max_bytes``.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -63,12 +66,7 @@ class BufferPool:
         self._idle_bytes = 0
         self._loans: dict[int, _Loan] = {}
         self._returned: deque[_Loan] = deque()
-        self._held_bytes = 0
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory lent and idle; at most ``max_bytes``."""
-        return self._held_bytes
+        self.held_bytes = 0
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return an uninitialized C-contiguous array, whose memory is reused when no reference to it or a view is left.
@@ -89,7 +87,7 @@ class BufferPool:
                     return np.empty(shape, dtype)
                 freed.clear()  # free this memory before as much is allocated
                 memory = bytearray(size)
-                self._held_bytes += size
+                self.held_bytes += size
             array: NDArray[Any] = np.ndarray(shape, dtype, buffer=memory)
             loan = _Loan(array, self._returned.append)
             loan.memory = memory
@@ -114,11 +112,11 @@ class BufferPool:
 
     def _make_room(self, size: int, freed: list[bytearray]) -> bool:
         """Release idle memory if ``size`` bytes more would exceed the limit; return false if that is not enough."""
-        if self._held_bytes - self._idle_bytes + size > self._max_bytes:
+        if self.held_bytes - self._idle_bytes + size > self._max_bytes:
             return False
-        while self._held_bytes + size > self._max_bytes:
+        while self.held_bytes + size > self._max_bytes:
             memory = self._idle.pop(0)
             self._idle_bytes -= len(memory)
-            self._held_bytes -= len(memory)
+            self.held_bytes -= len(memory)
             freed.append(memory)
         return True

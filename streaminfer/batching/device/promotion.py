@@ -58,16 +58,16 @@ class Promotions:
         self._count = count
         self._process_time_ns = process_time_ns
         self._lowered: dict[Execution, _Lowered] = {}
-        self._backoffs: WeakKeyDictionary[DeviceMember, _Backoff] = WeakKeyDictionary()
+        # number of batches that begin at the usual priority after the last wait, and how many of them remain
+        self._backoffs: WeakKeyDictionary[DeviceMember, tuple[int, int]] = WeakKeyDictionary()
         self._longest_ns: WeakKeyDictionary[DeviceMember, dict[int, int]] = WeakKeyDictionary()  # by size of the batch
 
     def begin(self, loop: asyncio.AbstractEventLoop, execution: Execution, member: DeviceMember, now_ns: int) -> None:
         """Note that a background batch begins, and tell its backend whether it is lowered."""
-        backoff = self._backoffs.get(member)
-        is_lowered = backoff is None or not backoff.remaining
-        member.claim.runs.set_background(is_lowered)
-        if backoff is not None and not is_lowered:
-            backoff.remaining -= 1
+        batches, remaining = self._backoffs.get(member, (0, 0))
+        member.claim.runs.set_background(not remaining)
+        if remaining:
+            self._backoffs[member] = batches, remaining - 1
             return
         deadline_ns = min(ticket.deadline_ns for ticket in execution.tickets)
         time_ns = None if deadline_ns == NEVER else max(deadline_ns - now_ns, 0)
@@ -106,13 +106,14 @@ class Promotions:
             if spare_ns > 0:
                 self._check_after(max(spare_ns, _MIN_CHECK_NS), execution, lowered)
                 return
-        lowered.timer = None
-        self._count(lowered.member)
-        lowered.member.claim.runs.raise_running()
+        lowered.timer, member = None, lowered.member
+        self._count(member)
+        member.claim.runs.raise_running()
         if used_full_core:  # so the foreground delayed it, not other processes
-            self._backoffs.pop(lowered.member, None)
+            self._backoffs.pop(member, None)
         else:
-            self._backoffs.setdefault(lowered.member, _Backoff()).grow()
+            batches = min(max(2 * self._backoffs.get(member, (0, 0))[0], 1), _MOST_BACKOFF)
+            self._backoffs[member] = batches, batches
 
     def _needed_ns(self, execution: Execution, member: DeviceMember) -> int | None:
         """Return the CPU time that a batch still needs; ``None``: unknown."""
@@ -136,14 +137,3 @@ class _Lowered:
 
     def elapsed_ns(self) -> int:
         return round((self.loop.time() - self.began_s) * 1e9)
-
-
-@attrs.define
-class _Backoff:
-    """Number of batches of a model that begin at the usual priority, and how many of them remain."""
-
-    batches: int = 0
-    remaining: int = 0
-
-    def grow(self) -> None:
-        self.batches = self.remaining = min(max(2 * self.batches, 1), _MOST_BACKOFF)

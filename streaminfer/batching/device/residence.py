@@ -8,6 +8,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import check_count, check_instance
+from streaminfer._runtime.batch_observer import BatchWork
 from streaminfer._runtime.lifecycle import BegunTask
 from streaminfer.errors import BackendError, text_of_error
 from streaminfer.protocols import Residency
@@ -94,7 +95,7 @@ class LiveResidence:
 
     async def _load(self, leaving: Sequence["LiveResidence"], done: Callable[[int, bool, int], None]) -> None:
         observers = self._dispatcher.observers
-        tokens = [] if observers is None else observers.begin_load(self._now_ns())
+        tokens = [] if observers is None else observers.notify_begin([], self._now_ns())
         error: BaseException | None = None
         retained = len(leaving)
         try:
@@ -110,7 +111,7 @@ class LiveResidence:
             self.task = None
             done(self._now_ns(), error is None, retained)
             if observers is not None:
-                observers.end_load(tokens, self._now_ns())
+                observers.notify_end(tokens, BatchWork(setup_share=1.0), self._now_ns())
             self._end(error)
 
     def _end(self, error: BaseException | None) -> None:

@@ -349,7 +349,8 @@ class Lookahead:
             other_size = group.model.size_instead_of(size, len(group.tickets))
             return self._send_on_time(group, group.tickets[:size], other_size, groups, now_ns)
         remaining, late, overdue, rejected = without_late(groups, now_ns)
-        rejection = _too_late(late[-1].model) if rejected else ""
+        alone_s = late[-1].model.durations[1] / 1e9 if late else 0.0
+        rejection = f"infeasible: even a batch of one takes {alone_s:.6f} s" if rejected else ""
         if not remaining:
             if overdue:
                 return Decision(self._of_one_group(overdue), "planned", rejected, rejection=rejection)
@@ -443,7 +444,3 @@ class Lookahead:
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
-
-
-def _too_late(model: BucketModel) -> str:
-    return f"infeasible: even a batch of one takes {int(model.durations[1]) / 1e9:.6f} s"

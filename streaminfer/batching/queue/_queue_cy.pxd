@@ -79,8 +79,5 @@ cdef class RequestQueue:
     @cython.locals(level=_Level, before=Ticket, after=Ticket)
     cdef void _unlink(self, Ticket ticket)
 
-    @cython.locals(execution=Execution)
-    cdef void _leave(self, Ticket ticket)
-
-    @cython.locals(after=Ticket)
+    @cython.locals(execution=Execution, after=Ticket)
     cdef _finish(self, Ticket ticket)

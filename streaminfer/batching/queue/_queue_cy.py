@@ -293,8 +293,6 @@ class RequestQueue:
             self._unlink(ticket)
         elif ticket._held:
             self._order.leave(ticket)
-        else:
-            self._leave(ticket)
         self._finish(ticket)
         return True
 
@@ -343,7 +341,6 @@ class RequestQueue:
             future = ticket.future
             if future.done():
                 continue  # cancelled a moment ago: its caller is about to end the ticket
-            self._leave(ticket)
             self._finish(ticket)
             timings = ticket.timings
             timings.assembled_ns = assembled_ns
@@ -425,13 +422,11 @@ class RequestQueue:
         level.with_deadline -= ticket.deadline_ns != _NEVER
         self.queued -= 1
 
-    def _leave(self, ticket: Ticket) -> None:
-        self.running -= 1
+    def _finish(self, ticket: Ticket) -> None:
         execution = ticket.execution
         if execution is not None:
+            self.running -= 1
             execution.live -= 1
-
-    def _finish(self, ticket: Ticket) -> None:
         ticket._live = False
         ticket._queued = False
         ticket.request = None

@@ -11,7 +11,7 @@ cdef double _OFF_LINE, _LINE_VISITS, _PRIOR_WEIGHT, _STEEPEST, _SINGULAR
 @cython.locals(
     own=list, costs=list, line=tuple, setup=double, per_row=double, prior_visits=double, count=Py_ssize_t,
     at=Py_ssize_t, cost=double, size=double, below=double, own_visits=double, on_line=double, full=double,
-    max_cost=double, logarithm=double)
+    logarithm=double)
 cpdef tuple smoothed_costs(list sizes, list logarithms, list visits, double deviation)
 
 @cython.locals(

@@ -70,11 +70,7 @@ def smoothed_costs(
         full = 1.0  # a power of two to which a model may pad the batch
         while full < size:
             full *= 2.0
-        max_cost = costs[at - 1]
-        max_cost *= power(full / below, _STEEPEST)
-        cost = costs[at]
-        if cost > max_cost:
-            costs[at] = max_cost
+        costs[at] = min(costs[at], costs[at - 1] * power(full / below, _STEEPEST))
     return costs, setup, per_row
 
 

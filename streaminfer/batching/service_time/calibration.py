@@ -190,7 +190,9 @@ class Calibration:
         limit_ns = LIMIT_NS if slo_ns is None else LIMIT_IN_SLOS * slo_ns
         bench = CalibrationBench(service, policy, example, assembler, limit_ns, learn, validate)
         try:
-            async with _calibration_lock() if example.exclusive else contextlib.nullcontext():
+            # only one calibration may run: models that are measured at the same time slow each other down
+            lock = _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+            async with lock if example.exclusive else contextlib.nullcontext():
                 return await self._run(bench, limit)
         finally:
             self.progress = ""
@@ -317,7 +319,7 @@ class Calibration:
     async def _measure(
         self, bench: CalibrationBench, row: Any, bucket: _Bucket, sizes: list[int], learn: Learn
     ) -> None:
-        budget_ns = BUDGET_NS // bench.assembler.bucket_count
+        budget_ns = BUDGET_NS // len(bench.assembler.caps)
         runs: dict[int, list[int]] = {}
         spent_ns = 0
 
@@ -347,11 +349,6 @@ class Calibration:
 
 # a lock that was waited for refers to its loop, so only the calibrations that use it store it
 _LOCKS: "weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakValueDictionary()
-
-
-def _calibration_lock() -> asyncio.Lock:
-    """Return the lock of the one calibration that may run: models measured at the same time slow each other down."""
-    return _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
 def _open_axes(example: ExampleInputs, buckets: "Buckets | None") -> dict[str, tuple[int, ...]]:

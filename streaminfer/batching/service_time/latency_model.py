@@ -277,7 +277,8 @@ class LatencyModel:
             sign = 1.0 if other > size else -1.0
             rise = sign * (self._costs[other] - cost)
             below, above = sorted((size, other))
-            max_rise = max(STEEPEST * math.log(above / below), _FILL_UP * math.log(_power_of_two(above) / below))
+            padded = 1 << (above - 1).bit_length()  # a power of two to which a model may pad the batch
+            max_rise = max(STEEPEST * math.log(above / below), _FILL_UP * math.log(padded / below))
             if not -_COST_TOLERANCE <= rise <= max_rise + _COST_TOLERANCE:
                 return False
         return True
@@ -331,11 +332,6 @@ class LatencyModel:
 def _sizes_up_to(largest: int) -> list[int]:
     steps = round(math.log2(largest)) * _PER_OCTAVE
     return sorted({1, 2, 3, *(round(2 ** (step / _PER_OCTAVE)) for step in range(2 * _PER_OCTAVE, steps + 1))})
-
-
-def _power_of_two(size: int) -> int:
-    """Return the smallest power of two that is at least a size."""
-    return 1 << (size - 1).bit_length()
 
 
 def nearest_size(size: int) -> int:

@@ -23,12 +23,19 @@ _Array = NDArray[np.int64]
 
 
 @jit
-def _windows(arrivals: _Array, deadlines: _Array, others: _Array, others_deadlines: _Array) -> tuple[_Array, _Array]:
-    """Return, for each prefix of one model, the shortest and the longest prefix of the other that matter."""
+def _windows(
+    arrivals: _Array, deadlines: _Array, others: _Array, others_deadlines: _Array, loads_ns: int
+) -> tuple[_Array, _Array, int]:
+    """Return, for each prefix of one model, the shortest and the longest prefix of the other that matter.
+
+    The third value bounds the entries of a front: those after its first differ by requests that are still in time. In a
+    schedule for its last entry, the part that ended before the loads of both models leads to its first entry.
+    """
     n = arrivals.size
     lows = np.empty(n + 1, np.int64)
     highs = np.empty(n + 1, np.int64)
     low = high = 0
+    widest = 1
     for i in range(n + 1):
         while i > 0 and low < others.size and others_deadlines[low] < arrivals[i - 1]:
             low += 1
@@ -36,7 +43,12 @@ def _windows(arrivals: _Array, deadlines: _Array, others: _Array, others_deadlin
             high += 1
         lows[i] = low
         highs[i] = max(low, high)
-    return lows, highs
+        for j in range(lows[i], highs[i] + 1):
+            next_ns = _next_arrival(i, j, arrivals, others) - loads_ns
+            entries = max(i - int(np.searchsorted(deadlines, next_ns)), 0)
+            entries += max(j - int(np.searchsorted(others_deadlines, next_ns)), 0)
+            widest = max(widest, entries + 1)
+    return lows, highs, widest
 
 
 @jit
@@ -44,30 +56,6 @@ def _next_arrival(i: int, j: int, first: _Array, second: _Array) -> int:
     """Return when the first request arrives that is in neither prefix."""
     next_ns = first[i] if i < first.size else _FAR_NS
     return min(next_ns, second[j]) if j < second.size else next_ns
-
-
-@jit
-def _width(
-    first: _Array,
-    first_deadlines: _Array,
-    second: _Array,
-    second_deadlines: _Array,
-    lows: _Array,
-    highs: _Array,
-    loads_ns: int,
-) -> int:
-    """Return a bound on the entries of a front: those after its first differ by requests that are still in time.
-
-    In a schedule for its last entry, the part that ended before the loads of both models leads to its first entry.
-    """
-    widest = 1
-    for i in range(first.size + 1):
-        for j in range(lows[i], highs[i] + 1):
-            next_ns = _next_arrival(i, j, first, second) - loads_ns
-            entries = max(i - int(np.searchsorted(first_deadlines, next_ns)), 0)
-            entries += max(j - int(np.searchsorted(second_deadlines, next_ns)), 0)
-            widest = max(widest, entries + 1)
-    return widest
 
 
 class _Fronts(NamedTuple):
@@ -150,9 +138,8 @@ def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its ta
     loads_ns = (first_load_ns, second_load_ns)
     both_ns = first_load_ns + second_load_ns
     states = 2 if both_ns > 0 else 1  # which model is in memory
-    lows, highs = _windows(first, first_deadlines, second, second_deadlines)
     # after pruning, fronts have up to `width` entries, and before that those of one batch more
-    width = _width(first, first_deadlines, second, second_deadlines, lows, highs, both_ns)
+    lows, highs, width = _windows(first, first_deadlines, second, second_deadlines, both_ns)
     rows = cap + 1
     columns = (highs - lows).max() + 1
     fewest = np.zeros((rows, columns, states), np.int64)

@@ -309,7 +309,7 @@ def test_as_padded_shows_what_the_model_will_see():
 def test_assembler_without_limits_is_plain():
     made = assembler()
     assert made.plain
-    assert (made.bucket_of(A), made.cap_of(0), made.padded_size(5)) == (0, 8, 5)
+    assert (made.bucket_of(A), made.caps[0], made.padded_size(5)) == (0, 8, 5)
     tickets = tickets_of([A, A[:3], A + 1, 2.0, A + 2])
     assert same_objects(made.select(tickets), [tickets[0], tickets[2], tickets[4]])
     for setting in ({"buckets": Buckets((8,))}, {"max_batch_bytes": 100}, {"preferred_sizes": (8,)}):
@@ -353,15 +353,15 @@ def test_wrong_settings_are_named(setting, error, message):
 
 def test_elements_bound_a_batch_by_its_bucket():
     made = assembler(buckets=Buckets((4, 8, 16), max_elements=20))
-    assert [made.cap_of(k) for k in range(3)] == [5, 2, 1]
+    assert made.caps == [5, 2, 1]
     tickets = tickets_of([np.zeros(n) for n in (5, 3, 8, 6)])
     assert same_objects(made.select(tickets), [tickets[0], tickets[2]])
-    assert [assembler(buckets=Buckets((4,))).cap_of(0)] == [8]
+    assert assembler(buckets=Buckets((4,))).caps == [8]
 
 
 def test_preferred_sizes_fill_up_and_cap():
     made = assembler(preferred_sizes=(2, 4))
-    assert made.cap_of(0) == 4
+    assert made.caps[0] == 4
     assert [made.padded_size(n) for n in (1, 2, 3, 4)] == [2, 2, 4, 4]
     assert len(made.select(tickets_of([1.0] * 8))) == 4
     assert made.assemble([1.0, 2.0, 3.0]).tolist() == [1.0, 2.0, 3.0, 3.0]
@@ -370,7 +370,7 @@ def test_preferred_sizes_fill_up_and_cap():
     made.assemble(rows)
     assert len(rows) == 1
     small = assembler(preferred_sizes=(2, 8), buckets=Buckets((4, 8), max_elements=40))
-    assert [small.cap_of(0), small.cap_of(1)] == [8, 2]
+    assert small.caps == [8, 2]
 
 
 def test_bytes_bound_a_batch():
