@@ -43,6 +43,11 @@ class Sample(NamedTuple):
     labels: Labels
     value: float | HistogramPoint
 
+    @property
+    def created_ns(self) -> int:
+        """Start of counting, in nanoseconds since 1970."""
+        return self.value.created_ns if isinstance(self.value, HistogramPoint) else IMPORTED_NS
+
 
 class Collection:
     """Samples of any number of stacks at one moment, by metric. Not thread-safe.
