@@ -40,6 +40,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -72,7 +75,7 @@ _HEAD = ("", "check", "where", "what", "remedy")
 _MARKS = {"ok": "good", "attention": "so", "fail": "bad"}
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Finding:
     """Outcome of one check of one object.
 
@@ -89,6 +92,9 @@ class Finding:
     where: str
     what: str
     remedy: str = ""
+
+
+_ok, _attention, _fail = (partial(Finding, severity) for severity in ("ok", "attention", "fail"))
 
 
 @attrs.frozen
@@ -146,19 +152,17 @@ def audit(stack: Stack) -> Audit:
     """
     check_instance("stack", stack, lambda it: is_a(it, Stack), "a Stack")
     findings: list[Finding] = []
-    caches = 0
-    for part in walk(stack):
+    parts = list(walk(stack))
+    if not any(is_a(part.obj, EdgeCache) for part in parts):
+        what = "none of its layers is a cache; one that your own code calls is not seen"
+        findings.append(_ok("max-age", "stack", what))
+    for part in parts:
         if is_a(part.obj, EdgeCache):
-            caches += 1
             findings += _check_cache(part.obj, part.where)
         else:
             if is_a(part.obj, StatefulBackend):
                 findings.append(_check_states(part.obj, part.where))
             findings += _check_hop(part)
-    if not caches:
-        findings.insert(
-            0, _ok("max-age", "stack", "none of its layers is a cache; one that your own code calls is not seen")
-        )
     return Audit(tuple(findings))
 
 
@@ -333,15 +337,6 @@ def _check_keys(secret: bytes | None, where: str) -> Finding:
 # -- tiers and hops ----------------------------------------------------------------------------------------------------
 
 
-@attrs.define
-class _PlainTier:
-    """Traits of a tier that does not encrypt, for a rule."""
-
-    on_disk: bool
-    shared: bool
-    encrypted: bool = False
-
-
 def _check_tier(tier: Any, policy: Retention | None, where: str) -> Finding:
     remedy = "give the tier keys=StoredKeys(path, master=…), of streaminfer.caching.tiers.encryption"
     encrypted = read(tier, "encrypted")
@@ -352,7 +347,7 @@ def _check_tier(tier: Any, policy: Retention | None, where: str) -> Finding:
     disallowed: list[str] = []
     if policy is not None:
         on_disk, shared = read(tier, "on_disk") is True, read(tier, "shared") is True
-        plain = _PlainTier(on_disk, shared)
+        plain: Any = SimpleNamespace(on_disk=on_disk, shared=shared, encrypted=False)
         disallowed = [rule.data_class for rule in policy.rules if not rule.permits(plain)]
         if len(disallowed) == len(policy.rules):
             return _ok("tier", where, "not encrypted, and the policy keeps nothing there")
@@ -420,24 +415,7 @@ def _host_of(address: str) -> str:
 
 def _is_local(address: str) -> bool:
     """Return whether an address is on this machine: a Unix socket, ``localhost`` or a loopback address."""
-    if address.startswith(("unix:", "/")):
-        return True
     host = _host_of(address)
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _ok(check: str, where: str, what: str) -> Finding:
-    return Finding(severity="ok", check=check, where=where, what=what)
-
-
-def _attention(check: str, where: str, what: str, remedy: str) -> Finding:
-    return Finding(severity="attention", check=check, where=where, what=what, remedy=remedy)
-
-
-def _fail(check: str, where: str, what: str, remedy: str) -> Finding:
-    return Finding(severity="fail", check=check, where=where, what=what, remedy=remedy)
+    with suppress(ValueError):  # raised for names
+        return address.startswith(("unix:", "/")) or host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return False

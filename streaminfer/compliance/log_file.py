@@ -118,13 +118,10 @@ class RetentionFile:
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
+        """Open the file and hold its lock; errors name the log."""
         try:
-            number = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-            try:
-                _lock(number)
+            with _lock(self.path, os.O_RDWR | os.O_APPEND) as number:
                 yield number
-            finally:
-                unlock_and_close(number)
         except OSError as error:
             raise self.failed(error) from error
 
@@ -157,18 +154,26 @@ def read_events(path: Path, chain: Chain, size: int | None = None) -> Iterator[R
             yield chain.open(line)
 
 
-def _lock(number: int) -> None:
-    """Wait up to 5 s for the lock, which other processes hold for one append; raise if a stopped process holds it."""
+@contextmanager
+def _lock(path: Path, flags: int) -> Iterator[int]:
+    """Open a file or folder and hold its lock, which other processes hold for one append.
+
+    After 5 s it raises `BlockingIOError`, because a stopped process holds the lock.
+    """
+    number = os.open(path, flags | os.O_CLOEXEC)
     until = time.monotonic() + _WAIT_S
-    while True:
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(_POLL_INTERVAL_S)
-        else:
-            return
+    try:
+        while True:
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_POLL_INTERVAL_S)
+        yield number
+    finally:
+        unlock_and_close(number)
 
 
 def _write(number: int, line: bytes, *, durable: bool) -> None:
@@ -186,10 +191,6 @@ def folder_locked(folder: Path) -> Iterator[None]:
     Raises:
         OSError: the disk failed, or a stopped process holds the lock.
     """
-    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _lock(number)
+    with _lock(folder, os.O_RDONLY) as number:
         yield
         os.fsync(number)
-    finally:
-        unlock_and_close(number)

@@ -50,11 +50,8 @@ cdef class BatchMeter:
 
     @cython.locals(
         start_total=cython.longlong, requests=list, rows=Py_ssize_t, charge_ns=cython.longlong,
-        shares=list, padding_ns=cython.longlong, setup_ns=cython.longlong, row=Py_ssize_t, request=CRequest)
+        shares=list, padding_ns=cython.longlong, setup_ns=cython.longlong, row=Py_ssize_t, request=CRequest, share_ns=cython.longlong)
     cpdef end(self, tuple token, object work, long long now_ns)
-
-    @cython.locals(accounts=list, account=CostAccount)
-    cdef _charge_callers(self, object tenant, object stream_id, long long share_ns)
 
 cdef class ResponseLedger:
     cdef CLabelFamilyState _routes
@@ -66,5 +63,8 @@ cdef class ResponseLedger:
 
     cpdef fail(self)
 
-    @cython.locals(deadline_ns=object, on_time=bint, cached=bint, degraded=bint, accounts=list, account=CostAccount)
+    @cython.locals(deadline_ns=object, on_time=bint, cached=bint, degraded=bint, account=CostAccount)
     cpdef respond(self, CRequest request, CResponse response, long long now_ns, bint sees_batches)
+
+@cython.locals(accounts=list)
+cdef CostAccount _account(CLabelFamilyState family, object label, Py_ssize_t device_index)

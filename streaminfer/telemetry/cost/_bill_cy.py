@@ -268,18 +268,12 @@ class BatchMeter:
             if request is not None and (request.tenant is not None or request.stream_id is not None):
                 if shares is None:
                     shares, _, _ = split_ns(charge_ns, rows, work)
-                self._charge_callers(request.tenant, request.stream_id, shares[row])
+                share_ns = shares[row]
+                if request.tenant is not None:
+                    _account(self._tenants, request.tenant, self._device_index).charge(1, share_ns, 0, 0)
+                if request.stream_id is not None:
+                    _account(self._streams, request.stream_id, self._device_index).charge(1, share_ns, 0, 0)
             row += 1
-
-    def _charge_callers(self, tenant: Any, stream_id: Any, share_ns: int) -> None:
-        if tenant is not None:
-            accounts = self._tenants.child(tenant)
-            account = accounts[self._device_index]
-            account.charge(1, share_ns, 0, 0)
-        if stream_id is not None:
-            accounts = self._streams.child(stream_id)
-            account = accounts[self._device_index]
-            account.charge(1, share_ns, 0, 0)
 
 
 class ResponseLedger:
@@ -332,10 +326,11 @@ class ResponseLedger:
         account = self._routes.child(route)
         account.respond(on_time, degraded, cached)
         if request.tenant is not None:
-            accounts = self._tenants.child(request.tenant)
-            account = accounts[0]
-            account.respond(on_time, degraded, cached)
+            _account(self._tenants, request.tenant, 0).respond(on_time, degraded, cached)
         if request.stream_id is not None:
-            accounts = self._streams.child(request.stream_id)
-            account = accounts[0]
-            account.respond(on_time, degraded, cached)
+            _account(self._streams, request.stream_id, 0).respond(on_time, degraded, cached)
+
+
+def _account(family: LabelFamilyState, label: Any, device_index: int) -> CostAccount:
+    accounts: list[CostAccount] = family.child(label)
+    return accounts[device_index]

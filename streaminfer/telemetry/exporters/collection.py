@@ -43,6 +43,11 @@ class Sample(NamedTuple):
     labels: Labels
     value: float | HistogramPoint
 
+    @property
+    def created_ns(self) -> int:
+        """Start of counting, in nanoseconds since 1970."""
+        return self.value.created_ns if isinstance(self.value, HistogramPoint) else IMPORTED_NS
+
 
 class Collection:
     """Samples of any number of stacks at one moment, by metric. Not thread-safe.
@@ -109,9 +114,7 @@ class Collection:
 
     def _telemetry(self, telemetry: Telemetry) -> TelemetryStatistics:
         snapshot = telemetry.live_statistics()
-        if telemetry.slo is None:
-            return snapshot
-        if id(telemetry.slo) in self._visited:
+        if telemetry.slo is not None and id(telemetry.slo) in self._visited:
             return attrs.evolve(snapshot, slo=None)  # shared with another telemetry, and read there
         self._visited.add(id(telemetry.slo))
         return snapshot
@@ -139,30 +142,16 @@ class Collection:
                 self._add_statistics(each, (*labels, (label, label_value(name))) if label else labels)
 
     def _read(self, snapshot: Any, metrics: Sequence[Metric], labels: Labels, created_ns: int = IMPORTED_NS) -> None:
-        points: list[tuple[Metric, str, HistogramPoint]] = []
-        if self._reader is not None:
-            # all histograms first: each one evicts everything else from the processor's cache
-            points = [
-                (metric, key, self._reader.read(histogram, created_ns))
-                for metric in metrics
-                if metric.kind == "histogram"
-                for field in metric.fields
-                for key, histogram in _histograms(field, getattr(snapshot, field))
-            ]
-        for metric, key, point in points:
-            labeled = (*labels, (metric.label, key)) if metric.label else labels
-            self.families.setdefault(metric, []).append(Sample(labeled, point))
+        reader: Any = self._reader
         for metric in metrics:
-            if metric.kind == "histogram":
+            is_histogram = metric.kind == "histogram"
+            if is_histogram and reader is None:
                 continue
             samples = self.families.setdefault(metric, [])
-            for key, value in _values(snapshot, metric):
+            for key, held in _values(snapshot, metric):
+                value = reader.read(held, created_ns) if is_histogram else held
                 if value is not None and value == value:  # noqa: PLR0124 - NaN: not known
                     samples.append(Sample((*labels, (metric.label, key)) if key else labels, value))
-
-
-def _histograms(field: str, value: Any) -> Iterable[tuple[str, Any]]:
-    return value.items() if isinstance(value, Mapping) else ((field, value),)
 
 
 def _values(snapshot: Any, metric: Metric) -> Iterator[tuple[str, Any]]:
@@ -171,10 +160,10 @@ def _values(snapshot: Any, metric: Metric) -> Iterator[tuple[str, Any]]:
         if metric.states:
             for state in metric.states:
                 yield state, int(value == state)
-        elif value is None or isinstance(value, (int, float)):
-            yield field if metric.label else "", int(value) if isinstance(value, bool) else value
+        elif isinstance(value, Mapping):
+            yield from value.items() if metric.kind == "histogram" else _bounded(value)
         else:
-            yield from _bounded(value)
+            yield field if metric.label else "", int(value) if isinstance(value, bool) else value
 
 
 def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

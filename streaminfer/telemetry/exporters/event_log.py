@@ -43,11 +43,10 @@ class EventLog:
             before = self._previous.get((metric, labels), 0)
             if value == before or (metric.states and not value):
                 continue  # the record of the new state is enough
-            fields = {"event": metric.name, **dict(labels), "before": before, "value": value}
-            if metric.states:
-                del fields["before"], fields["value"]
-            text = " ".join(f"{name}={field}" for name, field in fields.items() if name != "event" and field != "")
-            _LOGGER.log(_level(metric, labels, value), "%s %s", metric.name, text, extra={"event": fields})
+            fields = dict(labels) | ({} if metric.states else {"before": before, "value": value})
+            text = " ".join(f"{name}={field}" for name, field in fields.items() if field != "")
+            event = {"event": metric.name, **fields}
+            _LOGGER.log(_level(metric, labels, value), "%s %s", metric.name, text, extra={"event": event})
         self._previous = now
 
     async def watch(self, every_s: float = 1.0) -> None:

@@ -170,14 +170,17 @@ def read_interval_log(
         check_number(name, value, "seconds since the epoch", lambda it: not math.isnan(it))
         for name, value in (("since_s", since_s), ("until_s", until_s))
     )
-    origin = _Origin()
+    origins: dict[str, float] = {}
     with check_path("path", path).open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
-                parts = _parts(line, origin)
-                if parts is None:
+                text = line.strip()
+                if (stated := _ORIGIN.match(text)) is not None:
+                    origins[stated[1]] = float(stated[2])
+                if not text or text[0] in '#"':
                     continue
-                start_s, interval_tag = origin.absolute_s(float(parts[2])), parts[1] or ""
+                parts = _parts(text)
+                start_s, interval_tag = _absolute_s(float(parts[2]), origins), parts[1] or ""
                 if since_s <= start_s < until_s and tag in {None, interval_tag}:
                     yield Interval(start_s, start_s + float(parts[3]), interval_tag, LatencyHistogram.decode(parts[5]))
             except ValueError as error:
@@ -185,35 +188,20 @@ def read_interval_log(
                     raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
 
 
-@attrs.define
-class _Origin:
-    """Origin of the instants of a log, as far as its comments state it."""
-
-    start_time_s: float | None = None
-    base_s: float | None = None
-
-    def absolute_s(self, logged_s: float) -> float:
-        if self.base_s is None:
-            is_relative = self.start_time_s is not None and logged_s < self.start_time_s - _YEAR_S
-            self.base_s = self.start_time_s if is_relative else 0.0
-        return logged_s + (self.base_s or 0.0)
-
-
-def _parts(line: str, origin: _Origin) -> re.Match[str] | None:
-    """Return the fields of an interval, or ``None`` for any other line; times in comments go to ``origin``."""
-    text = line.strip()
-    match = _ORIGIN.match(text)
-    if match is not None:
-        if match[1] == "StartTime":
-            origin.start_time_s = float(match[2])
-        else:
-            origin.base_s = float(match[2])
-    if not text or text[0] in '#"':
-        return None
+def _parts(text: str) -> re.Match[str]:
+    """Return the fields of an interval."""
     parts = _LINE.match(text)
     if parts is None:
         raise ValueError(f"expected an interval, got {text[:60]!r}")
     return parts
+
+
+def _absolute_s(logged_s: float, origins: dict[str, float]) -> float:
+    """Return an instant in seconds since the epoch; ``origins`` are those that the comments of the log state."""
+    if "BaseTime" not in origins:
+        start_time_s = origins.get("StartTime", 0.0)
+        origins["BaseTime"] = start_time_s if logged_s < start_time_s - _YEAR_S else 0.0
+    return logged_s + origins["BaseTime"]
 
 
 def _check_first_line(file: Any, path: str | os.PathLike[str]) -> None:

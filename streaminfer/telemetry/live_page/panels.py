@@ -5,7 +5,6 @@ numbers of unknown statistics. Only numbers, and the operator's names of routes,
 tenant, stream, key or payload.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -71,21 +70,14 @@ def table(name: str, statistics: Any) -> dict[str, Any]:
         name: name of the node.
         statistics: a snapshot of any class.
     """
-    values: dict[str, Any] = {}
-    for field, text, is_shown in _fields(statistics.__class__):
-        value = getattr(statistics, field)
-        if is_shown or isinstance(value, (bool, int, float)):
-            values[f"{name}: {text}"] = value
-    return values
-
-
-@functools.cache
-def _fields(kind: type) -> tuple[tuple[str, str, bool], ...]:
-    """Return each field of a class of statistics: name, heading, and whether it is shown even if it is no number."""
-    if not attrs.has(kind):
-        return ()
+    kind = statistics.__class__
     texts = _TEXTS.get(kind.__name__, ())
-    return tuple((field.name, field.name.replace("_", " "), field.name in texts) for field in attrs.fields(kind))
+    values = {field.name: getattr(statistics, field.name) for field in attrs.fields(kind)} if attrs.has(kind) else {}
+    return {
+        f"{name}: {field.replace('_', ' ')}": value
+        for field, value in values.items()
+        if field in texts or isinstance(value, (bool, int, float))
+    }
 
 
 def slo_numbers(it: Any) -> Iterator[Numbers]:

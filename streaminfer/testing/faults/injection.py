@@ -67,15 +67,13 @@ class InjectedFaults:
         if kind == "kill":
             self.kill_s = fault.value
             return
-        if kind == "delay":
+        if kind == "hang" and fault.value is None:
+            self.hangs = True
+        elif kind in {"delay", "hang"}:
             seconds = fault.value
             if callable(seconds):
                 seconds = check_duration("delay(seconds)", seconds(self._uniform(position, 1)))
             self.delay_s += seconds
-        elif kind == "hang" and fault.value is None:
-            self.hangs = True
-        elif kind == "hang":
-            self.delay_s += fault.value
         elif kind == "error":
             self.error = self.error or fault.value
         else:

@@ -8,13 +8,13 @@ the same buckets as in Prometheus.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal import IMPORTED_NS
 from streaminfer._internal.loading.extras import require
-from streaminfer.telemetry.exporters.collection import Collection, Labels, Sample
-from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
+from streaminfer.telemetry.exporters.collection import Collection, Labels
+from streaminfer.telemetry.exporters.histogram_points import HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
 from streaminfer.telemetry.services import name_services
 
@@ -63,12 +63,11 @@ class StackMetricExporter(sdk.MetricExporter):
 
     def attach(self, provider: api.MeterProvider) -> None:
         """Add a gauge ``streaminfer.services`` to a provider, so that the SDK always has something to export."""
-
-        def count(_: api.CallbackOptions) -> Iterator[api.Observation]:
-            yield api.Observation(len(self._services))
-
         provider.get_meter(_SCOPE).create_observable_gauge(
-            "streaminfer.services", [count], unit="1", description="Services whose metrics are exported."
+            "streaminfer.services",
+            [lambda _: [api.Observation(len(self._services))]],
+            unit="1",
+            description="Services whose metrics are exported.",
         )
 
     def export(
@@ -97,18 +96,14 @@ class StackMetricExporter(sdk.MetricExporter):
         ]
 
 
-def _data(metric: Metric, samples: Sequence[Sample]) -> Any:
+def _data(metric: Metric, samples: Sequence[Any]) -> Any:
     now_ns = time.time_ns()
     cumulative = sdk.AggregationTemporality.CUMULATIVE
     if metric.kind == "histogram":
         points = [_exponential(labels, point, now_ns) for labels, point in samples]
         return sdk.ExponentialHistogram([point for point in points if point.count], cumulative)
-    numbers = [_number(*sample, now_ns) for sample in samples]
+    numbers = [sdk.NumberDataPoint(dict(labels), IMPORTED_NS, now_ns, value) for labels, value in samples]
     return sdk.Gauge(numbers) if metric.kind == "gauge" else sdk.Sum(numbers, cumulative, is_monotonic=True)
-
-
-def _number(labels: Labels, value: Any, now_ns: int) -> sdk.NumberDataPoint:
-    return sdk.NumberDataPoint(dict(labels), IMPORTED_NS, now_ns, value)
 
 
 def _exponential(labels: Labels, point: Any, now_ns: int) -> sdk.ExponentialHistogramDataPoint:
@@ -126,7 +121,10 @@ def _exponential(labels: Labels, point: Any, now_ns: int) -> sdk.ExponentialHist
         flags=0,
         min=point.min_s,
         max=point.max_s,
-        exemplars=[_exemplar(exemplar) for exemplar in point.exemplars],
+        exemplars=[
+            sdk_metrics.Exemplar({}, it.value_s, it.unix_ns, int(it.span_id, 16), int(it.trace_id, 16))
+            for it in point.exemplars
+        ],
     )
 
 
@@ -142,9 +140,3 @@ def _dense(point: HistogramPoint) -> tuple[int, int, list[int]]:
     for number, count in zip(numbers, point.counts, strict=True):
         counts[number - numbers[0]] += count
     return point.schema - shift, numbers[0], counts
-
-
-def _exemplar(exemplar: Exemplar) -> sdk_metrics.Exemplar:
-    return sdk_metrics.Exemplar(
-        {}, exemplar.value_s, exemplar.unix_ns, int(exemplar.span_id, 16), int(exemplar.trace_id, 16)
-    )

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from streaminfer._internal import IMPORTED_NS
 from streaminfer._internal.loading.extras import require
 from streaminfer.telemetry.exporters.collection import Collection, Sample
 from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, Exemplar, HistogramPoint, HistogramReader
@@ -41,9 +40,7 @@ class StackCollector:
     def _add(self, family: Any, metric: Metric, sample: Sample) -> None:
         labels = dict(sample.labels)
         point = sample.value
-        created_ns = IMPORTED_NS
         if isinstance(point, HistogramPoint):
-            created_ns = point.created_ns
             exemplars = {exemplar.bucket: self._exemplar(exemplar) for exemplar in point.exemplars}
             for number, (bound, count) in enumerate(zip(BOUND_LABELS, point.cumulative, strict=True)):
                 family.add_sample(
@@ -54,7 +51,7 @@ class StackCollector:
         else:
             family.add_sample(metric.prometheus, labels, point)
         if metric.kind != "gauge":
-            family.add_sample(f"{metric.family}_created", labels, created_ns / 1e9)
+            family.add_sample(f"{metric.family}_created", labels, sample.created_ns / 1e9)
 
     def _exemplar(self, exemplar: Exemplar) -> Any:
         labels = {"trace_id": exemplar.trace_id, "span_id": exemplar.span_id}

@@ -8,7 +8,6 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from streaminfer._internal import IMPORTED_NS
 from streaminfer.telemetry.exporters.collection import Labels, Sample
 from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, Exemplar, HistogramPoint
 from streaminfer.telemetry.exporters.metric import Metric
@@ -21,12 +20,8 @@ def write_text(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[str]:
     for metric, samples in families.items():
         name = metric.prometheus
         lines = [f"# HELP {name} {_escape_help(metric.help)}", f"# TYPE {name} {metric.kind}"]
-        for labels, value in samples:
-            text = _labels(labels)
-            if isinstance(value, HistogramPoint):
-                lines += _histogram(name, text, value, with_exemplars=False)
-            else:
-                lines.append(f"{name}{{{text}}} {_number(value)}")
+        for sample in samples:
+            lines += _series(metric, sample, with_exemplars=False)
         yield "\n".join(lines) + "\n"
 
 
@@ -38,21 +33,18 @@ def write_openmetrics(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[s
         if metric.unit:
             lines.append(f"# UNIT {name} {metric.unit}")
         lines.append(f"# HELP {name} {_escape(metric.help)}")
-        for labels, value in samples:
-            text = _labels(labels)
-            created_ns = IMPORTED_NS
-            if isinstance(value, HistogramPoint):
-                created_ns = value.created_ns
-                lines += _histogram(name, text, value, with_exemplars=True)
-            else:
-                lines.append(f"{metric.prometheus}{{{text}}} {_number(value)}")
+        for sample in samples:
+            lines += _series(metric, sample, with_exemplars=True)
             if metric.kind != "gauge":
-                lines.append(f"{name}_created{{{text}}} {_seconds(created_ns)}")
+                lines.append(f"{name}_created{{{_labels(sample.labels)}}} {sample.created_ns / 1e9:.3f}")
         yield "\n".join(lines) + "\n"
     yield "# EOF\n"
 
 
-def _histogram(name: str, labels: str, point: HistogramPoint, *, with_exemplars: bool) -> list[str]:
+def _series(metric: Metric, sample: Sample, *, with_exemplars: bool) -> list[str]:
+    name, labels, point = metric.prometheus, _labels(sample.labels), sample.value
+    if not isinstance(point, HistogramPoint):
+        return [f"{name}{{{labels}}} {_number(point)}"]
     begin = f"{name}_bucket{{{labels},"
     lines = [f'{begin}le="{bound}"}} {count}' for bound, count in zip(BOUND_LABELS, point.cumulative, strict=True)]
     if with_exemplars:
@@ -61,11 +53,6 @@ def _histogram(name: str, labels: str, point: HistogramPoint, *, with_exemplars:
     lines.append(f"{name}_sum{{{labels}}} {_number(point.sum_s)}")
     lines.append(f"{name}_count{{{labels}}} {point.total}")
     return lines
-
-
-@functools.lru_cache(maxsize=16)
-def _seconds(instant_ns: int) -> str:
-    return f"{instant_ns / 1e9:.3f}"
 
 
 def _exemplar(exemplar: Exemplar) -> str:

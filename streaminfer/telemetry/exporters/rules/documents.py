@@ -51,7 +51,9 @@ def slo_documents(*slos: SLO, version: Version = "openslo/v1") -> str:
 
 
 def _openslo(slo: SLO, text: str) -> dict[str, Any]:
-    good, total = ({"metricSource": {"type": "Prometheus", "spec": {"query": query}}} for query in _good_and_total(slo))
+    good, total = (
+        {"metricSource": {"type": "Prometheus", "spec": {"query": query}}} for query in (good_events(slo), events(slo))
+    )
     indicator = {"ratioMetric": {"counter": True, "good": good, "total": total}}
     return _slo(
         slo,
@@ -65,7 +67,7 @@ def _openslo(slo: SLO, text: str) -> dict[str, Any]:
 def _openslo_alpha(slo: SLO, text: str) -> dict[str, Any]:
     good, total = (
         {"source": "prometheus", "queryType": "promql", "query": f"sum(rate({query}[{{{{.window}}}}]))"}
-        for query in _good_and_total(slo)
+        for query in (good_events(slo), events(slo))
     )
     ratio = {"incremental": True, "good": good, "total": total}
     days = max(round(slo.period_s / _DAY_S), 1)
@@ -105,7 +107,3 @@ def _whole_units(seconds: float) -> str:
     minutes = max(round(seconds / _MINUTE_S), 1)
     size, unit = next((size, unit) for size, unit in ((1440, "d"), (60, "h"), (1, "m")) if minutes % size == 0)
     return f"{minutes // size}{unit}"
-
-
-def _good_and_total(slo: SLO) -> tuple[str, str]:
-    return good_events(slo), events(slo)

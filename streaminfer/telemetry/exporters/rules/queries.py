@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.telemetry.exporters.collection import label_value
@@ -15,7 +16,7 @@ _EVENTS = next(metric.prometheus for metric in METRICS["SloStatistics"] if metri
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))  # no weeks: days are clearer
 
 
-def check_slos(slos: Sequence[object]) -> None:
+def check_slos(slos: Sequence[Any]) -> None:
     """Check that there are objectives, all with different names.
 
     Raises:
@@ -24,13 +25,10 @@ def check_slos(slos: Sequence[object]) -> None:
     """
     if not slos:
         raise TypeError("slos: expected at least one SLO, got none")
-    seen: set[str] = set()
-    for slo in slos:
+    for position, slo in enumerate(slos):
         check_instance("slos", slo, lambda value: isinstance(value, SLO), "SLO objects")
-        assert isinstance(slo, SLO)  # noqa: S101 - for the type checker
-        if slo.name in seen:
+        if slo.name in {other.name for other in slos[:position]}:
             raise ValueError(expected("slos", "objectives with different names", slo.name))
-        seen.add(slo.name)
 
 
 def events(slo: SLO) -> str:
