@@ -154,7 +154,11 @@ class RetentionCounts:
 
 
 class _Writer:
-    """Thread that writes records one after another. Thread-safe."""
+    """Thread that writes records one after another. Thread-safe.
+
+    Attributes:
+        failure: the latest, while the disk fails and records wait; else ``None``.
+    """
 
     def __init__(self) -> None:
         self._begin()
@@ -165,19 +169,15 @@ class _Writer:
         self._waiting: deque[tuple[Callable[[], None], str]] = deque()
         self._thread: threading.Thread | None = None
         self._draining = 0
-        self._failures: list[BackendError] = []  # the latest, while the disk fails
+        self.failure: BackendError | None = None
         self._attempts = 0  # failed ones
-        self._accepted = self._ended = 0  # writes
+        self._accepted = 0  # writes, waiting or ended
         self._retry_requested = False  # for another attempt at once
 
     @property
     def is_behind(self) -> bool:
         """Return whether a thread is writing, or records wait because no thread could start."""
         return self._thread is not None or bool(self._waiting)
-
-    @property
-    def failure(self) -> BackendError | None:
-        return next(iter(self._failures), None) if self.is_behind else None
 
     def put(self, write: Callable[[], None], label: str) -> None:
         with self._changed:
@@ -196,36 +196,37 @@ class _Writer:
 
     def catch_up(self) -> None:
         with self._changed:
-            last, failed, self._retry_requested = self._accepted, self._attempts, True
-            self._write_without_thread()
+            accepted, failed, self._retry_requested = self._accepted, self._attempts, True
+            if self._thread is None:
+                self._run(waits=False)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._thread is None or self._ended >= last or self._attempts != failed)
-            if self.is_behind and self._ended < last:
+
+            def are_ended() -> bool:
+                return self._accepted - len(self._waiting) >= accepted
+
+            self._changed.wait_for(lambda: self._thread is None or are_ended() or self._attempts != failed)
+            if self.failure is not None and not are_ended():
                 message = "the retention log fails, and records wait until it no longer does"
-                raise BackendError(f"{message}: {self._failures[-1]}") from self._failures[-1]
+                raise BackendError(f"{message}: {self.failure}") from self.failure
 
     def drain(self) -> None:
         with self._changed:
             thread = self._thread
             self._draining += 1
-            self._write_without_thread()
+            if self._thread is None:
+                self._run(waits=False)
             self._changed.notify_all()
         if thread is not None:
             thread.join()
         with self._changed:
             self._draining -= 1
 
-    def _write_without_thread(self) -> None:
-        if self._thread is None and self.is_behind:
-            self._run(waits=False)
-
     def _run(self, *, waits: bool = True) -> None:
         """Write the waiting records. With ``waits=False``, in the caller's thread, a failure ends this call."""
         while True:
             with self._changed:
                 if not self._waiting:
-                    self._thread = None
-                    self._failures.clear()
+                    self._thread = self.failure = None
                     self._changed.notify_all()
                     return
                 write, label = self._waiting[0]
@@ -235,7 +236,7 @@ class _Writer:
                 with self._changed:
                     if not self._is_last():
                         _LOGGER.warning("the retention log failed, and is tried again: %s", error)
-                        self._failures[:] = [error]
+                        self.failure = error
                         self._attempts += 1
                         self._changed.notify_all()
                         if not waits:
@@ -246,14 +247,12 @@ class _Writer:
                         continue
                     for _, label in self._waiting:  # trying each could take as long as this failure
                         _LOGGER.exception(_NOT_RECORDED, label)
-                    self._ended += len(self._waiting)
                     self._waiting.clear()
                     continue
             except Exception:
                 _LOGGER.exception(_NOT_RECORDED, label)
             with self._changed:
                 self._waiting.popleft()
-                self._ended += 1
                 self._changed.notify_all()
 
     def _is_last(self) -> bool:
