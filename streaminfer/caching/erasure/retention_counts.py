@@ -51,8 +51,8 @@ class RetentionCounts:
         self._flushed_ns = now()
         path = None if log is None else log.path
         self._owed = None if path is None else OwedErasures(path)
-        self._writer = None if path is None else _Writer()
-        if self._writer is not None:
+        self._writer = _Writer()  # of the log file and the file beside it
+        if path is not None:
             call_in_child(self.leave_to_parent)
 
     def leave_to_parent(self) -> None:
@@ -119,7 +119,7 @@ class RetentionCounts:
         return [] if self._owed is None else self._owed.of(place)
 
     def _put(self, write: Callable[[], None], label: str) -> None:
-        if self._writer is not None:
+        if self._owed is not None:
             self._writer.put(write, label)
             return
         try:
@@ -130,12 +130,11 @@ class RetentionCounts:
     @property
     def failure(self) -> BackendError | None:
         """Latest failure of the log file for which records wait; ``None`` if none waits for that."""
-        return None if self._writer is None else self._writer.failure
+        return self._writer.failure
 
     def drain(self) -> None:
         """Wait until all records are written, or lost because the disk fails; blocks, for use at the end."""
-        if self._writer is not None:
-            self._writer.drain()
+        self._writer.drain()
 
     def catch_up(self) -> None:
         """Wait until all earlier records are written; blocks.
@@ -143,13 +142,12 @@ class RetentionCounts:
         Raises:
             BackendError: the disk fails; the records are written when it works again.
         """
-        if self._writer is not None:
-            self._writer.catch_up()
+        self._writer.catch_up()
 
     async def settle(self, *, final: bool = False) -> None:
         """Write the counts to the log, then wait as `catch_up` does, or as `drain` does for the ``final`` call."""
         self.flush()
-        if self._writer is not None and self._writer.is_behind:
+        if self._writer.is_behind:
             await asyncio.to_thread(self.drain if final else self.catch_up)
 
 
