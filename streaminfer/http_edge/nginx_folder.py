@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from streaminfer._internal.validation import check_duration, check_instance
+from streaminfer._internal.validation import check_duration, check_path
 from streaminfer.compliance.every_file import every_file
 from streaminfer.errors import BackendError
 from streaminfer.http_edge.http_dates import parse_http_date
@@ -34,8 +34,7 @@ class NginxFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, purge_bound_s: float = 600.0) -> None:
-        check_instance("path", path, lambda it: isinstance(it, (str, os.PathLike)), "a path")
-        self.path = Path(path)
+        self.path = check_path("path", path)
         self.purge_bound_s = check_duration("purge_bound_s", purge_bound_s)
 
     def remains(self, now_s: float, max_age_s: float) -> Iterator[tuple[str, str]]:

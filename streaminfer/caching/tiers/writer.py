@@ -338,7 +338,8 @@ class TierWriter:
         self._settle(write, False)
 
     def _settle(self, write: PendingWrite, stored: bool) -> None:
-        write.settle(stored)
+        if not write.done.done():
+            write.done.set_result(stored)
         if write.token and not (stored and write.entry):  # a stored entry ends its lease
             self._leases.append((write.key, write.token))
 

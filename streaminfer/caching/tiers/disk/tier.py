@@ -10,11 +10,10 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any, TypeVar
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_whole
-from streaminfer._runtime.lifecycle import keep_running
+from streaminfer._internal.validation import check_count, check_duration, check_path, check_whole
+from streaminfer._runtime.lifecycle import end_tasks, keep_running
 from streaminfer.caching.tiers._records import MediumTier, selection
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import KeyProvider
@@ -70,9 +69,8 @@ class DiskTier(MediumTier):
         max_pending: int = 256,
         wall_clock: Clock | None = None,
     ) -> None:
-        check_instance("folder", folder, lambda it: isinstance(it, (str, os.PathLike)), "a path")
+        self.folder = check_path("folder", folder)
         super().__init__(keys, wall_clock)
-        self.folder = Path(folder)
         self.place = str(self.folder.absolute())
         self.purge_every_s = self.purge_bound_s = check_duration("purge_every_s", purge_every_s, positive=True)
         self._slots = threading.Semaphore(check_count("max_pending", max_pending))
@@ -106,8 +104,7 @@ class DiskTier(MediumTier):
         purger, self._purger = self._purger, None
         try:
             if purger is not None:
-                purger.cancel()
-                await asyncio.gather(purger, return_exceptions=True)
+                await end_tasks([purger])
         finally:  # closes the file also if the caller is cancelled
             if thread is not None:
                 self._closing = thread.submit(self._store.close)

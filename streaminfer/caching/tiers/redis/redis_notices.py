@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from streaminfer._internal.error_log import Log
-from streaminfer._runtime.lifecycle import keep_running
+from streaminfer._runtime.lifecycle import end_tasks, keep_running
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import Records
 from streaminfer.caching.tiers.protocol import Entry, Notice
@@ -72,9 +72,8 @@ class RedisNotices:
         task, self._task = self._task, None
         self.listening.clear()
         if task is not None:
-            task.cancel()
             try:
-                await asyncio.gather(task, return_exceptions=True)
+                await end_tasks([task])
             finally:
                 await self._client.aclose()
 
