@@ -85,9 +85,6 @@ class EdgePolicy:
     share_tenants: bool = attrs.field(default=False, validator=_is_flag)
     send_age: bool = attrs.field(default=False, validator=_is_flag)
     vary_field: str = attrs.field(init=False, repr=False)
-    _lifetime: float = attrs.field(init=False, repr=False, eq=False)
-    _window_s: float = attrs.field(init=False, repr=False, eq=False)
-    _ending: str = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if self.client_s is not None and (self.stale_while_revalidate_s or self.stale_if_error_s):
@@ -100,9 +97,6 @@ class EdgePolicy:
                 raise ValueError(expected(name, "the name of a request header", value))
         varying = dict.fromkeys(each.lower() for each in (*self.vary, self.credentials))
         object.__setattr__(self, "vary_field", ", ".join(varying))
-        object.__setattr__(self, "_lifetime", math.inf if self.lifetime_s is None else self.lifetime_s)
-        object.__setattr__(self, "_window_s", max(self.stale_while_revalidate_s, self.stale_if_error_s))
-        object.__setattr__(self, "_ending", _ending(self, math.inf))  # the text for nearly all responses
 
 
 def edge_headers(
@@ -165,7 +159,7 @@ def edge_headers(
     may_store = store and request.store and not response.degraded
     if not may_store or request.subject is not None or request.stream_id is not None:
         return headers
-    left_s = policy._lifetime - age_s
+    left_s = (math.inf if policy.lifetime_s is None else policy.lifetime_s) - age_s
     fresh_s = int(min(policy.fresh_s, left_s))
     if fresh_s < 1:  # less than a second of freshness remains
         return headers
@@ -190,17 +184,14 @@ def _cache_control(policy: EdgePolicy, fresh_s: int, age: int, beyond_s: float, 
         text = f"{audience}max-age={age + min(fresh_s, int(policy.client_s))}"
         if audience != "private, ":
             text = f"{text}, s-maxage={age + fresh_s}"
-    return text + (policy._ending if beyond_s >= policy._window_s else _ending(policy, beyond_s))
-
-
-def _ending(policy: EdgePolicy, beyond_s: float) -> str:
     revalidate = int(min(policy.stale_while_revalidate_s, beyond_s))
     error = int(min(policy.stale_if_error_s, beyond_s))
-    text = f", stale-while-revalidate={revalidate}" if revalidate > 0 else ""
+    if revalidate > 0:
+        text = f"{text}, stale-while-revalidate={revalidate}"
     if error > 0:
         text = f"{text}, stale-if-error={error}"
-    if not text:
-        text = ", must-revalidate"  # otherwise a cache may use it stale without the origin (RFC 9111 §4.2.4)
+    if revalidate <= 0 and error <= 0:
+        text = f"{text}, must-revalidate"  # otherwise a cache may use it stale without the origin (RFC 9111 §4.2.4)
     return f"{text}, immutable" if policy.immutable else text
 
 

@@ -181,15 +181,7 @@ class MemoryRetention:
         self.counts.count("removed", "memory", "", f"{DELETED}{by}")
 
     def check_erasure(self, subject: str | None, tag: str | None) -> None:
-        """Raise and record `ErasureHeld` if a legal hold or a minimum age forbids the erasure."""
-        reasons = self._reasons_against(subject, tag)
-        if reasons:
-            reason = "; ".join(reasons)
-            self.counts.record("erase_held", where="memory", count=0, reason=reason, subject=subject, tag=tag)
-            raise ErasureHeld(reasons)
-
-    def _reasons_against(self, subject: str | None, tag: str | None) -> tuple[str, ...]:
-        """Return the reasons that forbid an erasure; they name no person."""
+        """Raise and record `ErasureHeld` if a legal hold or a minimum age forbids the erasure; it names no person."""
         holds = () if self.log is None else self.log.holds_against(subject, tag)
         reasons = [
             f"a legal hold on {f'the class {it.data_class!r}' if it.data_class else 'a subject'}: {it.reason}"
@@ -201,7 +193,10 @@ class MemoryRetention:
             left_s = (until_ns - self._memory.now()) / 1e9
             if left_s > 0:
                 reasons.append(f"entries are below the minimum age of their class, for {left_s:.3g} s more")
-        return tuple(reasons)
+        if reasons:
+            reason = "; ".join(reasons)
+            self.counts.record("erase_held", where="memory", count=0, reason=reason, subject=subject, tag=tag)
+            raise ErasureHeld(tuple(reasons))
 
     def _end_ns(self, event: CacheEvent) -> int:
         """Return the instant at which the preservation of an entry ends; no hold prolongs that of a replaced value."""

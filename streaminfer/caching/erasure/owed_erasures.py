@@ -42,21 +42,24 @@ class OwedErasures:
         temporary = self.path.with_name(self.path.name + ".new")
         if not is_owed and not self.path.exists() and not temporary.exists():
             return
-        with self._failures(), folder_locked(self.path.parent), self._removed_after(temporary):
-            owed = dict.fromkeys(self._read())
-            if is_owed:
-                owed[place, subject, tag] = None
-            else:
-                owed.pop((place, subject, tag), None)
-            if not owed:
-                self.path.unlink(missing_ok=True)
-                return
-            number = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(number, "w", encoding="ascii") as file:
-                file.writelines(json.dumps(it) + "\n" for it in owed)
-                file.flush()
-                os.fsync(number)
-            temporary.replace(self.path)
+        with self._failures(), folder_locked(self.path.parent):
+            try:
+                owed = dict.fromkeys(self._read())
+                if is_owed:
+                    owed[place, subject, tag] = None
+                else:
+                    owed.pop((place, subject, tag), None)
+                if not owed:
+                    self.path.unlink(missing_ok=True)
+                    return
+                number = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                with os.fdopen(number, "w", encoding="ascii") as file:
+                    file.writelines(json.dumps(it) + "\n" for it in owed)
+                    file.flush()
+                    os.fsync(number)
+                temporary.replace(self.path)
+            finally:  # also if the write failed or an earlier process died, because it contains names
+                temporary.unlink(missing_ok=True)
 
     def of(self, place: str) -> list[tuple[str | None, str | None]]:
         """Return subject and tag of the owed erasures of one tier. Raises as :meth:`note` does."""
@@ -69,15 +72,6 @@ class OwedErasures:
         except FileNotFoundError:
             return []
         return [(place, subject, tag) for place, subject, tag in map(json.loads, text.splitlines())]
-
-    @staticmethod
-    @contextmanager
-    def _removed_after(temporary: Path) -> Iterator[None]:
-        """Delete the temporary file, also if the write failed or a process died, because it contains names."""
-        try:
-            yield
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

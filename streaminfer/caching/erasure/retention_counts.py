@@ -51,8 +51,8 @@ class RetentionCounts:
         self._flushed_ns = now()
         path = None if log is None else log.path
         self._owed = None if path is None else OwedErasures(path)
-        self._writer = None if path is None else _Writer()
-        if self._writer is not None:
+        self._writer = _Writer()  # of the log file and the file beside it
+        if path is not None:
             call_in_child(self.leave_to_parent)
 
     def leave_to_parent(self) -> None:
@@ -119,7 +119,7 @@ class RetentionCounts:
         return [] if self._owed is None else self._owed.of(place)
 
     def _put(self, write: Callable[[], None], label: str) -> None:
-        if self._writer is not None:
+        if self._owed is not None:
             self._writer.put(write, label)
             return
         try:
@@ -130,12 +130,11 @@ class RetentionCounts:
     @property
     def failure(self) -> BackendError | None:
         """Latest failure of the log file for which records wait; ``None`` if none waits for that."""
-        return None if self._writer is None else self._writer.failure
+        return self._writer.failure
 
     def drain(self) -> None:
         """Wait until all records are written, or lost because the disk fails; blocks, for use at the end."""
-        if self._writer is not None:
-            self._writer.drain()
+        self._writer.drain()
 
     def catch_up(self) -> None:
         """Wait until all earlier records are written; blocks.
@@ -143,18 +142,21 @@ class RetentionCounts:
         Raises:
             BackendError: the disk fails; the records are written when it works again.
         """
-        if self._writer is not None:
-            self._writer.catch_up()
+        self._writer.catch_up()
 
     async def settle(self, *, final: bool = False) -> None:
         """Write the counts to the log, then wait as `catch_up` does, or as `drain` does for the ``final`` call."""
         self.flush()
-        if self._writer is not None and self._writer.is_behind:
+        if self._writer.is_behind:
             await asyncio.to_thread(self.drain if final else self.catch_up)
 
 
 class _Writer:
-    """Thread that writes records one after another. Thread-safe."""
+    """Thread that writes records one after another. Thread-safe.
+
+    Attributes:
+        failure: the latest, while the disk fails and records wait; else ``None``.
+    """
 
     def __init__(self) -> None:
         self._begin()
@@ -165,19 +167,15 @@ class _Writer:
         self._waiting: deque[tuple[Callable[[], None], str]] = deque()
         self._thread: threading.Thread | None = None
         self._draining = 0
-        self._failures: list[BackendError] = []  # the latest, while the disk fails
+        self.failure: BackendError | None = None
         self._attempts = 0  # failed ones
-        self._accepted = self._ended = 0  # writes
+        self._accepted = 0  # writes, waiting or ended
         self._retry_requested = False  # for another attempt at once
 
     @property
     def is_behind(self) -> bool:
         """Return whether a thread is writing, or records wait because no thread could start."""
         return self._thread is not None or bool(self._waiting)
-
-    @property
-    def failure(self) -> BackendError | None:
-        return next(iter(self._failures), None) if self.is_behind else None
 
     def put(self, write: Callable[[], None], label: str) -> None:
         with self._changed:
@@ -196,36 +194,37 @@ class _Writer:
 
     def catch_up(self) -> None:
         with self._changed:
-            last, failed, self._retry_requested = self._accepted, self._attempts, True
-            self._write_without_thread()
+            accepted, failed, self._retry_requested = self._accepted, self._attempts, True
+            if self._thread is None:
+                self._run(waits=False)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._thread is None or self._ended >= last or self._attempts != failed)
-            if self.is_behind and self._ended < last:
+
+            def are_ended() -> bool:
+                return self._accepted - len(self._waiting) >= accepted
+
+            self._changed.wait_for(lambda: self._thread is None or are_ended() or self._attempts != failed)
+            if self.failure is not None and not are_ended():
                 message = "the retention log fails, and records wait until it no longer does"
-                raise BackendError(f"{message}: {self._failures[-1]}") from self._failures[-1]
+                raise BackendError(f"{message}: {self.failure}") from self.failure
 
     def drain(self) -> None:
         with self._changed:
             thread = self._thread
             self._draining += 1
-            self._write_without_thread()
+            if self._thread is None:
+                self._run(waits=False)
             self._changed.notify_all()
         if thread is not None:
             thread.join()
         with self._changed:
             self._draining -= 1
 
-    def _write_without_thread(self) -> None:
-        if self._thread is None and self.is_behind:
-            self._run(waits=False)
-
     def _run(self, *, waits: bool = True) -> None:
         """Write the waiting records. With ``waits=False``, in the caller's thread, a failure ends this call."""
         while True:
             with self._changed:
                 if not self._waiting:
-                    self._thread = None
-                    self._failures.clear()
+                    self._thread = self.failure = None
                     self._changed.notify_all()
                     return
                 write, label = self._waiting[0]
@@ -235,7 +234,7 @@ class _Writer:
                 with self._changed:
                     if not self._is_last():
                         _LOGGER.warning("the retention log failed, and is tried again: %s", error)
-                        self._failures[:] = [error]
+                        self.failure = error
                         self._attempts += 1
                         self._changed.notify_all()
                         if not waits:
@@ -246,14 +245,12 @@ class _Writer:
                         continue
                     for _, label in self._waiting:  # trying each could take as long as this failure
                         _LOGGER.exception(_NOT_RECORDED, label)
-                    self._ended += len(self._waiting)
                     self._waiting.clear()
                     continue
             except Exception:
                 _LOGGER.exception(_NOT_RECORDED, label)
             with self._changed:
                 self._waiting.popleft()
-                self._ended += 1
                 self._changed.notify_all()
 
     def _is_last(self) -> bool:

@@ -38,6 +38,7 @@ cdef class Flight:
     cdef public double late_s
     cdef public bint over
     cdef public object computing
+    cdef public object tier_wait
     cdef public dict waits_for
 
 @cython.final

@@ -112,6 +112,7 @@ class Flight:
         begun_ns: when a refresh began.
         over: whether it has left the table.
         computing: the running computation, set by the user of the table; ``None``: none runs.
+        tier_wait: limits the time that the latest attempt waits for tiers, set by a `Layer`; ``None``: it has no tiers.
         discards: whether the value of the latest attempt may not be stored, set by the user of the table.
         late_s: when a refresh is late, set by the user of the table.
     """
@@ -126,6 +127,7 @@ class Flight:
         self.begun_ns = begun_ns
         self.over = False
         self.computing: Any = None
+        self.tier_wait: Any = None
         self.discards = False
         self.late_s = math.inf
         self.waits_for: dict[Flight, int] = {}

@@ -39,7 +39,7 @@ cdef extern from *:
     cpdef long long coarse_ns "streaminfer_cache_coarse_ns"() noexcept
 
 cdef long long NEVER, _NO_LIMIT, _EXPIRIES_PER_STORE, _STEPS, _NEAR_NS, _LONG_NS, _MAX_EVENTS, _MAX_DELETIONS
-cdef int FIRST, SMALL, STALE, NEGATIVE, _SMALLEST, _SMALL_TABLE, _MEDIUM_TABLE, _LARGE_TABLE
+cdef int FIRST, SMALL, STALE, NEGATIVE, _SMALLEST, _SMALL_TABLE, _LARGE_TABLE
 
 # Methods with a leading underscore are C methods, except `_deliver_events`, which a subclass overrides like `wake`.
 # no_gc: cycles through cached objects are not collected, see _index_cy

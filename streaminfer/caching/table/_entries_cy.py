@@ -49,8 +49,7 @@ _NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by; entries 
 _LONG_NS = 60_000_000_000
 _SMALLEST = 12
 _STEPS = 8  # how much of a limit a step without a due entry uses
-_SMALL_TABLE = 256
-_MEDIUM_TABLE = 1024
+_SMALL_TABLE = 1024
 _LARGE_TABLE = 8192  # from here on memory latency dominates
 _MAX_EVENTS = 40_000  # four list items each
 _MAX_DELETIONS = 4096
@@ -382,15 +381,9 @@ class Entries:
                 self.events_lost += 1
 
     def _grow(self) -> None:
-        """Make room for a quarter more slots, or two to four times as many in a small table, up to the limit."""
+        """Make room for a quarter more slots, or twice as many in a small table, up to the limit."""
         previous = self._slots.capacity
-        capacity = (
-            4 * previous
-            if previous < _SMALL_TABLE
-            else 2 * previous
-            if previous < _MEDIUM_TABLE
-            else previous + previous // 4
-        )
+        capacity = 2 * previous if previous < _SMALL_TABLE else previous + previous // 4
         if self._maxsize < capacity - FIRST - 1 and self._maxsize + FIRST + 1 > previous:
             capacity = self._maxsize + FIRST + 1
         version = self._index.version

@@ -9,11 +9,11 @@ may seal a value from before the erasure with a key that was made after the dest
 """
 
 import asyncio
-import os
 import threading
 import weakref
 from concurrent.futures import Future
 
+from streaminfer._internal.forking import call_in_child
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.caching.tiers.time_limit import within
@@ -36,9 +36,9 @@ class KeyDestruction:
     def __init__(self, keys: KeyProvider | None) -> None:
         self.keys = keys
         self._forget()
+        call_in_child(self._forget)  # a forked process lacks the threads of the calls
 
     def _forget(self) -> None:
-        self._pid = os.getpid()
         self._overdue: set[Future[int]] = set()  # calls that exceeded their time limit
         # calls that run or succeeded
         self._calls: weakref.WeakKeyDictionary[PendingErasure, Future[int]] = weakref.WeakKeyDictionary()
@@ -56,7 +56,6 @@ class KeyDestruction:
         """
         if self.keys is None or erasing.subject is None:
             return
-        self._check_process()
         if not all(call.done() for call in self._overdue):
             raise TimeoutError("the key provider has not returned from an earlier call")
         self._overdue.clear()
@@ -77,7 +76,6 @@ class KeyDestruction:
         """Destroy the keys as `make` does, but in the caller's thread and without a limit; for a stopped tier."""
         if self.keys is None or erasing.subject is None:
             return
-        self._check_process()
         if erasing not in self._calls:
             call: Future[int] = Future()
             call.set_result(self.keys.destroy(erasing.subject))
@@ -86,10 +84,6 @@ class KeyDestruction:
     def repeat(self, erasing: PendingErasure) -> None:
         """Let the next attempt destroy the keys again, because a value from before the erasure may have a new key."""
         self._calls.pop(erasing, None)
-
-    def _check_process(self) -> None:
-        if self._pid != os.getpid():  # a forked process lacks the threads of the calls
-            self._forget()
 
 
 def _begin(keys: KeyProvider, subject: str) -> Future[int]:

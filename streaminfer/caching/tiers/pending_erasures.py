@@ -4,15 +4,14 @@
 order of their last attempt, so that one that always fails does not block the others. A later erasure of the same
 selection replaces a failed one.
 
-*Complexity.* O(1), except that each change copies ``pending``, so that a read can keep its copy while erasures are
-added and removed. Erasures that a legal hold forbids are checked one by one.
+*Complexity.* O(1) in the number of failed erasures, except that each change makes a new ``pending``, which a read can
+keep while erasures are added and removed. Erasures that a legal hold forbids are checked one by one.
 """
 
 import weakref
-from collections import Counter
 
 from streaminfer._internal.forking import new_lock
-from streaminfer.caching.erasure.erasure import PendingErasure
+from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.tiers.protocol import Entry
 
 __all__ = ["PendingErasures"]
@@ -29,7 +28,6 @@ class PendingErasures:
 
     def __init__(self) -> None:
         self.pending: tuple[PendingErasure, ...] = ()
-        self._selections: Counter[_Selection] = Counter()
         self._untried: dict[PendingErasure, None] = {}
         self._failed: dict[_Selection, PendingErasure] = {}
         # by erasure that a hold forbids: when to check it again
@@ -38,39 +36,39 @@ class PendingErasures:
 
     def add(self, erasing: PendingErasure) -> None:
         """Add an untried erasure; it replaces a failed one of the same selection."""
-        selection = erasing.subject, erasing.tag
         with self._lock:
-            failed = self._failed.pop(selection, None)
-            if failed is not None:
-                self._remove(failed)
+            self._failed.pop((erasing.subject, erasing.tag), None)
             self._untried[erasing] = None
-            self._selections[selection] += 1
-            self.pending = (*self.pending, erasing)
+            self._list_pending()
 
     def fail(self, erasing: PendingErasure) -> None:
         """Move an erasure that failed behind the others, unless a later one has replaced it."""
         selection = erasing.subject, erasing.tag
         with self._lock:
-            if erasing in self._untried:
-                del self._untried[erasing]
-                failed = self._failed.pop(selection, None)
-                if failed is not None:
-                    self._remove(failed)
+            if self._remove(erasing):
+                self._failed.pop(selection, None)
                 self._failed[selection] = erasing
-            elif self._failed.get(selection) is erasing:
-                self._failed[selection] = self._failed.pop(selection)
+                self._list_pending()
 
     def end(self, erasing: PendingErasure) -> None:
         """Remove an erasure that was carried out, unless a later one has replaced it."""
-        selection = erasing.subject, erasing.tag
         with self._lock:
-            if erasing in self._untried:
-                del self._untried[erasing]
-            elif self._failed.get(selection) is erasing:
-                del self._failed[selection]
-            else:
-                return
             self._remove(erasing)
+            self._list_pending()
+
+    def _remove(self, erasing: PendingErasure) -> bool:
+        """Remove an erasure; return false if it is not there."""
+        selection = erasing.subject, erasing.tag
+        if erasing in self._untried:
+            del self._untried[erasing]
+        elif self._failed.get(selection) is erasing:
+            del self._failed[selection]
+        else:
+            return False
+        return True
+
+    def _list_pending(self) -> None:
+        self.pending = (*self._untried, *self._failed.values())
 
     def hold(self, erasing: PendingErasure, until_s: float) -> None:
         """Skip an erasure, which a legal hold forbids, until an instant."""
@@ -104,20 +102,14 @@ class PendingErasures:
 
     def matches(self, entry: Entry) -> bool:
         """Return whether a pending erasure applies to an entry."""
-        if not self._selections:
+        if not self.pending:
             return False
-        return (entry.subject, None) in self._selections or any((None, tag) in self._selections for tag in entry.tags)
+        selections = [(entry.subject, None), *((None, tag) for tag in entry.tags)]
+        with self._lock:
+            return is_erased(entry, self._untried) or not self._failed.keys().isdisjoint(selections)
 
     def matching(self, entry: Entry | None) -> list[PendingErasure]:
         """Return the pending erasures that apply to an entry; none of them to ``None``."""
         if entry is None or not self.matches(entry):
             return []
         return [erasing for erasing in self.pending if erasing.matches(entry.subject, entry.tags)]
-
-    def _remove(self, erasing: PendingErasure) -> None:
-        at = self.pending.index(erasing)
-        self.pending = self.pending[:at] + self.pending[at + 1 :]
-        selection = erasing.subject, erasing.tag
-        self._selections[selection] -= 1
-        if not self._selections[selection]:
-            del self._selections[selection]

@@ -22,11 +22,6 @@ class PendingWrite(NamedTuple):
     deletes: bool = False
     token: bytes = b""  # of the lease that this write ends
 
-    def settle(self, stored: bool) -> None:
-        """Note whether the tier stored it."""
-        if not self.done.done():
-            self.done.set_result(stored)
-
 
 class WriteQueue:
     """Writes of one tier in order: the latest of each key and, while there is room, values below their minimum age.

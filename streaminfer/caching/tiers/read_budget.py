@@ -37,15 +37,11 @@ class ReadBudget:
         half_ns = left_ns // 2  # used if it is too late to compute, because only a tier can help then
         return min(LONGEST_READ_NS, self.spare_ns(left_ns) or half_ns)
 
-    def spare_ns(self, left_ns: int) -> int:
+    def spare_ns(self, left_ns: int | None) -> int:
         """Return the nanoseconds that a request can wait and still be computed in time; 0: there is no time to wait."""
-        return max(min(left_ns // 2, left_ns - self._slowest_ns - (self._slowest_ns >> 3)), 0)
-
-    def wait_ns(self, left_ns: int | None) -> int:
-        """Return the nanoseconds to wait for a computation of another machine; 0: there is no time."""
         if left_ns is None:
             return NEVER
-        return self.spare_ns(left_ns)
+        return max(min(left_ns // 2, left_ns - self._slowest_ns - (self._slowest_ns >> 3)), 0)
 
     def refresh_s(self) -> float:
         """Return the seconds that a refresh may take."""

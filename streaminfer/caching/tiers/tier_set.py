@@ -150,14 +150,14 @@ class TierSet:
         """Register the erasures that an earlier process left: each once, so that its keys are destroyed once."""
         owing: dict[tuple[str | None, str | None], list[TierWriter]] = {}
         for worker in self.workers:
-            pending = {(it.subject, it.tag) for it in worker.pending}
+            pending = {(it.subject, it.tag) for it in worker.erasures.pending}
             for selection in self._counts.owed_by(worker.place):
                 if selection not in pending:
                     owing.setdefault(selection, []).append(worker)
         for (subject, tag), workers in owing.items():
             erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
             for worker in workers:
-                worker.register(erasing)
+                worker.erasures.add(erasing)
             erasing.arm(0)
 
     async def stop(self, *, drain: bool = True) -> None:
@@ -385,7 +385,7 @@ class TierSet:
         workers = self.workers[:before]
         erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
         for worker in workers:
-            worker.register(erasing)
+            worker.erasures.add(erasing)
         erasing.arm(self._memory.erase(subject, tag))
 
         def begin() -> None:
@@ -438,7 +438,7 @@ class TierSet:
         """Record failed erasures again if the log shows them as made by another cache's tier of the same name."""
         recorded = {(event.where, event.subject, event.tag) for event in log.pending}
         for worker in self.workers:
-            for it in worker.pending:
+            for it in worker.erasures.pending:
                 name = None if it.subject is None else log.pseudonym(it.subject)
                 if it.armed and not it.is_untried(worker.name) and (worker.name, name, it.tag) not in recorded:
                     reason = "it is still to be made; another tier of this name made it"

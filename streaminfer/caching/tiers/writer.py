@@ -100,7 +100,7 @@ _COUNTED = tuple(field.name for field in attrs.fields(TierUsage) if field.name n
 
 
 class TierWriter:
-    """One tier of a cache. Any thread may use ``register``, ``pending`` and ``statistics``; the rest is for its loop.
+    """One tier of a cache. Any thread may use ``erasures`` and ``statistics``; the rest is for its loop.
 
     Args:
         tier: the tier.
@@ -108,6 +108,9 @@ class TierWriter:
         position: 0 for the fastest.
         counts: counts for the policy's log.
         destruction: destroys the keys of the tier's provider, for all tiers that use it.
+
+    Attributes:
+        erasures: those that the tier has not carried out; the cache uses no entry of the tier that one of them matches.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class TierWriter:
         self.stored = self.rejected = self.dropped = self.disallowed = 0
         self._counts = counts
         self.place = f"{name} {tier.place}".strip()
-        self._erasures = PendingErasures()
+        self.erasures = PendingErasures()
         self.destruction = destruction
         self._has_overrun = False  # whether a put did not end in time, so that it may still seal a value
         self._newer = NewerValues()
@@ -137,15 +140,6 @@ class TierWriter:
 
     # -- from any thread ----------------------------------------------------------------------------------------
 
-    def register(self, erasing: PendingErasure) -> None:
-        """Add a pending erasure; from now on the cache uses no entry of the tier that the erasure matches."""
-        self._erasures.add(erasing)
-
-    @property
-    def pending(self) -> tuple[PendingErasure, ...]:
-        """Erasures that the tier has not carried out."""
-        return self._erasures.pending
-
     def replace(self, key: str | bytes, *, deletes: bool = False) -> None:
         """Note a newer value of a key, or its deletion; until the tier stores that, the cache uses no older value."""
         self._newer.replace(key, self.tier.wall_clock(), deletes=deletes)
@@ -160,17 +154,17 @@ class TierWriter:
 
         These match an erasure that the tier has not made, or are older than a value or deletion that it has not stored.
         """
-        pending, replaced_ns = self.pending, self._newer.since_ns(key)
+        pending, replaced_ns = self.erasures.pending, self._newer.since_ns(key)
         return lambda entry: entry.stored_ns < replaced_ns or is_erased(entry, pending)
 
     def _is_excluded(self, key: str | bytes, entry: Entry) -> bool:
         """Return whether an entry must not be used now; like ``excluded``, but without checking each erasure."""
-        return entry.stored_ns < self._newer.since_ns(key) or self._erasures.matches(entry)
+        return entry.stored_ns < self._newer.since_ns(key) or self.erasures.matches(entry)
 
     def statistics(self) -> TierUsage:
         """Return a frozen snapshot."""
         counted = {name: getattr(self, name) for name in _COUNTED}
-        waits = {"queued": len(self._queue) + self._writes_in_progress, "pending": len(self.pending)}
+        waits = {"queued": len(self._queue) + self._writes_in_progress, "pending": len(self.erasures.pending)}
         return TierUsage(name=self.name, **counted, **waits, tier=self.tier.statistics())
 
     # -- on the loop --------------------------------------------------------------------------------------------
@@ -182,7 +176,7 @@ class TierWriter:
         self._wake, self._pid = asyncio.Event(), os.getpid()  # belong to this event loop and process
         self._counted = self.tier.statistics()
         self._retry_at = -math.inf
-        self._erasures.end_holds()
+        self.erasures.end_holds()
         self._task = asyncio.get_running_loop().create_task(self._work(), name=f"streaminfer cache to {self.name}")
 
     async def stop(self, *, drain: bool) -> None:
@@ -206,7 +200,7 @@ class TierWriter:
             finally:  # stops the tier also if this stop is cancelled here
                 self._drop(lambda _: True)
                 self._leases.clear()
-                for erasing in self.pending:
+                for erasing in self.erasures.pending:
                     if erasing.armed and erasing.is_untried(self.name):
                         self._failed(erasing, "the tier was stopped; erased when it starts again")
                 self.count_removals()
@@ -317,7 +311,7 @@ class TierWriter:
         wake, loop = self._wake, asyncio.get_running_loop()
         while True:
             now = loop.time()
-            erasing = self._erasures.next(now, may_retry=now >= self._retry_at)
+            erasing = self.erasures.next(now, may_retry=now >= self._retry_at)
             if erasing is not None:
                 await self._erase(erasing)
             elif self._leases:
@@ -328,7 +322,7 @@ class TierWriter:
                 return
             else:
                 wake.clear()
-                again_at = self._retry_at if now < self._retry_at else self._erasures.held_until()
+                again_at = self._retry_at if now < self._retry_at else self.erasures.held_until()
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(again_at):
                         await wake.wait()
@@ -338,12 +332,13 @@ class TierWriter:
         self._settle(write, False)
 
     def _settle(self, write: PendingWrite, stored: bool) -> None:
-        write.settle(stored)
+        if not write.done.done():
+            write.done.set_result(stored)
         if write.token and not (stored and write.entry):  # a stored entry ends its lease
             self._leases.append((write.key, write.token))
 
     async def _put(self, write: PendingWrite) -> None:
-        if write.entry is not None and self._erasures.matches(write.entry):
+        if write.entry is not None and self.erasures.matches(write.entry):
             self._withdraw(write)
             return
         stored = False
@@ -362,7 +357,7 @@ class TierWriter:
             self._failures.report(f"a write to the tier {self.name}", error)
         finally:
             self._writes_in_progress = 0
-            for erasing in self._erasures.matching(write.entry):  # registered during the put
+            for erasing in self.erasures.matching(write.entry):  # registered during the put
                 self.destruction.repeat(erasing)
             if stored and not (write.entry and self._is_excluded(write.key, write.entry)):
                 self._newer.settle(write.key)  # otherwise a newer value or a deletion is queued
@@ -393,7 +388,7 @@ class TierWriter:
 
     async def _erase(self, erasing: PendingErasure) -> None:
         if self._counts.is_held(**erasing.selection):
-            self._erasures.hold(erasing, asyncio.get_running_loop().time() + MAX_RETRY_S)
+            self.erasures.hold(erasing, asyncio.get_running_loop().time() + MAX_RETRY_S)
             self._failed(erasing, "a legal hold began before it was made")
             return
         for write in self._queue.drop(lambda it: it.entry and erasing.matches(it.entry.subject, it.entry.tags)):
@@ -413,7 +408,7 @@ class TierWriter:
             failures.append(error)
         if not failures:
             self._pause_s = FIRST_RETRY_S
-            self._erasures.end(erasing)
+            self.erasures.end(erasing)
             self._counts.record("erased", where=self.name, count=count, reason="asked for", **erasing.selection)
             self._counts.owe(self.place, is_owed=False, **erasing.selection)
             erasing.note(self.name, count)
@@ -427,7 +422,7 @@ class TierWriter:
             self._counts.owe(self.place, is_owed=True, **erasing.selection)
             self._counts.record("erase_failed", where=self.name, count=0, reason=reason, **erasing.selection)
         erasing.note(self.name, reason)
-        self._erasures.fail(erasing)
+        self.erasures.fail(erasing)
 
     def _try_again(self, after_s: float) -> None:
         now = asyncio.get_running_loop().time()

@@ -62,7 +62,6 @@ class Layer(ABC):
         self.hit_path = hit_path
         self.tiers = cache.tiers
         self.budget = ReadBudget()
-        self._waits: dict[Any, TierWait] = {}  # by flight key, for running flights
         self._failing_until_ns = 0
         self._refreshes = Refreshes()
         self._computing = self._compute if self.tiers is None else self._use_tiers
@@ -92,23 +91,19 @@ class Layer(ABC):
         """Return the entry of a key from the tiers, a `TierHit`, else the result of ``_compute``."""
         tiers: Any = self.tiers
         inside: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
-        flight_key, waits = inside.flight.key, self._waits if tiers.run_here else {}
-        waits[flight_key] = wait = TierWait()
-        for caller in inside.flight.waiting:  # callers that joined before this attempt began
-            if caller.expires_s is not None and caller is not inside.flight.leader:
+        flight = inside.flight
+        flight.tier_wait = wait = TierWait()
+        for caller in flight.waiting:  # callers that joined before this attempt began
+            if caller.expires_s is not None and caller is not flight.leader:
                 self._shorten(wait, round((caller.expires_s - asyncio.get_running_loop().time()) * 1e9))
-        try:
-            with tiers.underway(key):
-                return await self._read_or_compute(key, call, stores_errors, wait)
-        finally:
-            if waits.get(flight_key) is wait:  # otherwise this one was late, and another has begun
-                del waits[flight_key]
+        with tiers.underway(key):
+            return await self._read_or_compute(key, call, stores_errors, wait)
 
     def shorten_wait(self, flight_key: Any, left_ns: int) -> None:
         """Limit the time that the tiers take in a flight to what a joining caller can spare."""
-        wait = self._waits.get(flight_key)
-        if wait is not None and self.tiers is not None and self.tiers.run_here:
-            self._shorten(wait, left_ns)
+        flight = self.flights.here().table.flight(flight_key)
+        if flight is not None and flight.tier_wait is not None:
+            self._shorten(flight.tier_wait, left_ns)
 
     def _shorten(self, wait: TierWait, left_ns: int) -> None:
         spare_ns = self.budget.spare_ns(left_ns)
@@ -123,7 +118,7 @@ class Layer(ABC):
         hit: TierHit | None = None
         token: bytes | None = None  # identifies its request for a lease
         begun_ns = now()
-        granted_ns = self._granted_ns(deadline_ns)
+        granted_ns = budget.grant_ns(self._left_ns(deadline_ns))
         read_ns = wait_ns = 0
         if granted_ns > 0:
             longest_ns = self.memory.freshness.ttl_ns
@@ -133,7 +128,7 @@ class Layer(ABC):
             read_ns = now() - begun_ns
             granted_ns = read_ns if wait.is_over else granted_ns
             if hit is None and tiers.leasing is not None and tiers.run_here:
-                wait_ns = budget.wait_ns(None if deadline_ns is None else deadline_ns - now())
+                wait_ns = budget.spare_ns(self._left_ns(deadline_ns))
         try:
             if wait_ns > 0:
                 token = os.urandom(16)
@@ -154,9 +149,9 @@ class Layer(ABC):
             if token is not None:
                 tiers.leasing.open_lease(key, token)
 
-    def _granted_ns(self, deadline_ns: int | None) -> int:
-        """Return the time that the tiers may take together from now on."""
-        return self.budget.grant_ns(None if deadline_ns is None else deadline_ns - self.now())
+    def _left_ns(self, deadline_ns: int | None) -> int | None:
+        """Return the nanoseconds until a deadline; ``None`` without one."""
+        return None if deadline_ns is None else deadline_ns - self.now()
 
     async def _lead_or_wait(
         self, key: Any, token: bytes, wait_ns: int, deadline_ns: int | None, wait: TierWait
@@ -177,11 +172,11 @@ class Layer(ABC):
                 while not await tier.take_lease(key, token):
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-                    hit = await read(granted_ns=self._granted_ns(deadline_ns))
+                    hit = await read(granted_ns=self.budget.grant_ns(self._left_ns(deadline_ns)))
                     if hit is not None:
                         return hit, False
         # another holder may have written the entry since the last look
-        return await read(granted_ns=self._granted_ns(deadline_ns)), True
+        return await read(granted_ns=self.budget.grant_ns(self._left_ns(deadline_ns))), True
 
     def flight_key(self, key: Any, call: Any) -> Any:
         """Return the key of a flight; callers after a deletion or erasure do not join a flight from before it."""

@@ -292,14 +292,14 @@ def test_tiers_register_erasure_before_memory_erases():
             await cache.put_through("k", 1, subject="anna")
             (worker,) = cache.tiers.workers
             seen = []
-            erased = mock.Mock(side_effect=lambda *_: seen.append([it.subject for it in worker.pending]) or 5)
+            erased = mock.Mock(side_effect=lambda *_: seen.append([it.subject for it in worker.erasures.pending]) or 5)
             with mock.patch.object(type(cache._memory), "erase", erased):
                 begun = cache.tiers.erase("anna", None)
             assert (seen, begun.in_memory) == ([["anna"]], 5)
             assert (await begun.wait()).counts == {"memory": 5, "disk": 1}
             disk.held["k"] = Entry(value=1, stored_ns=0, subject="anna")
             erasing = PendingErasure("anna", None, ["disk"])
-            worker.register(erasing)
+            worker.erasures.add(erasing)
             worker._wake.set()
             await asyncio.sleep(1.0)
             assert "k" in disk.held

@@ -536,7 +536,7 @@ def test_hold_names_the_tiers_that_cannot_hold(tmp_path, clock, log, keys):
     async def main():
         disk = DiskTier(tmp_path / "a", max_bytes=2**20, keys=keys)
         other = Redis(tmp_path / "b", max_bytes=2**20, keys=keys)
-        cache = si.EdgeCache(retention=Retention(0.05, log=log), tiers=[disk, other])
+        cache = si.EdgeCache(retention=Retention(0.5, log=log), tiers=[disk, other])
         async with cache:
             await cache.put_through("k", 1, subject="anna")
             cannot = await cache.hold(subject="anna", reason="case 17")

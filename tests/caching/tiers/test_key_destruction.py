@@ -228,7 +228,7 @@ def test_overrun_put_makes_its_tier_destroy_keys(keys):
             assert keys.asked == ["anna"]
             redis.erase_error = None
             await asyncio.sleep(60.0)
-            assert not any(worker.pending for worker in cache.tiers.workers)
+            assert not any(worker.erasures.pending for worker in cache.tiers.workers)
 
     run(main)
     assert keys.asked == ["anna", "anna"]

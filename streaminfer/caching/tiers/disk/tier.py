@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from streaminfer._internal.validation import check_count, check_duration, check_path, check_whole
-from streaminfer._runtime.lifecycle import keep_running
+from streaminfer._runtime.lifecycle import end_tasks, keep_running
 from streaminfer.caching.tiers._records import MediumTier, selection
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import KeyProvider
@@ -104,8 +104,7 @@ class DiskTier(MediumTier):
         purger, self._purger = self._purger, None
         try:
             if purger is not None:
-                purger.cancel()
-                await asyncio.gather(purger, return_exceptions=True)
+                await end_tasks([purger])
         finally:  # closes the file also if the caller is cancelled
             if thread is not None:
                 self._closing = thread.submit(self._store.close)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from streaminfer._internal.error_log import Log
-from streaminfer._runtime.lifecycle import keep_running
+from streaminfer._runtime.lifecycle import end_tasks, keep_running
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import Records
 from streaminfer.caching.tiers.protocol import Entry, Notice
@@ -39,6 +39,7 @@ class RedisNotices:
         listening: event that is set while the tier receives notices.
         heard: number of received notices of others.
         missed: number of lost connections, during which notices may have been missed.
+        listeners: get each notice of another process.
     """
 
     def __init__(self, channel: bytes, records: Records, blocking: Callable[..., Awaitable[Any]]) -> None:
@@ -48,13 +49,9 @@ class RedisNotices:
         self._records = records
         self._blocking = blocking
         self._sender_id = b""
-        self._listeners: list[Callable[[Notice], object]] = []
+        self.listeners: list[Callable[[Notice], object]] = []
         self._client: Any = None
         self._task: asyncio.Task[None] | None = None
-
-    def hear(self, listener: Callable[[Notice], object]) -> None:
-        """Call ``listener`` with each notice of another process."""
-        self._listeners.append(listener)
 
     def start(self, client: Any) -> None:
         """Begin to listen.
@@ -72,9 +69,8 @@ class RedisNotices:
         task, self._task = self._task, None
         self.listening.clear()
         if task is not None:
-            task.cancel()
             try:
-                await asyncio.gather(task, return_exceptions=True)
+                await end_tasks([task])
             finally:
                 await self._client.aclose()
 
@@ -131,7 +127,7 @@ class RedisNotices:
         if sender_id == self._sender_id:
             return
         self.heard += 1
-        for listener in self._listeners:
+        for listener in self.listeners:
             try:
                 listener(Notice(key=key, subject=subject, tag=tag))
             except Exception:

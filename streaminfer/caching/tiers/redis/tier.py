@@ -214,7 +214,7 @@ class RedisTier(MediumTier):
     def hear(self, listener: Callable[[Notice], object]) -> None:
         """Call ``listener`` with others' deletions and erasures while the tier runs; needs ``invalidate``."""
         if self.notices is not None:
-            self.notices.hear(listener)
+            self.notices.listeners.append(listener)
 
     def scan(self) -> Iterator[RecordCopy]:
         """Yield every copy of a record in any key of the namespace, of any type; SCAN finds the keys, not an index.
