@@ -42,7 +42,7 @@ from streaminfer.request import Request, time_left_s
 from streaminfer.streams._live_stream_cy import Stream
 from streaminfer.streams._outlet_cy import WakeUps
 from streaminfer.streams._stream_cy import StreamResult
-from streaminfer.streams.awaited_call import AwaitedCall
+from streaminfer.streams.awaited_call import await_call
 from streaminfer.streams.stream_settings import StreamSettings
 from streaminfer.streams.turns._fair_order_cy import FairOrder, Turn
 from streaminfer.streams.turns._late_frames_cy import LateFrames
@@ -362,7 +362,7 @@ class Sender:
         self._order.charge(stream.turn)
         if self._begin_call is None:
             limit = None if self._enforces_deadline or not settings.max_age_ns else request.deadline_ns
-            sending.call = AwaitedCall(self._service, request, sending.receive, limit, self.clock)
+            sending.call = await_call(self._service, request, sending.receive, limit, self.clock)
             return
         try:
             call = self._begin_call(request, sending.receive)

@@ -202,17 +202,13 @@ class FrameMaker:
         self._sound = AudioAssembler(av, target) if isinstance(target, AudioFormat) else None
         self._picture = PictureConverter(av, target) if isinstance(target, VideoFormat) and converts else None
 
-    def stamp(self, frame: Any, pts: int | None, time_base: Fraction | None, arrival_ns: int) -> Stamp | None:
-        """Return the stamp of a decoded frame; ``None``: the frame exceeds the rate that the model wants."""
+    def make(self, frame: Any, pts: int | None, time_base: Fraction | None, arrival_ns: int) -> list[Frame]:
+        """Return the frames that a decoded frame completes; none if it exceeds the rate that the model wants."""
         length_ns = _duration_ns(frame) if self._sound is not None else 0
         stamp = self.repair.stamp(pts, time_base, length_ns, arrival_ns)
         if self._selector is not None and not self._selector.takes(stamp.media_ns, begins=stamp.discontinuity):
             self._counters.skipped += 1
-            return None
-        return stamp
-
-    def make(self, frame: Any, stamp: Stamp) -> list[Frame]:
-        """Return the frames that a decoded frame completes."""
+            return []
         if self._sound is None:
             inputs = frame if self._picture is None else self._picture(frame)
             return [Frame(inputs, stamp.captured_ns, stamp.media_ns / 1e9, stamp.discontinuity)]

@@ -229,11 +229,8 @@ class MediaThread:
 
     def _send(self, handoff: Handoff, frame: Any, arrival_ns: int, *, timed: bool) -> bool:
         """Convert a decoded frame and put it into the handoff; ``False``: the source was closed."""
-        maker = self._maker
-        stamp = maker.stamp(frame, frame.pts if timed else None, frame.time_base, arrival_ns)
-        if stamp is None:
-            return True
-        return False not in [self._put(handoff, converted) for converted in maker.make(frame, stamp)]  # each is counted
+        made = self._maker.make(frame, frame.pts if timed else None, frame.time_base, arrival_ns)
+        return False not in [self._put(handoff, one) for one in made]  # each is counted
 
     def _put(self, handoff: Handoff, frame: Frame) -> bool:
         if self._pacer is not None and frame.position_s is not None:

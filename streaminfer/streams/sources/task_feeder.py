@@ -94,8 +94,7 @@ class TaskFeeder:
                         self._maker.repair.restart()
                     if item.forgets_delays:
                         self._maker.repair.forget_delays()
-                    stamp = self._maker.stamp(item.frame, item.pts, item.time_base, self._clock())
-                    for frame in [] if stamp is None else self._maker.make(item.frame, stamp):
+                    for frame in self._maker.make(item.frame, item.pts, item.time_base, self._clock()):
                         handoff.put(frame)
                     if handoff.closed.is_set():  # no reference to the source is left
                         break

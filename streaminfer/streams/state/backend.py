@@ -345,14 +345,13 @@ class StatefulBackend(StackClock, Wrapper):
             assert inner_infer_on_each is not None  # noqa: S101 - offered only where there is one
             await inner_infer_on_each(FedBatch(batch, self._store.read_initial, signature))
 
-        return ExampleInputs(
-            signature.without_states(example.inputs),
-            infer,
-            example.is_given,
-            {name: axes for name, axes in example.free_axes.items() if not signature.is_state(name)},
-            None if resize is None else lambda size: signature.without_states(resize(size)),
-            None if inner_infer_on_each is None else infer_on_each,
-            example.exclusive,
+        return example._replace(
+            inputs=signature.without_states(example.inputs),
+            infer=infer,
+            free_axes={name: axes for name, axes in example.free_axes.items() if not signature.is_state(name)},
+            resize=None if resize is None else lambda size: signature.without_states(resize(size)),
+            infer_on_each=None if inner_infer_on_each is None else infer_on_each,
+            infer_now=None,
         )
 
     def _forget_idle(self, now_ns: int) -> int:
