@@ -74,18 +74,14 @@ class StateStore:
         self._growing = [tensor for tensor in tensors if tensor.grows is not None]
         self._max_blocks = max_blocks
         self._arenas: dict[str, tuple[Array, Rows]] = {}
-        self._reserve()
         self._pool = BufferPool(_POOL_BYTES)
-
-    def _reserve(self) -> None:
-        """Reserve the arenas, so that a lack of address space fails here and not in a later batch."""
         try:
-            for tensor in self._tensors:
+            for tensor in tensors:  # so that a lack of address space fails here and not in a later batch
                 self._arena_of(tensor)
         except (MemoryError, ValueError) as error:  # NumPy raises ValueError for a size beyond its integers
-            rows, size = self.table.max_streams, sum(tensor.nbytes for tensor in self._tensors)
+            size = sum(tensor.nbytes for tensor in tensors)
             raise ValueError(
-                f"max_streams: expected states that fit into memory, got {rows} of {size} bytes ({error})"
+                f"max_streams: expected states that fit into memory, got {max_streams} of {size} bytes ({error})"
             ) from error
 
     def read(self, step: Step, size: int) -> States:
