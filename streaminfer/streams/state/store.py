@@ -164,7 +164,7 @@ class StateStore:
         for row, stream_id, imported in places.others:
             state = imported or {tensor.name: tensor.initial_of(stream_id) for tensor in self._tensors}
             values.append((row, state))
-            lengths[row] = tuple(_length_of_row(tensor, state[tensor.name]) for tensor in self._growing)
+            lengths[row] = tuple(state[tensor.name].shape[tensor.grows or 0] for tensor in self._growing)
         arrays = {}
         for tensor in self._tensors:
             gather = self._gather_one if tensor.grows is None else self._gather_growing
@@ -252,10 +252,6 @@ class StateStore:
 
 def _length(tensor: StateTensor, batch: Array) -> int:
     return int(batch.shape[tensor.length_axis])
-
-
-def _length_of_row(tensor: StateTensor, row: Array) -> int:
-    return int(row.shape[tensor.grows or 0])
 
 
 def _max_length(tensor: StateTensor) -> int:
