@@ -98,7 +98,7 @@ class AudioAssembler:
         self._empty = np.empty((target.channels, 0), target.dtype)
         self._chunker = Chunker(target.chunk, target.hop_size, target.sample_rate, self._empty)
         self._gaps = GapDetector()
-        self._input: tuple[str, str, int] | None = None
+        self._input = "", "", target.sample_rate
         self._resampler: Any = None
         self._mix_peak = 1.0  # peak of its mix if all inputs are 1
         self._samples_in, self._samples_out = 0, 0  # samples that went into the resampler, and that came out
@@ -157,7 +157,9 @@ class AudioAssembler:
             samples = samples.mean(axis=0, keepdims=True).astype(samples.dtype)
         self._samples_out += samples.shape[1]
         captured_ns, end_ns = self._end
-        buffered_ns = self._buffered_ns()
+        taken_ns = self._samples_in * 1_000_000_000 // self._input[2]
+        # the resampler has not returned all that it has taken in
+        buffered_ns = max(0, taken_ns - self._samples_out * 1_000_000_000 // self._target.sample_rate)
         return self._chunker.push(samples, captured_ns - buffered_ns, end_ns - buffered_ns)
 
     def _measure_mix(self, frame: Any) -> float:
@@ -169,13 +171,6 @@ class AudioAssembler:
         full_scale.sample_rate = frame.sample_rate
         resampler = self._av.AudioResampler(format="fltp", layout="stereo", rate=frame.sample_rate)
         return float(resampler.resample(full_scale)[0].to_ndarray().max())
-
-    def _buffered_ns(self) -> int:
-        """Return how much sound the resampler has taken in and not returned yet."""
-        rate = self._input[2] if self._input is not None else self._target.sample_rate
-        return max(
-            0, self._samples_in * 1_000_000_000 // rate - self._samples_out * 1_000_000_000 // self._target.sample_rate
-        )
 
 
 class FrameMaker:
