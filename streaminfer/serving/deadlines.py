@@ -98,9 +98,7 @@ def read_settings(headers: Headers, parameters: Mapping[str, Any]) -> RequestSet
     if isinstance(stream_id, str) and len(stream_id) > _LONGEST_NAME:
         raise _invalid("sequence_id", f"at most {_LONGEST_NAME} characters", stream_id)
     stream_id = stream_id or None  # Triton's clients send 0 or "" for no stream
-    starts: Any
-    ends: Any
-    starts, ends = (parameters.get(name, False) for name in ("sequence_start", "sequence_end"))
+    starts, ends = parameters.get("sequence_start", False), parameters.get("sequence_end", False)
     if not isinstance(starts, bool) or not isinstance(ends, bool):
         raise _invalid("sequence_start, sequence_end", "true or false", (starts, ends))
     tenant = headers.get("x-streaminfer-tenant")

@@ -80,10 +80,8 @@ class Gatherer:
         return future
 
     def _turn(self) -> None:
-        if not self._held or self._loop is None:
-            self._turns_left = 0
-        elif self._accepted:
-            self._turns_left = 0  # the accepted call's message restarts the count
+        if not self._held or self._accepted or self._loop is None:
+            self._turns_left = 0  # the message of the accepted call restarts the count
         else:
             self._turns_left -= 1
             if self._turns_left:

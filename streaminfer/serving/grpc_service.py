@@ -22,7 +22,7 @@ from streaminfer.serving import description
 from streaminfer.serving.deadlines import SETTING_HEADERS, TIME_LEFT, RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected, logged_failure
 from streaminfer.serving.gathering import Gatherer
-from streaminfer.serving.grpc_stream import StreamCall
+from streaminfer.serving.grpc_stream import stream_responses
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.requests._infer_head_cy import InferHead
 from streaminfer.serving.requests._model_requests_cy import ModelCall, ModelRequests
@@ -204,9 +204,9 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
     async def _stream(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         stream_id = f"grpc-stream-{next(_calls)}"
         model_names: set[str] = set()
-        call = StreamCall(functools.partial(self._infer_streamed, context, stream_id, model_names))
+        infer = functools.partial(self._infer_streamed, context, stream_id, model_names)
         try:
-            async with contextlib.aclosing(call.responses(messages)) as responses:
+            async with contextlib.aclosing(stream_responses(infer, messages)) as responses:
                 async for response in responses:
                     yield response
         finally:

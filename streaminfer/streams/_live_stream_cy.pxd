@@ -7,7 +7,6 @@ from streaminfer.streams._stream_cy cimport StreamResult, StreamState, make_sour
 cdef class Stream:
     cdef object __weakref__
     cdef readonly object stream_id
-    cdef readonly object settings
     cdef readonly StreamState state
     cdef readonly Turn turn
     cdef readonly dict sending

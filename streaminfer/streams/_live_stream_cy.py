@@ -33,7 +33,8 @@ class Stream:
     Args:
         stream_id: id of the stream, which its requests carry.
         source: yields frames or bare inputs.
-        settings: settings of the stream.
+        settings: settings of the streams of the session.
+        weight: share of the turns.
         sender: sends its frames.
         outlet: delivers its results.
         totals: totals of the session; they get the counters of this stream when it has ended and delivered its results.
@@ -51,15 +52,15 @@ class Stream:
         stream_id: Hashable,
         source: AsyncIterable[Any] | Iterable[Any],
         settings: StreamSettings,
+        weight: float,
         sender: Sender,
         outlet: Outlet,
         totals: SessionTotals,
     ) -> None:
         self.stream_id = stream_id
-        self.settings = settings
         one_by_one = settings.resets_after_gap or (settings.waits and sender.states is not None)
         self.state = StreamState(stream_id, settings, one_by_one, totals.ages)
-        self.turn = Turn(self, settings.weight, settings.priority)
+        self.turn = Turn(self, weight, settings.priority)
         self.sending: dict[Sending, None] = {}  # in order, so that a run in virtual time repeats
         self.is_announced = False
         self.is_settled = False

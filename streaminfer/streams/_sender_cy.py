@@ -42,7 +42,7 @@ from streaminfer.request import Request, time_left_s
 from streaminfer.streams._live_stream_cy import Stream
 from streaminfer.streams._outlet_cy import WakeUps
 from streaminfer.streams._stream_cy import StreamResult
-from streaminfer.streams.awaited_call import AwaitedCall
+from streaminfer.streams.awaited_call import await_call
 from streaminfer.streams.stream_settings import StreamSettings
 from streaminfer.streams.turns._fair_order_cy import FairOrder, Turn
 from streaminfer.streams.turns._late_frames_cy import LateFrames
@@ -209,7 +209,7 @@ class Sender:
             stream.complete(result, response.outputs, response.degraded, now_ns)
         elif sending._is_cancelled:
             stream.drop(result, "closed")
-        elif isinstance(error, Overloaded) and stream.settings.waits:
+        elif isinstance(error, Overloaded) and self._settings.waits:
             self._pause(sending, error.retry_after_s, self._current_reason(sending.request))
             return
         elif isinstance(error, Overloaded):
@@ -316,7 +316,7 @@ class Sender:
             stream.turn.denied += 1
             stream.end_if_drained()
             return
-        settings = stream.settings
+        settings = self._settings
         deadline_ns = stream.state.deadline_ns(result) if settings.max_age_ns else settings.deadline_ns
         request = make_request(
             result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
@@ -342,7 +342,7 @@ class Sender:
     def _send(self, sending: Sending) -> None:
         """Give a frame to the service, or drop it, or try again later."""
         stream, result, request = sending.stream, sending.result, sending.request
-        settings = stream.settings
+        settings = self._settings
         if settings.max_age_ns:
             sending.sent_ns = self.clock()
             if stream.state.deadline_ns(result) <= sending.sent_ns:  # after a pause
@@ -362,7 +362,7 @@ class Sender:
         self._order.charge(stream.turn)
         if self._begin_call is None:
             limit = None if self._enforces_deadline or not settings.max_age_ns else request.deadline_ns
-            sending.call = AwaitedCall(self._service, request, sending.receive, limit, self.clock)
+            sending.call = await_call(self._service, request, sending.receive, limit, self.clock)
             return
         try:
             call = self._begin_call(request, sending.receive)
@@ -419,7 +419,7 @@ class Sender:
     def _fail(self, sending: Sending, error: BaseException) -> None:
         """Deliver the error of a frame, or drop the frame if it only missed its age limit."""
         now_ns, stream, result = self.clock(), sending.stream, sending.result
-        if isinstance(error, DeadlineExceeded) and stream.settings.max_age_ns:
+        if isinstance(error, DeadlineExceeded) and self._settings.max_age_ns:
             stream.turn.denied += 1
             self.late_frames.learn(now_ns - sending.sent_ns, False)
             is_early = now_ns < stream.state.deadline_ns(result)

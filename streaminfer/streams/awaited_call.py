@@ -1,4 +1,4 @@
-"""`AwaitedCall`: awaits the request of a frame at a service without ``begin_call``."""
+"""`await_call`: awaits the request of a frame at a service without ``begin_call``."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,42 +8,34 @@ from streaminfer.errors import DeadlineExceeded
 from streaminfer.protocols import Clock
 from streaminfer.request import Request, Response, time_left_s
 
-__all__ = ["AwaitedCall"]
+__all__ = ["await_call"]
 
 
-class AwaitedCall:
-    """Task that awaits a request and reports its outcome.
+def await_call(
+    service: Any,
+    request: Request,
+    receive: Callable[[Response | None, BaseException | None], None],
+    deadline_ns: int | None,
+    clock: Clock,
+) -> "asyncio.Task[Response]":
+    """Return a task that awaits a request and reports its outcome.
 
     Args:
         service: receives the request.
         request: request of a frame.
         receive: called once with the outcome: the response, or ``None`` and the error.
-        deadline_ns: instant at which the task is cancelled; ``None``: the service enforces the deadline, if any.
+        deadline_ns: instant at which the call is cancelled; ``None``: the service enforces the deadline, if any.
         clock: returns monotonic nanoseconds.
     """
 
-    __slots__ = ("_receive", "_task")
-
-    def __init__(
-        self,
-        service: Any,
-        request: Request,
-        receive: Callable[[Response | None, BaseException | None], None],
-        deadline_ns: int | None,
-        clock: Clock,
-    ) -> None:
-        self._receive = receive
-        calling = _call(service, request, deadline_ns, clock)
-        self._task = asyncio.get_running_loop().create_task(calling, name="streaminfer-frame")
-        self._task.add_done_callback(self._end)
-
-    def cancel(self) -> None:
-        """Cancel the task; ``receive`` is called when the service has ended the request."""
-        self._task.cancel()
-
-    def _end(self, task: "asyncio.Task[Response]") -> None:
+    def report(task: "asyncio.Task[Response]") -> None:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        self._receive(task.result() if error is None else None, error)
+        receive(task.result() if error is None else None, error)
+
+    calling = _call(service, request, deadline_ns, clock)
+    task = asyncio.get_running_loop().create_task(calling, name="streaminfer-frame")
+    task.add_done_callback(report)
+    return task
 
 
 async def _call(service: Any, request: Request, deadline_ns: int | None, clock: Clock) -> Response:

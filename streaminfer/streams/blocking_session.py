@@ -55,17 +55,7 @@ class BlockingStreamSession:
             TypeError, ValueError, Closed: as for calling a `StreamSession`, but raised by the iterator.
             Exception: the error that the source raised.
         """
-        results, loop = self._run(
-            lambda: (
-                self._session(_as_async(source), stream_id=stream_id, weight=weight),
-                asyncio.get_running_loop(),
-            )
-        )
-        try:
-            while (result := self._run(results.__anext__, loop)) is not _END:
-                yield result
-        finally:
-            self._close(results.aclose)
+        return self._results(lambda: self._session(_as_async(source), stream_id=stream_id, weight=weight))
 
     def add(self, source: Source, *, stream_id: Hashable = None, weight: float = 1.0) -> Hashable:
         """Read a source, as :meth:`StreamSession.add`; iterating over the session returns its results."""
@@ -77,9 +67,7 @@ class BlockingStreamSession:
         self._run(lambda: self._session.remove(stream_id))
 
     def __iter__(self) -> Iterator[StreamResult]:
-        results, loop = self._run(lambda: (aiter(self._session), asyncio.get_running_loop()))
-        while (result := self._run(results.__anext__, loop)) is not _END:
-            yield result
+        return self._results(lambda: aiter(self._session))
 
     def statistics(self) -> StreamSessionStatistics:
         """Return a snapshot of all streams, also when the stack has stopped."""
@@ -102,6 +90,15 @@ class BlockingStreamSession:
 
     def __repr__(self) -> str:
         return f"<blocking {self._session!r}>"
+
+    def _results(self, begin: Callable[[], AsyncIterator[StreamResult]]) -> Iterator[StreamResult]:
+        results, loop = self._run(lambda: (begin(), asyncio.get_running_loop()))
+        try:
+            while (result := self._run(results.__anext__, loop)) is not _END:
+                yield result
+        finally:
+            if results is not self._session:
+                self._close(results.aclose)
 
     def _run(self, function: Callable[[], Any], loop: asyncio.AbstractEventLoop | None = None) -> Any:
         """Call a function on the event loop, and await what it returns; ``loop``: the only one for it, if any."""

@@ -4,6 +4,7 @@ A policy is a frozen record that the streams of a session share. It makes one se
 of that stream. A selector is synchronous and knows no time but the capture times of the frames.
 """
 
+import itertools
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -143,14 +144,10 @@ class TargetRate(_Thinned):
 class _EveryNthSelector:
     def __init__(self, n: int) -> None:
         self._n = n
-        self._until_next = 0
+        self._numbers = itertools.count()
 
     def takes(self, captured_ns: int) -> bool:  # noqa: ARG002 - counts
-        if self._until_next:
-            self._until_next -= 1
-            return False
-        self._until_next = self._n - 1
-        return True
+        return next(self._numbers) % self._n == 0
 
 
 class RateSelector:

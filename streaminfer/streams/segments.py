@@ -109,7 +109,7 @@ class Segments:
             if self._silence < 0:
                 self._silence = position
             if position - self._silence >= self._min_silence:
-                return self._end(self._end_s())
+                return self._end()
         if self._start_s < 0 and self._silence < 0 and self._position - self._onset >= self._min_speech:
             self._start_s = max(round(self._onset * self._frame_s - self._pad_s, 9), self._last_end_s)
             return Segment(self._start_s)
@@ -117,7 +117,7 @@ class Segments:
 
     def finish(self) -> Segment | None:
         """End the stream and start over; return the segment that had not ended yet, or ``None``."""
-        segment = self._end(self._end_s()) if self._start_s >= 0 else None
+        segment = self._end()
         self._position, self._onset, self._silence, self._last_end_s = 0, -1, -1, 0.0
         return segment
 
@@ -129,19 +129,16 @@ class Segments:
         last = detector.finish()
         return segments if last is None else [*segments, last]
 
-    def _end_s(self) -> float:
-        """Return the end of the current segment, to the nanosecond."""
+    def _end(self) -> Segment | None:
+        """End the current segment, and return it if it was reported."""
         length_s = self._position * self._frame_s
         end_s = length_s if self._silence < 0 else min(self._silence * self._frame_s + self._pad_s, length_s)
-        return round(end_s, 9)
-
-    def _end(self, end_s: float) -> Segment | None:
         start_s, self._start_s = self._start_s, -1.0
         self._onset = self._silence = -1
         if start_s < 0:
             return None
-        self._last_end_s = end_s
-        return Segment(start_s, end_s)
+        self._last_end_s = round(end_s, 9)
+        return Segment(start_s, self._last_end_s)
 
     def _frames(self, seconds: float) -> int:
         """Return the smallest number of frames that last this long; a rounding error adds no frame."""

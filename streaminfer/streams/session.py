@@ -11,8 +11,6 @@ import weakref
 from collections.abc import AsyncIterable, Awaitable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-import attrs
-
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_clock, check_count, check_instance, check_number, expected
 from streaminfer._runtime.closing import AsyncClosing
@@ -128,7 +126,6 @@ class StreamSession(AsyncClosing):
             max_age_ns=age_ns,
             deadline_ns=NEVER_NS if max_age_s == math.inf else None,
             resets_after_gap=resets_after_gap,
-            weight=1.0,
             priority=priority,
             tenant=tenant,
         )
@@ -280,9 +277,8 @@ class StreamSession(AsyncClosing):
             stream_id = f"stream-{next(_numbers)}"
         if stream_id in self._totals.open:
             raise ValueError(expected("stream_id", "an id of which no stream is open", stream_id))
-        settings = attrs.evolve(self._settings, weight=float(weight))
         sender.join()  # before the stream starts its task: this may fail
-        stream = Stream(stream_id, source, settings, sender, outlet, self._totals)
+        stream = Stream(stream_id, source, self._settings, weight, sender, outlet, self._totals)
         self._totals.open[stream_id] = stream
         return stream
 

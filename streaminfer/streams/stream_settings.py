@@ -1,4 +1,4 @@
-"""`StreamSettings`: settings of one stream of a session."""
+"""`StreamSettings`: settings of the streams of a session."""
 
 import attrs
 
@@ -9,14 +9,13 @@ __all__ = ["StreamSettings"]
 
 @attrs.frozen(slots=True)
 class StreamSettings:
-    """Settings of a stream, which `StreamSession` explains, and values derived from them."""
+    """Settings of streams, which `StreamSession` explains, and values derived from them."""
 
     policy: FramePolicy
     max_in_flight: int
     max_age_ns: int
     deadline_ns: int | None
     resets_after_gap: bool
-    weight: float
     priority: int
     tenant: str | None
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from streaminfer.serving.grpc_stream import StreamCall
+from streaminfer.serving.grpc_stream import stream_responses
 
 
 async def several(message):
@@ -13,7 +13,7 @@ async def several(message):
 
 
 async def collect(answer, messages):
-    return [response async for response in StreamCall(answer).responses(messages)]
+    return [response async for response in stream_responses(answer, messages)]
 
 
 async def numbered(count, error=None):
@@ -92,7 +92,7 @@ def test_slow_client_holds_up_answers():
             yield message
 
     async def scenario():
-        responses = StreamCall(answer).responses(numbered(1))
+        responses = stream_responses(answer, numbered(1))
         await anext(responses)
         await settle()
         held = len(made)

@@ -25,7 +25,7 @@ def state_of(
     max_waiting=1, waits=False, selector=None, max_in_flight=1, max_age_ns=0, resets=False, ages=None, alone=False
 ):
     policy = SimpleNamespace(max_waiting=max_waiting, waits=waits, make_selector=lambda: selector)
-    limits = StreamSettings(policy, max_in_flight, max_age_ns, None, resets, 1.0, 0, None)
+    limits = StreamSettings(policy, max_in_flight, max_age_ns, None, resets, 0, None)
     return StreamState("s", limits, resets or alone, ages or LatencyHistogram())
 
 

@@ -25,7 +25,7 @@ from streaminfer.loadtest.sending.requests import check_service
 from streaminfer.protocols import Clock, Node, adapt, is_service
 from streaminfer.request import Request, Response
 from streaminfer.stack import Stack
-from streaminfer.streams.awaited_call import AwaitedCall
+from streaminfer.streams.awaited_call import await_call
 
 __all__ = ["FrameLost", "LostAtEncoder", "LostInNetwork", "PathService", "Score", "Undecodable"]
 
@@ -184,7 +184,7 @@ class PathService(Node):
     @functools.cached_property
     def _begin_inner(self) -> Callable[[Request, Receive], Any]:
         """Function that begins a request at the service; looked up at the first frame, when a stack is running."""
-        begin_awaited = functools.partial(AwaitedCall, self._service, deadline_ns=None, clock=self._clock)
+        begin_awaited = functools.partial(await_call, self._service, deadline_ns=None, clock=self._clock)
         return adapt(self._service).begin_call or begin_awaited
 
     async def __aenter__(self) -> Self:

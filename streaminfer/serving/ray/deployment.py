@@ -126,18 +126,16 @@ def _router_config() -> Any:
     it does. Two threads that do so at once fail, such as one that deploys and one that calls ``serve.status``.
     """
     with _making_router_config:
-        if not _made_router_config:
-            _made_router_config.append(_make_router_config())
-        return _made_router_config[0]
-
-
-def _make_router_config() -> Any:
-    try:
-        make_headroom_router()  # as Ray does when it resolves the path
-        config = require("ray.serve.config", extra="ray", purpose="ray_deployment")
-        return config.RequestRouterConfig(
-            request_router_class=_ROUTER_PATH, request_routing_stats_period_s=ROUTING_STATS_S
-        )
-    except (ImportError, AttributeError, TypeError) as error:
-        _LOG.warning("Ray Serve routes as by default, because its router API is another one: %s", error)
-        return None
+        if _made_router_config:
+            return _made_router_config[0]
+        made = None
+        try:
+            make_headroom_router()  # as Ray does when it resolves the path
+            config = require("ray.serve.config", extra="ray", purpose="ray_deployment")
+            made = config.RequestRouterConfig(
+                request_router_class=_ROUTER_PATH, request_routing_stats_period_s=ROUTING_STATS_S
+            )
+        except (ImportError, AttributeError, TypeError) as error:
+            _LOG.warning("Ray Serve routes as by default, because its router API is another one: %s", error)
+        _made_router_config.append(made)
+        return made

@@ -61,7 +61,7 @@ class LoadReport(NamedTuple):
 
     Attributes:
         number: the number of the report; each new report has another.
-        service_s: seconds that a request takes in an empty replica.
+        service_s: seconds that a request takes in an empty replica; 0: it has not responded yet, nothing is measured.
         per_request_s: seconds by which each request in flight delays the next one.
         in_flight: requests in flight of all routers.
         success: share of the latest requests that succeeded, 0 to 1.
@@ -72,11 +72,6 @@ class LoadReport(NamedTuple):
     per_request_s: float
     in_flight: int
     success: float = 1.0
-
-    @property
-    def is_learned(self) -> bool:
-        """True if the replica has responded to a request, so that the durations are measured."""
-        return self.service_s > 0.0
 
 
 @attrs.define
@@ -135,7 +130,7 @@ class HeadroomRanking(Generic[K]):
             if report is not None and report != load.report:
                 load.report, load.reported_ns = report, now_ns
                 load.others = max(report.in_flight - load.own, 0)
-        learned = [load.report for load in self.loads.values() if load.report is not None and load.report.is_learned]
+        learned = [load.report for load in self.loads.values() if load.report is not None and load.report.service_s]
         if learned:  # the mean is used for replicas that have not responded yet, so that they get some requests
             service_s = sum(report.service_s for report in learned) / len(learned)
             self._mean = LoadReport(0, service_s, sum(report.per_request_s for report in learned) / len(learned), 0)
@@ -175,7 +170,7 @@ class HeadroomRanking(Generic[K]):
         """Return the seconds after which a request that is sent now is predicted to have a response."""
         load = self.loads[replica]
         report = load.report or self._mean
-        costs = report if report.is_learned else self._mean
+        costs = report if report.service_s else self._mean
         return (costs.service_s + costs.per_request_s * load.in_flight) / max(report.success, _LEAST_SUCCESS)
 
     def rank(self) -> list[K]:

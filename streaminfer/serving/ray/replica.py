@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Unpack
 
 from streaminfer._internal.error_log import Log
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.lifecycle import end_tasks, keep_running
 from streaminfer.protocols import adapt
+from streaminfer.request import CallSettings
 from streaminfer.serving.asgi import ServingApp, asgi_app
 from streaminfer.serving.limits import Limits
 from streaminfer.serving.ray.moving_streams import MovingStreams
@@ -58,21 +59,13 @@ class StackReplica:
         """Return the app of the Open Inference Protocol; Ray Serve calls it."""
         return asgi_app({self._model: self._service}, limits=self._limits)
 
-    async def infer(
-        self,
-        inputs: Any,
-        *,
-        timeout_s: float | None = None,
-        priority: int = 0,
-        stream_id: Hashable = None,
-        tenant: str | None = None,
-    ) -> Any:
+    async def infer(self, inputs: Any, **settings: Unpack[CallSettings]) -> Any:
         """Serve a request of a handle, like a call of a `Stack`: ``await handle.infer.remote(inputs, timeout_s=0.1)``.
 
         Raises:
             StreamInferError: the request failed; the class says why.
         """
-        return await self._service(inputs, timeout_s=timeout_s, priority=priority, stream_id=stream_id, tenant=tenant)
+        return await self._service(inputs, **settings)
 
     async def end_stream(self, stream_id: Hashable) -> None:
         """Forget the state of a stream, whichever replica has it: ``handle.end_stream.remote("caller-7")``."""

@@ -79,10 +79,7 @@ class StreamStore:
         if not self._wanted.get(replica):
             wake_up = self._wake_ups[replica] = asyncio.get_running_loop().create_future()
             try:
-                async with asyncio.timeout(POLL_S):
-                    await wake_up
-            except TimeoutError:
-                pass  # no stream is wanted
+                await asyncio.wait([wake_up], timeout=POLL_S)
             finally:
                 if self._wake_ups.get(replica) is wake_up:
                     del self._wake_ups[replica]

@@ -124,7 +124,7 @@ def decode(tensor: Tensor, content: memoryview, *, keeps_bytes: bool) -> npt.NDA
         )
     array = np.frombuffer(content, dtype).reshape(shape)
     if datatype == "BF16":
-        return _from_bfloat16(array, spec)
+        return array.view(spec.dtype) if _has_bfloat16(spec) else (array.astype(np.uint32) << 16).view(np.float32)
     if datatype == "BOOL" and not (array.view(np.uint8) <= 1).all():
         raise InvalidInput(f"input {name!r}: expected 0 or 1 in each byte of a BOOL tensor")
     return array if array.flags.aligned else array.copy()  # some libraries cannot read unaligned arrays
@@ -234,12 +234,6 @@ def _as_text(name: str, elements: list[bytes], shape: Sequence[int], *, keeps_by
 def _has_bfloat16(spec: ModelTensor | None) -> TypeGuard[ModelTensor]:
     """Return whether the model takes arrays of ml_dtypes' bfloat16."""
     return spec is not None and spec.dtype is not None and spec.dtype.name == "bfloat16"
-
-
-def _from_bfloat16(bits: npt.NDArray[Any], spec: ModelTensor | None) -> npt.NDArray[Any]:
-    if _has_bfloat16(spec):
-        return bits.view(spec.dtype)
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _flattened(name: str, nested: Any, rank: int) -> list[Any]:

@@ -98,7 +98,7 @@ class AudioAssembler:
         self._empty = np.empty((target.channels, 0), target.dtype)
         self._chunker = Chunker(target.chunk, target.hop_size, target.sample_rate, self._empty)
         self._gaps = GapDetector()
-        self._input: tuple[str, str, int] | None = None
+        self._input = "", "", target.sample_rate
         self._resampler: Any = None
         self._mix_peak = 1.0  # peak of its mix if all inputs are 1
         self._samples_in, self._samples_out = 0, 0  # samples that went into the resampler, and that came out
@@ -157,7 +157,9 @@ class AudioAssembler:
             samples = samples.mean(axis=0, keepdims=True).astype(samples.dtype)
         self._samples_out += samples.shape[1]
         captured_ns, end_ns = self._end
-        buffered_ns = self._buffered_ns()
+        taken_ns = self._samples_in * 1_000_000_000 // self._input[2]
+        # the resampler has not returned all that it has taken in
+        buffered_ns = max(0, taken_ns - self._samples_out * 1_000_000_000 // self._target.sample_rate)
         return self._chunker.push(samples, captured_ns - buffered_ns, end_ns - buffered_ns)
 
     def _measure_mix(self, frame: Any) -> float:
@@ -169,13 +171,6 @@ class AudioAssembler:
         full_scale.sample_rate = frame.sample_rate
         resampler = self._av.AudioResampler(format="fltp", layout="stereo", rate=frame.sample_rate)
         return float(resampler.resample(full_scale)[0].to_ndarray().max())
-
-    def _buffered_ns(self) -> int:
-        """Return how much sound the resampler has taken in and not returned yet."""
-        rate = self._input[2] if self._input is not None else self._target.sample_rate
-        return max(
-            0, self._samples_in * 1_000_000_000 // rate - self._samples_out * 1_000_000_000 // self._target.sample_rate
-        )
 
 
 class FrameMaker:
@@ -202,17 +197,13 @@ class FrameMaker:
         self._sound = AudioAssembler(av, target) if isinstance(target, AudioFormat) else None
         self._picture = PictureConverter(av, target) if isinstance(target, VideoFormat) and converts else None
 
-    def stamp(self, frame: Any, pts: int | None, time_base: Fraction | None, arrival_ns: int) -> Stamp | None:
-        """Return the stamp of a decoded frame; ``None``: the frame exceeds the rate that the model wants."""
+    def make(self, frame: Any, pts: int | None, time_base: Fraction | None, arrival_ns: int) -> list[Frame]:
+        """Return the frames that a decoded frame completes; none if it exceeds the rate that the model wants."""
         length_ns = _duration_ns(frame) if self._sound is not None else 0
         stamp = self.repair.stamp(pts, time_base, length_ns, arrival_ns)
         if self._selector is not None and not self._selector.takes(stamp.media_ns, begins=stamp.discontinuity):
             self._counters.skipped += 1
-            return None
-        return stamp
-
-    def make(self, frame: Any, stamp: Stamp) -> list[Frame]:
-        """Return the frames that a decoded frame completes."""
+            return []
         if self._sound is None:
             inputs = frame if self._picture is None else self._picture(frame)
             return [Frame(inputs, stamp.captured_ns, stamp.media_ns / 1e9, stamp.discontinuity)]

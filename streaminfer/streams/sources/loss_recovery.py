@@ -189,11 +189,9 @@ class _Recovery:
     def _find_missing(self) -> list[int]:
         """Return the sequence numbers that are missing before the newest packet in the buffer."""
         packets, origin, capacity = self._buffer._packets, self._buffer._origin, self._buffer.capacity
-        is_present = [packets[(origin + ahead) % capacity] is not None for ahead in range(capacity)]
-        if True not in is_present:
-            return []
-        newest = capacity - 1 - is_present[::-1].index(True)
-        return [(origin + ahead) & 0xFFFF for ahead in range(newest) if not is_present[ahead]]
+        present = [ahead for ahead in range(capacity) if packets[(origin + ahead) % capacity] is not None]
+        missing = set(range(present[-1])).difference(present) if present else ()
+        return [(origin + ahead) & 0xFFFF for ahead in sorted(missing)]
 
 
 def _begins_frame(codec: str, payload: bytes) -> bool:

@@ -8,18 +8,15 @@ from typing import Any, Literal
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_clock, check_duration, check_instance, expected
 from streaminfer.streams.sources.formats import AudioFormat, Dtype, PixelFormat, VideoFormat
-from streaminfer.streams.sources.handoff import Handoff
 from streaminfer.streams.sources.location import locate
 from streaminfer.streams.sources.media_thread import MediaThread
 from streaminfer.streams.sources.reconnect import Reconnect
 from streaminfer.streams.sources.source import Clock, Source
-from streaminfer.streams.sources.task_feeder import SOUND_BUFFER_S
+from streaminfer.streams.sources.task_feeder import make_handoff
 
 __all__ = ["AudioSource", "VideoSource", "WhenSlow"]
 
 WhenSlow = Literal["drop", "wait"]
-
-FILE_BUFFER = 4  # decoded ahead of the reader
 
 
 class _MediaSource(Source):
@@ -54,15 +51,11 @@ class _MediaSource(Source):
         if when_slow is None:
             when_slow = "drop" if location.live else "wait"
         drops = check_choice("when_slow", when_slow, ("drop", "wait")) == "drop"
-        live_buffer = target.chunks_in(SOUND_BUFFER_S) if isinstance(target, AudioFormat) else 1
         paced, clock = realtime and (location.local or not location.live), clock or time.monotonic_ns
         feeder = MediaThread(
             av, location, target, realtime=paced, reconnect=reconnect, timeout_s=timeout_s, clock=clock
         )
-        handoff = Handoff(
-            live_buffer if drops else FILE_BUFFER, drops=drops, contiguous=isinstance(target, AudioFormat)
-        )
-        super().__init__(feeder, handoff)
+        super().__init__(feeder, make_handoff(target, drops=drops))
 
 
 def _are_options(options: object) -> bool:

@@ -170,7 +170,8 @@ class MediaThread:
             try:
                 for arrival_ns, packet in self._packets(container, streams[0]):
                     for frame in self._decode(packet):
-                        if not self._send(handoff, frame, arrival_ns, timed=timed):
+                        made = self._maker.make(frame, frame.pts if timed else None, frame.time_base, arrival_ns)
+                        if False in [self._put(handoff, one) for one in made]:  # each is counted
                             return
             finally:
                 for chunk in self._maker.flush():
@@ -227,15 +228,8 @@ class MediaThread:
             else:
                 yield frame
 
-    def _send(self, handoff: Handoff, frame: Any, arrival_ns: int, *, timed: bool) -> bool:
-        """Convert a decoded frame and put it into the handoff; ``False``: the source was closed."""
-        maker = self._maker
-        stamp = maker.stamp(frame, frame.pts if timed else None, frame.time_base, arrival_ns)
-        if stamp is None:
-            return True
-        return False not in [self._put(handoff, converted) for converted in maker.make(frame, stamp)]  # each is counted
-
     def _put(self, handoff: Handoff, frame: Frame) -> bool:
+        """Put a frame into the handoff, when it is due; ``False``: the source was closed."""
         if self._pacer is not None and frame.position_s is not None:
             now_ns = self._clock()
             due_ns = self._pacer.due_ns(round(frame.position_s * 1e9) + self._chunk_ns, now_ns)

@@ -52,12 +52,11 @@ class PauseDetector:
             return None
         self._received_ns += length_ns
         caught_up_ns = self._received_ns - (now_ns - self._since_ns)
-        if 2 * caught_up_ns > self._late_ns:
-            self._since_ns = None
-        elif now_ns - self._since_ns >= CATCH_UP_NS:
-            self._since_ns = None
-            return "short"
-        return None
+        has_caught_up = 2 * caught_up_ns > self._late_ns
+        if not has_caught_up and now_ns - self._since_ns < CATCH_UP_NS:
+            return None
+        self._since_ns = None
+        return None if has_caught_up else "short"
 
 
 def audio_from_messages(

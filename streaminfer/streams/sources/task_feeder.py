@@ -14,8 +14,10 @@ from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.streams.sources.handoff import Handoff
 from streaminfer.streams.sources.source import Clock, Counters, Source
 
-__all__ = ["Received", "TaskFeeder", "live_source"]
+__all__ = ["Received", "TaskFeeder", "live_source", "make_handoff"]
 
+FILE_BUFFER = 4
+"""Frames of a file that are decoded ahead of the reader."""
 SOUND_BUFFER_S = 0.25
 """How much sound waits for the reader of a live stream, so that a reader that is busy for a moment loses none."""
 
@@ -39,23 +41,16 @@ class Received:
     forgets_delays: bool = False
 
 
+@attrs.define(eq=False)
 class TaskFeeder:
     """Feeder with a task that takes each item as it arrives, so that items do not pile up."""
 
-    def __init__(
-        self,
-        items: AsyncGenerator[Received],
-        maker: FrameMaker,
-        counters: Counters,
-        clock: Clock,
-        end: Callable[[], None],
-    ) -> None:
-        self.counters = counters
-        self._items = items
-        self._maker = maker
-        self._clock = clock
-        self._end = end
-        self._task: asyncio.Task[None] | None = None
+    counters: Counters
+    _items: AsyncGenerator[Received]
+    _maker: FrameMaker
+    _clock: Clock
+    _end: Callable[[], None]
+    _task: asyncio.Task[None] | None = attrs.field(default=None, init=False)
 
     def start(self, handoff: Handoff) -> None:
         """Begin to receive."""
@@ -94,8 +89,7 @@ class TaskFeeder:
                         self._maker.repair.restart()
                     if item.forgets_delays:
                         self._maker.repair.forget_delays()
-                    stamp = self._maker.stamp(item.frame, item.pts, item.time_base, self._clock())
-                    for frame in [] if stamp is None else self._maker.make(item.frame, stamp):
+                    for frame in self._maker.make(item.frame, item.pts, item.time_base, self._clock()):
                         handoff.put(frame)
                     if handoff.closed.is_set():  # no reference to the source is left
                         break
@@ -129,10 +123,13 @@ def live_source(
         convert: makes an array of a picture that the reader takes.
         end: called once or twice, when the feeder takes no more items.
     """
-    clock = check_clock("clock", clock)
-    is_sound = isinstance(target, AudioFormat)
-    capacity = target.chunks_in(SOUND_BUFFER_S) if isinstance(target, AudioFormat) else 1
     maker = FrameMaker(av, target, counters, live=True, converts=False)
-    return Source(
-        TaskFeeder(items, maker, counters, clock, end), Handoff(capacity, drops=True, contiguous=is_sound), convert
-    )
+    feeder = TaskFeeder(counters, items, maker, check_clock("clock", clock), end)
+    return Source(feeder, make_handoff(target, drops=True), convert)
+
+
+def make_handoff(target: VideoFormat | AudioFormat, *, drops: bool) -> Handoff:
+    """Return a buffer for pictures or sound: frames decoded ahead, or what a live stream keeps for a slow reader."""
+    is_sound = isinstance(target, AudioFormat)
+    live_buffer = target.chunks_in(SOUND_BUFFER_S) if isinstance(target, AudioFormat) else 1
+    return Handoff(live_buffer if drops else FILE_BUFFER, drops=drops, contiguous=is_sound)

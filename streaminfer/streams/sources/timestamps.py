@@ -143,15 +143,14 @@ class TimestampRepair:
     def _capture(self, end_ns: int, arrival_ns: int, *, discontinuity: bool) -> int:
         delay_ns = arrival_ns - end_ns
         previous, smallest = self._delays
-        if discontinuity or self._last is None:
-            self._delays = (None, delay_ns)
-            self._window_end_ns = arrival_ns + WINDOW_NS
-        elif arrival_ns >= self._window_end_ns:
-            self._delays = (smallest if arrival_ns < self._window_end_ns + WINDOW_NS else None, delay_ns)
+        is_first = discontinuity or self._last is None
+        if is_first or arrival_ns >= self._window_end_ns:
+            follows = not is_first and arrival_ns < self._window_end_ns + WINDOW_NS
+            previous, smallest = smallest if follows else None, delay_ns
             self._window_end_ns = arrival_ns + WINDOW_NS
         else:
-            self._delays = (previous, min(smallest, delay_ns))
-        previous, smallest = self._delays
+            smallest = min(smallest, delay_ns)
+        self._delays = previous, smallest
         return end_ns + (smallest if previous is None else min(previous, smallest))
 
 

@@ -58,5 +58,4 @@ cdef class StreamTable:
     @cython.locals(block=Block)
     cdef _free_location(self, Stream stream, Step reader)
 
-    @cython.locals(slot=Py_ssize_t)
     cdef Py_ssize_t _take_slot(self) except -1

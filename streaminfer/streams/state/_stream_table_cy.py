@@ -353,8 +353,6 @@ class StreamTable:
 
     def _take_slot(self) -> int:
         if self._free:
-            slot: int = self._free.pop()
-            return slot
-        slot = self._next_slot
-        self._next_slot = slot + 1
-        return slot
+            return self._free.pop()
+        self._next_slot += 1
+        return self._next_slot - 1

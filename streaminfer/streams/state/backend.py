@@ -19,7 +19,7 @@ from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_calle
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Wrapper, check_infer, is_backend
 from streaminfer.request import Batch, Request
 from streaminfer.streams.state._step_cy import Block, Step
-from streaminfer.streams.state.fed_batch import FedBatch, PartOfBatch
+from streaminfer.streams.state.fed_batch import FedBatch
 from streaminfer.streams.state.layout import Growing, Initial
 from streaminfer.streams.state.outputs import Outputs, read_outputs
 from streaminfer.streams.state.record import read_record, write_record
@@ -227,12 +227,14 @@ class StatefulBackend(StackClock, Wrapper):
         self._store = StateStore(self._signature.tensors, self._max_streams, self._max_blocks)
         self._timer = None
 
-    async def _run(self, store: StateStore, step: Step, batch: Batch) -> Sequence[Any]:
-        """Run one step when its turn has come."""
+    async def _run(
+        self, store: StateStore, step: Step, batch: Batch, positions: Sequence[int] | None = None
+    ) -> Sequence[Any]:
+        """Run one step, of some rows of a batch or of all, when its turn has come."""
         try:
             if step.pending:
                 await _wait_for_turn(store, step)
-            fed_batch = FedBatch(batch, functools.partial(store.read, step), self._signature)
+            fed_batch = FedBatch(batch, functools.partial(store.read, step), self._signature, positions)
             while True:
                 with store.lock:
                     model = self._restart_if_replaced()
@@ -263,8 +265,7 @@ class StatefulBackend(StackClock, Wrapper):
                 if not step.rows:
                     continue
                 try:
-                    part = PartOfBatch(batch, step.rows, self._signature.batch_axes)
-                    outputs = await self._run(store, step, part)
+                    outputs = await self._run(store, step, batch, step.rows)
                 except Exception as error:
                     if len(steps) == 1:
                         raise
@@ -345,14 +346,13 @@ class StatefulBackend(StackClock, Wrapper):
             assert inner_infer_on_each is not None  # noqa: S101 - offered only where there is one
             await inner_infer_on_each(FedBatch(batch, self._store.read_initial, signature))
 
-        return ExampleInputs(
-            signature.without_states(example.inputs),
-            infer,
-            example.is_given,
-            {name: axes for name, axes in example.free_axes.items() if not signature.is_state(name)},
-            None if resize is None else lambda size: signature.without_states(resize(size)),
-            None if inner_infer_on_each is None else infer_on_each,
-            example.exclusive,
+        return example._replace(
+            inputs=signature.without_states(example.inputs),
+            infer=infer,
+            free_axes={name: axes for name, axes in example.free_axes.items() if not signature.is_state(name)},
+            resize=None if resize is None else lambda size: signature.without_states(resize(size)),
+            infer_on_each=None if inner_infer_on_each is None else infer_on_each,
+            infer_now=None,
         )
 
     def _forget_idle(self, now_ns: int) -> int:

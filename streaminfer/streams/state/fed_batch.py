@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.batching.assembly.stacking import only_axis
 from streaminfer.errors import BackendError
 from streaminfer.request import Batch
 from streaminfer.streams.state.signature import StateSignature
 from streaminfer.streams.state.store import States
 
-__all__ = ["FedBatch", "PartOfBatch"]
+__all__ = ["FedBatch"]
 
 Array = NDArray[Any]
 
@@ -24,6 +23,7 @@ class FedBatch(Batch):
         batch: inputs of the requests.
         read_states: returns the states for a number of rows.
         signature: separates the states from the inputs of the requests.
+        positions: rows of ``batch`` that this batch has; ``None``: all.
 
     Attributes:
         whole_outputs: names of the state outputs.
@@ -32,26 +32,33 @@ class FedBatch(Batch):
     """
 
     __slots__ = (
-        *("_batch", "_inputs", "_read_states", "_signature"),
+        *("_batch", "_inputs", "_positions", "_read_states", "_signature"),
         *("ends", "is_part", "states", "whole_outputs"),
     )
 
-    def __init__(self, batch: Batch, read_states: Callable[[int], States], signature: StateSignature) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        read_states: Callable[[int], States],
+        signature: StateSignature,
+        positions: Sequence[int] | None = None,
+    ) -> None:
         self.states: States | None = None
         self._batch = batch
         self._read_states = read_states
         self._signature = signature
+        self._positions = positions
         self._inputs: dict[str, Any] | None = None
         self.ends: dict[str, Array] = {}
         self.whole_outputs = signature.state_outputs
         self.is_part = batch.is_part  # type: ignore[misc] # a constant of each other class of batches
-        self.rows = batch.rows
+        self.rows = batch.rows if positions is None else [batch.rows[position] for position in positions]
         self.deadline_ns = batch.deadline_ns
 
     @property
     def size(self) -> int:
         """How many rows the inputs have."""
-        return self._batch.size
+        return self._batch.size if self._positions is None else len(self._positions)
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -65,7 +72,10 @@ class FedBatch(Batch):
                     f"expected a batch of stacked arrays by name of the input, got {type(arrays).__name__}; a batcher "
                     "in front of a StatefulBackend needs stack=True"
                 )
-            size = self._batch.size
+            if self._positions is not None:
+                axes = signature.batch_axes
+                arrays = {name: np.take(value, self._positions, axes.get(name, 0)) for name, value in arrays.items()}
+            size = self.size
             self.states = states = self._read_states(size)
             inputs = {**arrays, **states.arrays}
             for position, name, dtype in signature.lengths:
@@ -79,47 +89,11 @@ class FedBatch(Batch):
 
     def left(self, now_ns: int) -> Sequence[int]:
         """Return the rows whose callers wait no longer."""
-        return self._batch.left(now_ns)
+        left = self._batch.left(now_ns)
+        if self._positions is None:
+            return left
+        return [row for row, position in enumerate(self._positions) if position in left]
 
     def again(self) -> "FedBatch":
         """Return the batch for another attempt, with the states that its streams have then."""
-        return type(self)(self._batch.again(), self._read_states, self._signature)
-
-
-class PartOfBatch(Batch):
-    """Some rows of a batch.
-
-    Args:
-        batch: the whole batch.
-        positions: positions of the rows.
-        axes: batch axis by name of the input; 0 for an input without an entry.
-    """
-
-    __slots__ = ("_axes", "_batch", "_positions", "is_part")
-
-    def __init__(self, batch: Batch, positions: Sequence[int], axes: Mapping[str, int]) -> None:
-        self._batch = batch
-        self._positions = positions
-        self._axes = axes
-        self.rows = [batch.rows[position] for position in positions]
-        self.deadline_ns = batch.deadline_ns
-        self.is_part = batch.is_part  # type: ignore[misc] # a constant of each other class of batches
-
-    @property
-    def inputs(self) -> Any:
-        """Inputs of these rows."""
-        inputs = self._batch.inputs
-        if isinstance(inputs, Mapping):
-            return {name: np.take(value, self._positions, self._axes.get(name, 0)) for name, value in inputs.items()}
-        if isinstance(inputs, np.ndarray):
-            return np.take(inputs, self._positions, only_axis(self._axes))
-        return [inputs[position] for position in self._positions]
-
-    def left(self, now_ns: int) -> Sequence[int]:
-        """Return the rows whose callers wait no longer."""
-        abandoned = set(self._batch.left(now_ns))
-        return [row for row, position in enumerate(self._positions) if position in abandoned]
-
-    def again(self) -> "PartOfBatch":
-        """Return the same rows of the batch for another attempt."""
-        return type(self)(self._batch.again(), self._positions, self._axes)
+        return type(self)(self._batch.again(), self._read_states, self._signature, self._positions)

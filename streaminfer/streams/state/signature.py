@@ -94,7 +94,9 @@ class StateSignature:
         self.state_outputs = frozenset(state.values())
         lengths = [self._growing[tensor.name].lengths for tensor in self.written if tensor.grows is not None]
         self.lengths = [
-            (position, name, self._lengths_dtype(name)) for position, name in enumerate(lengths) if name is not None
+            (position, name, np.asarray(self._example.get(name, np.int64())).dtype)
+            for position, name in enumerate(lengths)
+            if name is not None
         ]
         self._state_inputs = frozenset((*state, *filter(None, lengths)))
         request_inputs = [name for name in {**self._example, **self._axes} if name not in self._state_inputs]
@@ -199,10 +201,6 @@ class StateSignature:
         axis = _checked_axis(f"growing[{name!r}]", growth.axis, template.ndim)
         shape = (*template.shape[:axis], growth.max_length, *template.shape[axis + 1 :])
         return self._make(name, output, shape, template.dtype, axis)
-
-    def _lengths_dtype(self, name: str) -> np.dtype[Any]:
-        example = self._example.get(name)
-        return np.dtype(np.int64) if example is None else np.asarray(example).dtype
 
     def _add_context(self, name: str, extent: Any) -> StateTensor:
         argument = f"context[{name!r}]"

@@ -74,18 +74,14 @@ class StateStore:
         self._growing = [tensor for tensor in tensors if tensor.grows is not None]
         self._max_blocks = max_blocks
         self._arenas: dict[str, tuple[Array, Rows]] = {}
-        self._reserve()
         self._pool = BufferPool(_POOL_BYTES)
-
-    def _reserve(self) -> None:
-        """Reserve the arenas, so that a lack of address space fails here and not in a later batch."""
         try:
-            for tensor in self._tensors:
+            for tensor in tensors:  # so that a lack of address space fails here and not in a later batch
                 self._arena_of(tensor)
         except (MemoryError, ValueError) as error:  # NumPy raises ValueError for a size beyond its integers
-            rows, size = self.table.max_streams, sum(tensor.nbytes for tensor in self._tensors)
+            size = sum(tensor.nbytes for tensor in tensors)
             raise ValueError(
-                f"max_streams: expected states that fit into memory, got {rows} of {size} bytes ({error})"
+                f"max_streams: expected states that fit into memory, got {max_streams} of {size} bytes ({error})"
             ) from error
 
     def read(self, step: Step, size: int) -> States:
@@ -168,7 +164,7 @@ class StateStore:
         for row, stream_id, imported in places.others:
             state = imported or {tensor.name: tensor.initial_of(stream_id) for tensor in self._tensors}
             values.append((row, state))
-            lengths[row] = tuple(_length_of_row(tensor, state[tensor.name]) for tensor in self._growing)
+            lengths[row] = tuple(state[tensor.name].shape[tensor.grows or 0] for tensor in self._growing)
         arrays = {}
         for tensor in self._tensors:
             gather = self._gather_one if tensor.grows is None else self._gather_growing
@@ -256,10 +252,6 @@ class StateStore:
 
 def _length(tensor: StateTensor, batch: Array) -> int:
     return int(batch.shape[tensor.length_axis])
-
-
-def _length_of_row(tensor: StateTensor, row: Array) -> int:
-    return int(row.shape[tensor.grows or 0])
 
 
 def _max_length(tensor: StateTensor) -> int:

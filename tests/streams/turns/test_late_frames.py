@@ -14,7 +14,7 @@ from streaminfer.streams.turns._late_frames_cy import LateFrames
 
 pytestmark = pytest.mark.uncompiled
 
-SETTINGS = {"deadline_ns": None, "resets_after_gap": False, "weight": 1.0, "priority": 0, "tenant": None}
+SETTINGS = {"deadline_ns": None, "resets_after_gap": False, "priority": 0, "tenant": None}
 
 
 def takes_ns(rows):
@@ -34,7 +34,7 @@ class Streams:
         self.late_frames.update(batch_ns, batch_ns, workers)
         self.streams = []
         for number, frames in enumerate(ages):
-            stream = Stream(number, [], self.settings, sender, outlet, SessionTotals())
+            stream = Stream(number, [], self.settings, 1.0, sender, outlet, SessionTotals())
             for age in frames:
                 stream.state.offer(None, 1000 - age, None, False, 1000)
             self.order.push(stream.turn)
