@@ -37,6 +37,18 @@ class Arrivals(Protocol):
         ...
 
 
+def _rates(values: ArrayLike) -> Floats:
+    return real_array("rates", values).copy()
+
+
+def _instants(values: ArrayLike) -> Floats:
+    return real_array("arrivals", values).copy()
+
+
+def _trace(values: ArrayLike) -> Floats:
+    return processes.from_zero("arrivals_s", values)
+
+
 def _say_instants(instants: Floats) -> str:
     return f"<{instants.size:,} instants>"
 
@@ -258,9 +270,7 @@ class Rates:
     """
 
     kind: ClassVar[str] = "rates"
-    rates: Floats = attrs.field(
-        converter=lambda rates: real_array("rates", rates).copy(), repr=lambda rates: f"<{rates.size:,} rates>"
-    )
+    rates: Floats = attrs.field(converter=_rates, repr=lambda rates: f"<{rates.size:,} rates>")
     window_s: float = attrs.field(validator=_DURATION)
 
     @classmethod
@@ -306,9 +316,7 @@ class Replay:
     """
 
     kind: ClassVar[str] = "replay"
-    arrivals_s: Floats = attrs.field(
-        converter=lambda trace: processes.from_zero("arrivals_s", trace), repr=_say_instants
-    )
+    arrivals_s: Floats = attrs.field(converter=_trace, repr=_say_instants)
     rate: float | None = attrs.field(
         default=None, validator=field_check(check_number, "a finite number > 0", _is_positive, optional=True)
     )
@@ -380,9 +388,7 @@ class Instants:
         arrivals_s: seconds ≥ 0, ascending.
     """
 
-    arrivals_s: Floats = attrs.field(
-        converter=lambda instants: real_array("arrivals", instants).copy(), repr=_say_instants
-    )
+    arrivals_s: Floats = attrs.field(converter=_instants, repr=_say_instants)
 
     @arrivals_s.validator
     def _check(self, _attribute: Any, value: Floats) -> None:

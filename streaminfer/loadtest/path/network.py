@@ -43,6 +43,14 @@ _MAX_PACKETS = 1_000_000
 _MAX_SIZE = 2**40
 
 
+def _sent(values: ArrayLike) -> NDArray[np.float64]:
+    return real_array("sent_s", values)
+
+
+def _delays(values: ArrayLike) -> NDArray[np.float64]:
+    return real_array("delay_s", values)
+
+
 @attrs.frozen(eq=False)
 class DelayTrace:
     """Measured one-way delays.
@@ -52,8 +60,8 @@ class DelayTrace:
         delay_s: delay of each message.
     """
 
-    sent_s: NDArray[np.float64] = attrs.field(converter=lambda sent_s: real_array("sent_s", sent_s))
-    delay_s: NDArray[np.float64] = attrs.field(converter=lambda delay_s: real_array("delay_s", delay_s))
+    sent_s: NDArray[np.float64] = attrs.field(converter=_sent)
+    delay_s: NDArray[np.float64] = attrs.field(converter=_delays)
 
     def __attrs_post_init__(self) -> None:
         shape = self.sent_s.shape
