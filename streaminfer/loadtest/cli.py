@@ -132,20 +132,16 @@ def _find(scenario: Scenario, settings: CapacitySettings, service: object, input
 
 def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
     try:
-        _write_files(options, report, verdict)
+        if options.html is not None:
+            make_page(report, verdict, options.html)
+        if options.json is not None:
+            report.save(options.json)
+        if options.junit is not None:
+            write_whole(options.junit, make_junit(report, verdict).encode())
     finally:  # print the result even if the disk is full, and write the files even if it cannot be printed
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
             sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack "µ" and "→"
         print(*describe(report), *(() if verdict is None else (verdict,)), sep="\n")
-
-
-def _write_files(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
-    if options.html is not None:
-        make_page(report, verdict, options.html)
-    if options.json is not None:
-        report.save(options.json)
-    if options.junit is not None:
-        write_whole(options.junit, make_junit(report, verdict).encode())
 
 
 def _status(report: Report, verdict: Verdict | None) -> int:
