@@ -154,7 +154,8 @@ class OnOff:
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
         levels = {"on_s": self.on_s, "off_s": self.off_s, "on_times": self.on_times, "off_times": self.off_times}
-        if _starts_high(self.on_s, self.off_s, seed):  # `on_off` always begins at its low level: swap the levels
+        # `on_off` begins at its low level; if every run did, short runs would have too few requests
+        if np.random.default_rng([seed, 1]).random() * (self.on_s + self.off_s) < self.on_s:
             levels = {"on_s": self.off_s, "off_s": self.on_s, "on_times": self.off_times, "off_times": self.on_times}
         mean_times = (self.on_s * self.on_times + self.off_s * self.off_times) / (self.on_s + self.off_s)
         return _draw_until(duration_s, self.rate * mean_times, lambda n: processes.on_off(self.rate, n, seed, **levels))
@@ -179,10 +180,9 @@ class Bursts:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
-        levels = {"on_s": self.on_s, "off_s": self.off_s, "times": self.times}
-        if _starts_high(self.on_s, self.off_s, seed):  # `bursts` begins at its low level too
-            levels = {"on_s": self.off_s, "off_s": self.on_s, "times": 1 / self.times}
-        return _draw_until(duration_s, self.rate, lambda n: processes.bursts(self.rate, n, seed, **levels))
+        quiet_rate = self.rate * (self.on_s + self.off_s) / (self.on_s * self.times + self.off_s)
+        switching = OnOff(quiet_rate, on_s=self.on_s, off_s=self.off_s, on_times=self.times, off_times=1.0)
+        return switching.schedule(duration_s, seed)
 
 
 @attrs.frozen
@@ -397,14 +397,6 @@ class Instants:
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
         """Return the instants before ``duration_s``."""
         return self.arrivals_s[self.arrivals_s < duration_s]
-
-
-def _starts_high(on_s: float, off_s: float, seed: int) -> bool:
-    """Return whether a run begins at the high level, at random by the share of time spent there.
-
-    If every run began at the low level, short runs would have too few requests.
-    """
-    return bool(np.random.default_rng([seed, 1]).random() * (on_s + off_s) < on_s)
 
 
 def _draw_until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Floats:

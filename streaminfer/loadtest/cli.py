@@ -16,7 +16,6 @@ from streaminfer._internal.validation import expected
 from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.capacity.find import find_capacity
 from streaminfer.loadtest.capacity.search import Capacity
-from streaminfer.loadtest.path.cdn_edge import CdnEdge
 from streaminfer.loadtest.path.device_group import run_devices
 from streaminfer.loadtest.quantiles import say_share
 from streaminfer.loadtest.report.junit import make_junit
@@ -110,9 +109,7 @@ def _run(scenario: Scenario) -> Report:
 
 async def _run_devices(scenario: Scenario, service: object, settings: dict[str, Any]) -> Report:
     async with contextlib.AsyncExitStack() as stack:
-        edge = None
-        if scenario.edge is not None:
-            edge = await stack.enter_async_context(CdnEdge(consumers=scenario.edge.consumers))
+        edge = None if scenario.edge is None else await stack.enter_async_context(scenario.edge)
         return await run_devices(
             service, scenario.devices, score=scenario.score, edge=edge, progress=_print_progress, **settings
         )
@@ -135,20 +132,16 @@ def _find(scenario: Scenario, settings: CapacitySettings, service: object, input
 
 def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
     try:
-        _write_files(options, report, verdict)
+        if options.html is not None:
+            make_page(report, verdict, options.html)
+        if options.json is not None:
+            report.save(options.json)
+        if options.junit is not None:
+            write_whole(options.junit, make_junit(report, verdict).encode())
     finally:  # print the result even if the disk is full, and write the files even if it cannot be printed
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
             sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack "µ" and "→"
         print(*describe(report), *(() if verdict is None else (verdict,)), sep="\n")
-
-
-def _write_files(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
-    if options.html is not None:
-        make_page(report, verdict, options.html)
-    if options.json is not None:
-        report.save(options.json)
-    if options.junit is not None:
-        write_whole(options.junit, make_junit(report, verdict).encode())
 
 
 def _status(report: Report, verdict: Verdict | None) -> int:

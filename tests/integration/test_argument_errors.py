@@ -64,7 +64,6 @@ def evolved_failures(failures):
         (lambda: load.OpenLoop(answer, [0], errors=Exception), "errors"),
         (lambda: load.OpenLoop(answer, [0], on_result="x"), "on_result"),
         (lambda: interleave(seed=None), "seed"),
-        (lambda: interleave(on_pair="x"), "on_pair"),
         (lambda: load.compare([10**400], [1.0]), "before"),
         (lambda: load.compare([1.0], [1, [2]]), "after"),
         (lambda: load.compare([1.0], [1.0], false_alarm=1e-300), "false_alarm"),

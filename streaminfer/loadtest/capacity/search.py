@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.distributions.quantiles import student_quantile
+from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_number, expected
 from streaminfer.loadtest.arrivals import check_run_s
 from streaminfer.simulation.arrivals import check_size
@@ -123,7 +124,7 @@ class Step:
 
 
 @attrs.frozen(eq=False)
-class Capacity:
+class Capacity(Snapshot):
     """Highest rate at which a service keeps its objective.
 
     Attributes:
@@ -147,18 +148,9 @@ class Capacity:
         text = f"capacity {self.rate:,.4g}/s ({low:,.4g} to {high:,.4g}, {self.confidence:.0%} interval)"
         return f"{text}: {self.reason}" if self.reason else text
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the capacity as JSON values; an unknown upper end of the interval is ``None``."""
-        low, high = self.interval
-        return {
-            **{name: getattr(self, name) for name in ("rate", "confidence", "objective", "reason")},
-            "interval": [low, high if math.isfinite(high) else None],
-            "steps": [{"rate": it.rate, "sent": it.sent.tolist(), "late": it.late.tolist()} for it in self.steps],
-        }
-
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """Return the capacity that :meth:`to_dict` stored."""
+        """Return the capacity that `to_dict` stored, with ``None`` for an unknown upper end of the interval."""
         low, high = stored["interval"]
         steps = tuple(Step(it["rate"], np.array(it["sent"]), np.array(it["late"])) for it in stored["steps"])
         return cls(**{**stored, "interval": (low, math.inf if high is None else high), "steps": steps})
@@ -208,10 +200,8 @@ class CapacitySearch:
         self.low, self.high = low, high
         self.objective, self.tolerance, self.confidence = objective, tolerance, confidence
         allowed = self._allowed = 1 - objective
-        self._low_share, self._high_share = (
-            _SLOPE_SHARES[0] * allowed,
-            min(_SLOPE_SHARES[1] * allowed, (1 + allowed) / 2),
-        )
+        self._low_share = _SLOPE_SHARES[0] * allowed
+        self._high_share = min(_SLOPE_SHARES[1] * allowed, (1 + allowed) / 2)
         self.steps: list[Step] = []
         self._valid_steps: list[Step] = []  # steps since the service changed
         self._most_steps = most_steps
@@ -295,21 +285,18 @@ class CapacitySearch:
     def result(self) -> Capacity:
         """Return the capacity that the steps so far give."""
         if self._estimated is None:
-            last_rate = self.steps[-1].rate if self.steps else self.low
-            if self.steps and self.steps[-1].late_share > self._allowed:
-                interval = (0.0, last_rate)
-            else:
-                on_time_rate = max(
-                    (step.rate for step in self.steps if step.late_share <= self._low_share), default=0.0
-                )
-                interval = (on_time_rate, math.inf)
-            return Capacity(
-                last_rate, interval, self.confidence, self.objective, tuple(self.steps), self._reason or "no step"
-            )
-        rate, low, high = self._estimated
-        is_wide = (high - low) / 2 > 1.001 * self.tolerance * rate
-        reason = "; ".join(filter(None, (self._note, self._reason or ("the steps were used up" if is_wide else ""))))
-        return Capacity(rate, (low, high), self.confidence, self.objective, tuple(self.steps), reason)
+            rate = self.steps[-1].rate if self.steps else self.low
+            on_time_rates = [step.rate for step in self.steps if step.late_share <= self._low_share]
+            is_missed = bool(self.steps) and self.steps[-1].late_share > self._allowed
+            interval = (0.0, rate) if is_missed else (max(on_time_rates, default=0.0), math.inf)
+            reason = self._reason or "no step"
+        else:
+            rate, low, high = self._estimated
+            interval = (low, high)
+            is_wide = (high - low) / 2 > 1.001 * self.tolerance * rate
+            reasons = self._note, self._reason or ("the steps were used up" if is_wide else "")
+            reason = "; ".join(filter(None, reasons))
+        return Capacity(rate, interval, self.confidence, self.objective, tuple(self.steps), reason)
 
     # -- estimation ---------------------------------------------------------------------------------------------
 
@@ -385,8 +372,8 @@ class CapacitySearch:
         nearby = self._steps_nearby()
         x = np.log([step.rate for step in nearby])
         sums = np.array([[step.late.sum(), step.sent.sum()] for step in nearby], np.float64).T
-        blocks = np.array([step.draw(self._rng) for step in nearby], np.float64).transpose(
-            1, 2, 0
+        blocks = np.moveaxis(
+            np.array([step.draw(self._rng) for step in nearby], np.float64), 0, 2
         )  # late, sent × draws
         steps = sums[:, np.newaxis] * self._rng.multinomial(len(nearby), np.full(len(nearby), 1 / len(nearby)), DRAWS)
         log_crossing, slope = map(float, self._crossing(x, *sums))

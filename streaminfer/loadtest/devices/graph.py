@@ -24,23 +24,16 @@ class FilterGraph:
         self._is_sound = not isinstance(first, av.VideoFrame)
         self._format = _format_of(first, is_sound=self._is_sound)
         graph = self._graph = av.filter.Graph()
-        if not self._is_sound:
-            last = graph.add_buffer(
-                width=first.width, height=first.height, format=first.format, time_base=first.time_base
-            )
-            sink = "buffersink"
-        else:
-            last = graph.add_abuffer(
-                sample_rate=first.sample_rate, format=first.format, layout=first.layout, time_base=first.time_base
-            )
-            sink = "abuffersink"
+        names = ("sample_rate", "format", "layout") if self._is_sound else ("width", "height", "format")
+        settings = {name: getattr(first, name) for name in (*names, "time_base")}
+        last = graph.add_abuffer(**settings) if self._is_sound else graph.add_buffer(**settings)
         for step in steps:
             node = graph.add(step.name, **step.options)
             last.link_to(node, 0, 0)
             if step.source is not None:
                 graph.add(step.source.name, **step.source.options).link_to(node, 0, 1)
             last = node
-        last.link_to(graph.add(sink))
+        last.link_to(graph.add("abuffersink" if self._is_sound else "buffersink"))
         graph.configure()
 
     def is_for(self, frame: Any) -> bool:

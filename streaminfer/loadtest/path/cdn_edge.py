@@ -93,6 +93,8 @@ class CdnEdge:
         try:
             for _ in range(self._consumers):
                 received = await self._get(address)
+        except (OSError, EOFError, KeyError, ValueError) as error:
+            raise BackendError(f"CDN edge: no valid response for {address}: {error!r}") from error
         finally:
             self._units.pop(address, None)
         return received
@@ -139,16 +141,13 @@ class CdnEdge:
     async def _get(self, address: str) -> bytes:
         nginx = self._nginx
         if nginx is None:
-            raise BackendError(f"CDN edge: no valid response for {address}: the edge has ended")
-        reader, writer = self._take_idle() or await self._connect(nginx, address)
+            raise ConnectionError("the edge has ended")
+        reader, writer = self._take_idle() or await asyncio.open_connection("127.0.0.1", nginx.port)
         try:
             writer.write(f"GET {address} HTTP/1.1\r\nHost: edge\r\n\r\n".encode())
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
             fields = dict(line.split(": ", 1) for line in head[1:] if line)
             body = await reader.readexactly(int(fields["content-length"]))
-        except (OSError, EOFError, KeyError, ValueError) as error:
-            writer.close()
-            raise BackendError(f"CDN edge: no valid response for {address}: {error!r}") from error
         except BaseException:
             writer.close()  # a later request must not read the rest of this response
             raise
@@ -163,12 +162,6 @@ class CdnEdge:
         else:
             self.misses += 1
         return body
-
-    async def _connect(self, nginx: Nginx, address: str) -> Connection:
-        try:
-            return await asyncio.open_connection("127.0.0.1", nginx.port)
-        except OSError as error:
-            raise BackendError(f"CDN edge: no valid response for {address}: {error!r}") from error
 
     def _take_idle(self) -> Connection | None:
         while self._idle:

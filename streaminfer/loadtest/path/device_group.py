@@ -140,10 +140,7 @@ class DeviceGroup:
     ) -> DevicePath:
         network, wanted, prepare = self.network, self.wanted, self.prepare
         if self.transport == "webrtc":
-            names = ("size", "pixel_format") if isinstance(wanted, VideoFormat) else ("sample_rate", "chunk")
-            return WebRtcPath(
-                scene, network, prepare=prepare, **{name: getattr(wanted, name) for name in names}, **options
-            )
+            return WebRtcPath(scene, network, prepare=prepare, **attrs.asdict(wanted), **options)
         if self.transport == "packets" and thread is not None:
             return PacketPath(scene, network, wanted=wanted, prepare=prepare, thread=thread, **options)
         return MediaPath(

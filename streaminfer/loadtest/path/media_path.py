@@ -33,7 +33,6 @@ from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer, TransferEnd
 from streaminfer.loadtest.path.uplink import Uplink
-from streaminfer.loadtest.sending.loops import complete
 from streaminfer.protocols import Clock
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
@@ -56,7 +55,7 @@ class _TransferState:
     transfer: Transfer
     number: int
     handed_ns: int
-    done: TransferEnd
+    end: TransferEnd
     encoded_ns: int = 0
     arrives_ns: int = 0
     received_ns: int = 0
@@ -119,16 +118,16 @@ class MediaPath(DevicePath):
         self._key_frame_due_ns: int | None = None
         self._is_undecodable = self._discontinuity = self._closed = False
 
-    def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
+    def begin(self, captured_ns: int, handed_ns: int | None, end: TransferEnd, *, skipped: int = 0) -> None:
         """Send the next frame; see :meth:`DevicePath.begin`."""
         if self._closed:
             raise Closed(f"media path {self.name!r} is closed")
         if self._timer is None:
             self._timer = make_timer(asyncio.get_running_loop(), self.clock, self._deliver_due)
-        passage = _TransferState(Transfer(captured_ns), self._next_number(skipped), handed_ns or captured_ns, done)
+        passage = _TransferState(Transfer(captured_ns), self._next_number(skipped), handed_ns or captured_ns, end)
         if self._submitted - self._processed > MAX_WAITING:
             passage.transfer.lost = "encoder"
-            done.set_result(passage.transfer)
+            end(passage.transfer, None)
             return
         self._in_flight.add(passage)
         try:
@@ -276,5 +275,6 @@ class MediaPath(DevicePath):
         self._end(passage, passage.error)
 
     def _end(self, passage: _TransferState, error: BaseException | None = None) -> None:
-        self._in_flight.discard(passage)
-        complete(passage.done, passage.transfer, error, f"media path {self.name!r}")
+        if passage in self._in_flight:
+            self._in_flight.remove(passage)
+            passage.end(passage.transfer if error is None else None, error)

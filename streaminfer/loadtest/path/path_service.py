@@ -1,7 +1,7 @@
 """`PathService`: a service that sends frames of devices through encoder, network and decoder to another service.
 
-*Design.* A frame needs no task: its `_FrameCall` takes the place of the transfer's future, and the service calls it
-back when a request completes. At a camera's rate each step finds the processor's caches cold, so few steps matter most.
+*Design.* A frame needs no task: the path calls its `_FrameCall` back when the transfer ends, and the service when a
+request completes. At a camera's rate each step finds the processor's caches cold, so few steps matter most.
 """
 
 import asyncio
@@ -178,7 +178,7 @@ class PathService(Node):
         call = _FrameCall(self, request, due, receive)
         delivered_ns, captured_ns = due.capture.delivered_ns, self._clock()
         late_ns = 0 if delivered_ns is None else delivered_ns - due.capture.captured_ns
-        due.path.begin(captured_ns, captured_ns + late_ns, call, skipped=due.skipped)
+        due.path.begin(captured_ns, captured_ns + late_ns, call.receive_transfer, skipped=due.skipped)
         return call
 
     @functools.cached_property
@@ -200,10 +200,7 @@ class PathService(Node):
 
 @attrs.define(slots=True, eq=False)
 class _FrameCall:
-    """Call of one frame: the frame goes through the path, then to the service in one or more successive requests.
-
-    The call takes the place of the transfer's future.
-    """
+    """Call of one frame: the frame goes through the path, then to the service in one or more successive requests."""
 
     _path_service: PathService
     _request: Request
@@ -217,23 +214,19 @@ class _FrameCall:
     _decoded_ns: int = attrs.field(init=False, default=0)
     _transfer: Transfer = attrs.field(init=False)
 
-    def done(self) -> bool:
-        """Return whether the call has completed."""
-        return self._receive is None
-
-    def set_result(self, transfer: Transfer) -> None:
-        """Take the transfer that the path delivered, or its loss."""
-        if transfer.lost is not None:
+    def receive_transfer(self, transfer: Transfer | None, error: BaseException | None) -> None:
+        """Take the transfer that the path delivered, or its loss, or the error of the path."""
+        if self._receive is None:
+            return  # cancelled
+        if transfer is None:
+            self._end(None, error)
+        elif transfer.lost is not None:
             kind, reason = _LOSSES[transfer.lost]
             self._end(None, kind(f"frame lost: {reason}"))
-            return
-        self._transfer = transfer
-        self._decoded_ns = self._path_service._clock()
-        self._send()
-
-    def set_exception(self, error: BaseException) -> None:
-        """Take the error of the path."""
-        self._end(None, error)
+        else:
+            self._transfer = transfer
+            self._decoded_ns = self._path_service._clock()
+            self._send()
 
     def cancel(self) -> None:
         """Cancel the call and its request to the service; a frame still on the path is dropped when it arrives."""

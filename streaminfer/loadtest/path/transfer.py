@@ -1,11 +1,12 @@
 """`Transfer`: one frame of a device on its way to the model; `DevicePath`: base class of the paths that carry it."""
 
 import asyncio
+import functools
 import itertools
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import attrs
 
@@ -13,6 +14,7 @@ from streaminfer._internal.validation import check_count, check_instance
 from streaminfer._runtime.closing import AsyncClosing
 from streaminfer.loadtest.path.network import NetworkProfile
 from streaminfer.loadtest.path.scene import Scene
+from streaminfer.loadtest.sending.loops import complete
 from streaminfer.protocols import Clock
 from streaminfer.streams.frame import Frame
 
@@ -45,20 +47,8 @@ class Transfer:
     resent: int = 0
 
 
-class TransferEnd(Protocol):
-    """Receiver of the outcome of a transfer: a future, or an object with these methods that no task awaits."""
-
-    def done(self) -> bool:
-        """Return whether it has its outcome."""
-        ...
-
-    def set_result(self, result: Transfer, /) -> None:
-        """Take the transfer."""
-        ...
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Take the error with which the transfer ended."""
-        ...
+TransferEnd = Callable[[Transfer | None, BaseException | None], None]
+"""Called once with the transfer, or with the error in which it ended."""
 
 
 class DevicePath(AsyncClosing):
@@ -108,18 +98,19 @@ class DevicePath(AsyncClosing):
         Raises:
             Closed: the path is not running.
         """
-        done: asyncio.Future[Transfer] = asyncio.get_running_loop().create_future()
-        self.begin(captured_ns, handed_ns, done, skipped=skipped)
-        return done
+        ended: asyncio.Future[Transfer] = asyncio.get_running_loop().create_future()
+        end = functools.partial(complete, ended, operation=f"media path {self.name!r}")
+        self.begin(captured_ns, handed_ns, end, skipped=skipped)
+        return ended
 
     @abstractmethod
-    def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
-        """Send the next frame like :meth:`send`, and report its outcome to ``done``.
+    def begin(self, captured_ns: int, handed_ns: int | None, end: TransferEnd, *, skipped: int = 0) -> None:
+        """Send the next frame like :meth:`send`, and call ``end`` with its outcome.
 
         Args:
             captured_ns: as for :meth:`send`.
             handed_ns: as for :meth:`send`.
-            done: gets the transfer or the error.
+            end: gets the transfer or the error.
             skipped: as for :meth:`send`.
 
         Raises:

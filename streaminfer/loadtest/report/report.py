@@ -222,15 +222,13 @@ class Report:
                 "limit_s": self.schedule_limit_s,
             },
             "latency_s": _finite_all(self.total.quantiles_s),
-            "stages": {tail.name: _finite_all(tail.quantiles_s) for tail in self.by_stage()},
+            "stages": _by_tail(self.by_stage()),
             "labels": {
                 label: {
                     tail.name: {
                         "on_time": tail.on_time,
                         **_finite_all(tail.quantiles_s),
-                        "stages": {
-                            each.name: _finite_all(each.quantiles_s) for each in self.by_stage(label, tail.name)
-                        },
+                        "stages": _by_tail(self.by_stage(label, tail.name)),
                     }
                     for tail in self.by_label(label)
                 }
@@ -344,6 +342,10 @@ def _by_name(seconds: Floats) -> dict[str, float]:
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
+
+
+def _by_tail(tails: list[Tail]) -> dict[str, dict[str, float | None]]:
+    return {tail.name: _finite_all(tail.quantiles_s) for tail in tails}
 
 
 def _finite_all(values: dict[str, float]) -> dict[str, float | None]:

@@ -180,7 +180,7 @@ async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:
 
     async def caller(number: int) -> None:
         while (sent := loop.time()) < ends:
-            await asyncio.create_task(_call(call, number))  # a task per request, as in a server and the open loop
+            await asyncio.ensure_future(call(number))  # a task per request, as in a server and the open loop
             latencies.append(loop.time() - sent)
             number += callers
 
@@ -192,7 +192,3 @@ async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:
             task.cancel()
         await asyncio.wait(tasks, timeout=_CANCELLING_S)
     return latencies
-
-
-async def _call(call: Call, number: int) -> Any:
-    return await call(number)

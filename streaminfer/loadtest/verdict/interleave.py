@@ -1,9 +1,8 @@
 """`interleave`: alternating runs of two services, for a verdict that slow changes of the machine do not disturb."""
 
-from collections.abc import Callable
 from typing import Any
 
-from streaminfer._internal.validation import check_count, check_instance
+from streaminfer._internal.validation import check_count
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.runner import run
 
@@ -18,7 +17,6 @@ async def interleave(
     *,
     pairs: int = 12,
     seed: int = 0,
-    on_pair: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> tuple[list[Report], list[Report]]:
     """Run two services alternately; both runs of a pair have the same schedule, and the order changes with each pair.
@@ -28,7 +26,6 @@ async def interleave(
         after: the other service.
         pairs: number of runs of each service, at most 10,000; a verdict needs at least 6.
         seed: seed of the first pair's schedule; each later pair adds 1.
-        on_pair: called with the number of a pair when it is complete.
         **settings: the other arguments of `run`; ``duration_s`` is the duration of one run.
 
     Returns:
@@ -36,12 +33,9 @@ async def interleave(
     """
     pairs = check_count("pairs", pairs, at_most=_MAX_PAIRS)
     seed = check_count("seed", seed, at_least=0)
-    check_instance("on_pair", on_pair, lambda it: it is None or callable(it), "a function or None")
     reports: tuple[list[Report], list[Report]] = ([], [])
     for number in range(pairs):
         order = ((before, reports[0]), (after, reports[1]))
         for service, service_reports in order if number % 2 == 0 else reversed(order):
             service_reports.append(await run(service, seed=seed + number, **settings))
-        if on_pair is not None:
-            on_pair(number)
     return reports

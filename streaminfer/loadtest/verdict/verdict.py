@@ -225,7 +225,7 @@ def _compare_two(before: Sequence[Report], after: Sequence[Report], undecided: V
     error = _error(*errors, *(float(np.ptp(record.due_s)) for record in records))
     levels_s = before[0].quantile(q), after[0].quantile(q)
     verdict = _judge(undecided, _log_change(first, second, q), error, effective - 1, levels_s)
-    if (verdict.regressed or verdict.improved) and not differ(*blocks, q, undecided.false_alarm):
+    if (verdict.regressed or verdict.improved) and not differ(blocks[0], blocks[1], q, undecided.false_alarm):
         reason = "few latencies are close to the quantile, and the share of requests above it did not change"
         return attrs.evolve(verdict, result="undecided", reason=reason)
     return verdict

@@ -17,7 +17,6 @@ from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.packets.packet_connection import PacketConnection
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.loadtest.path.transfer import DevicePath, Transfer, TransferEnd
-from streaminfer.loadtest.sending.loops import complete
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
 __all__ = ["PacketPath"]
@@ -85,7 +84,7 @@ class PacketPath(DevicePath):
         self._streams: tuple[Any, ...] = ()  # asyncio closes streams that are not referenced
         self._reading: asyncio.Task[None] | None = None
 
-    def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
+    def begin(self, captured_ns: int, handed_ns: int | None, end: TransferEnd, *, skipped: int = 0) -> None:
         """Send the next frame; see :meth:`DevicePath.begin`."""
         if self._error is not None:
             raise Closed(f"media path {self.name!r} does not run") from self._error
@@ -93,7 +92,7 @@ class PacketPath(DevicePath):
         coroutine = self._carry(self._next_number(skipped), transfer, handed_ns or captured_ns)
         frame = asyncio.get_running_loop().create_task(coroutine)
         self._frames.add(frame)
-        frame.add_done_callback(functools.partial(self._end, transfer, done))
+        frame.add_done_callback(functools.partial(self._end, transfer, end))
 
     async def aclose(self) -> None:
         """End the path; the calls of frames in flight raise `Closed`."""
@@ -200,7 +199,7 @@ class PacketPath(DevicePath):
         for frame in self._frames:
             frame.cancel()
 
-    def _end(self, transfer: Transfer, done: TransferEnd, frame: asyncio.Task[None]) -> None:
+    def _end(self, transfer: Transfer, end: TransferEnd, frame: asyncio.Task[None]) -> None:
         self._frames.discard(frame)
         error = (self._error or asyncio.CancelledError()) if frame.cancelled() else frame.exception()
-        complete(done, transfer, error, f"media path {self.name!r}")
+        end(transfer if error is None else None, error)

@@ -92,7 +92,8 @@ class WebRtcLeg:
             raise ValueError(expected("scene", "a device whose codec is one of " + ", ".join(MIME_TYPES), codec))
         self._scene = scene
         self._camera = isinstance(scene.profile, CameraProfile)
-        self.clock_rate = CLOCK_RATES["video" if self._camera else "audio"]
+        self._kind = "video" if self._camera else "audio"
+        self.clock_rate = CLOCK_RATES[self._kind]
         self._seed = check_count("seed", seed, at_least=0)
         self._start_ns = 0
         self._frame_times: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue()  # of the frames given to `send`
@@ -129,8 +130,8 @@ class WebRtcLeg:
                 after_s = 0.0
                 if not self._camera:  # a chunk counts from its last sample, as a packet does
                     after_s = frame.inputs.shape[-1] / wanted.get("sample_rate", 16_000) - self._scene.profile.period_s
-                position_s = (frame.position_s or 0.0) + after_s
-                yield attrs.evolve(frame, captured_ns=self._captured_ns(track.first_pts or 0, position_s))
+                position_s = self._ticks(track.first_pts or 0) / self.clock_rate + (frame.position_s or 0.0) + after_s
+                yield attrs.evolve(frame, captured_ns=self._start_ns + round(position_s * 1e9))
 
     async def sound(self) -> AsyncIterator[tuple[int, Any]]:
         """Yield the ticks of each packet of sound, counted from the first packet sent, and the decoded frame."""
@@ -231,8 +232,7 @@ class WebRtcLeg:
         await self.relay.__aexit__(None, None, None)
 
     def _prefer_codec(self, transceiver: Any) -> None:
-        kind = "video" if self._camera else "audio"
-        codecs = self._aiortc.RTCRtpSender.getCapabilities(kind).codecs
+        codecs = self._aiortc.RTCRtpSender.getCapabilities(self._kind).codecs
         mime_type = MIME_TYPES[self._scene.profile.codec].lower()
         transceiver.setCodecPreferences([codec for codec in codecs if codec.mimeType.lower() == mime_type])
 
@@ -258,9 +258,6 @@ class WebRtcLeg:
             self._first_timestamp = timestamp
         if self._on_packet is not None:
             self._on_packet((timestamp - self._first_timestamp) % RTP_WRAP, arrived=arrived)
-
-    def _captured_ns(self, first_pts: int, position_s: float) -> int:
-        return self._start_ns + round((self._ticks(first_pts) / self.clock_rate + position_s) * 1e9)
 
     def _ticks(self, pts: int) -> int:
         # aiortc counts from the first timestamp that it received; packets before that were lost
@@ -299,7 +296,7 @@ class WebRtcLeg:
         class SceneTrack(base):  # type: ignore[misc] # known at run time only
             """Paced frames of a scene."""
 
-            kind = "video" if leg._camera else "audio"
+            kind = leg._kind
 
             def __init__(self) -> None:
                 super().__init__()

@@ -14,7 +14,6 @@ from streaminfer.loadtest.path.network import NetworkProfile
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.loadtest.path.transfer import DevicePath, Transfer, TransferEnd
 from streaminfer.loadtest.path.webrtc.webrtc_leg import PACKET_SAMPLES, WebRtcLeg
-from streaminfer.loadtest.sending.loops import complete
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.conversion import AudioAssembler
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
@@ -35,7 +34,7 @@ class _Sent:
 
     transfer: Transfer
     handed_ns: int
-    done: TransferEnd
+    end: TransferEnd
     number: int
     first_ns: int = 0
     last_ns: int = 0
@@ -103,7 +102,7 @@ class WebRtcPath(DevicePath):
         self._reader: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
 
-    def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
+    def begin(self, captured_ns: int, handed_ns: int | None, end: TransferEnd, *, skipped: int = 0) -> None:
         """Send the next frame; see :meth:`DevicePath.begin`."""
         if self._reader is None or self._reader.done():
             raise Closed(f"media path {self.name!r} does not run") from self._failure
@@ -111,7 +110,7 @@ class WebRtcPath(DevicePath):
         number = self._next_number(skipped)
         handed_ns = handed_ns or captured_ns
         captured_ns = self._paced_ns(number, captured_ns)
-        sent = _Sent(Transfer(captured_ns), handed_ns, done, number)
+        sent = _Sent(Transfer(captured_ns), handed_ns, end, number)
         if not self._camera:
             self._first_ns = self._first_ns or captured_ns - number * self._nominal_ns
             captured_ns = self._first_ns + number * self._nominal_ns  # RTP counts samples
@@ -237,7 +236,7 @@ class WebRtcPath(DevicePath):
 
     def _end(self, ticks: int, error: Exception | None = None) -> None:
         sent = self._sent.pop(ticks)
-        complete(sent.done, sent.transfer, error, f"media path {self.name!r}")
+        sent.end(sent.transfer if error is None else None, error)
 
     def _end_all(self, error: Exception) -> None:
         for ticks in list(self._sent):
