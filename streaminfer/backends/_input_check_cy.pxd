@@ -2,10 +2,11 @@ cimport cython
 
 @cython.final
 cdef class InputCheck:
-    cdef object _name
-    cdef object _dtype
-    cdef object _text_fits
-    cdef bint _finite
+    cdef readonly object name
+    cdef readonly object dtype
+    cdef readonly tuple shape
+    cdef readonly object text_fits
+    cdef readonly bint finite
     cdef Py_ssize_t _rank
     cdef tuple _fixed
     cdef tuple _exact

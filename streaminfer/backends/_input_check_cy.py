@@ -27,6 +27,9 @@ class InputCheck:
         shape: the shape of a request's array: sizes, and a name or ``None`` for an axis of any size.
         text_fits: returns whether an array of objects is valid; ``None``: the elements are numbers.
         finite: whether infinite elements and NaN are rejected.
+
+    Attributes:
+        name, dtype, shape, text_fits, finite: the arguments.
     """
 
     def __init__(
@@ -38,10 +41,11 @@ class InputCheck:
         text_fits: Callable[[Any], bool] | None,
         finite: bool,
     ) -> None:
-        self._name = name
-        self._dtype = dtype
-        self._text_fits = text_fits
-        self._finite = finite
+        self.name = name
+        self.dtype = dtype
+        self.shape = shape
+        self.text_fits = text_fits
+        self.finite = finite
         self._rank = len(shape)
         self._fixed = tuple([(axis, size) for axis, size in enumerate(shape) if isinstance(size, int)])
         # a shape without free sizes is compared in one step
@@ -52,14 +56,14 @@ class InputCheck:
         if type(value) is not ndarray:
             return False
         dtype = value.dtype
-        if dtype is not self._dtype and dtype != self._dtype:
+        if dtype is not self.dtype and dtype != self.dtype:
             return False
         shape = value.shape
         if shape != self._exact and not self._fits_shape(shape):
             return False
-        if self._text_fits is not None:
-            return self._text_fits(value)
-        return not self._finite or bool(np.isfinite(value).all())
+        if self.text_fits is not None:
+            return self.text_fits(value)
+        return not self.finite or bool(np.isfinite(value).all())
 
     def _fits_shape(self, shape: tuple[int, ...]) -> bool:
         if self._exact is not None or len(shape) != self._rank or 0 in shape:
@@ -83,7 +87,7 @@ def inputs_fit(checks: tuple[InputCheck, ...], only: InputCheck | None, inputs: 
     if len(inputs) != len(checks):
         return False
     for check in checks:  # noqa: SIM110 - all() would make a generator
-        if not check.fits(inputs.get(check._name)):
+        if not check.fits(inputs.get(check.name)):
             return False
     return True
 

@@ -36,7 +36,7 @@ from streaminfer._internal._protobuf_cy import split_fields
 from streaminfer._internal.qualified_name import name_of_function
 from streaminfer._internal.validation import expected
 
-__all__ = ["ModelFiles", "digest_of_bytes", "external_files", "fingerprint_of_function", "fingerprint_of_model"]
+__all__ = ["ModelFiles", "external_files", "fingerprint_of_function", "fingerprint_of_model"]
 
 _DIGEST_BYTES = 16
 _ORT_FORMAT = b"ORTM"  # bytes 4 to 8 of onnxruntime's own format, which has no external files
@@ -77,12 +77,12 @@ class ModelFiles:
     """Contents of a model's file and of its external files.
 
     Attributes:
-        digest: digest of all contents, hexadecimal.
+        digest: digest of all contents, hexadecimal; ``None``: not known.
         weights: the contents of each external file, by the name that the model uses for it.
         size: bytes of all files.
     """
 
-    digest: str
+    digest: str | None
     weights: Mapping[str, bytes]
     size: int
     _marks: Mapping[Path, "_Mark"]
@@ -94,22 +94,31 @@ class ModelFiles:
         Raises:
             ValueError: the file is not a model, a file cannot be read, or a file changed meanwhile.
         """
-        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         weights: dict[str, bytes] = {}
         marks = {path: _mark(path)}
         try:
             contents = path.read_bytes()
-            digest.update(contents)
-            for name in _names(path, contents):
+            digest = _digest(contents)
+            for name in _names(repr(path.name), contents):
                 external_path = _external_path(path, name)
                 marks[external_path] = _mark(external_path)
                 weights[name] = external_path.read_bytes()
-                digest.update(hashlib.blake2b(weights[name], digest_size=_DIGEST_BYTES).digest())
+                digest.update(_digest(weights[name]).digest())
         except OSError as error:
             raise ValueError(f"path_or_bytes: expected to read {str(path)!r} and its weights: {error}") from error
         files = cls(digest.hexdigest(), weights, len(contents) + sum(map(len, weights.values())), marks)
         files.check_unchanged()
         return files
+
+    @classmethod
+    def of_bytes(cls, model: bytes) -> "ModelFiles":
+        """Return the contents of a model that was given as bytes; if it has external files, their folder is not known.
+
+        Raises:
+            ValueError: the bytes are not a model.
+        """
+        has_files = _names(f"{len(model)} bytes", model)
+        return cls(None if has_files else _digest(model).hexdigest(), {}, len(model), {})
 
     def check_unchanged(self) -> None:
         """Check that the files are still those that were read.
@@ -129,13 +138,6 @@ class ModelFiles:
                 )
 
 
-def digest_of_bytes(model: bytes) -> str | None:
-    """Return the digest of a model given as bytes; ``None`` if it has external files, whose folder is not known."""
-    if external_files(model):
-        return None
-    return hashlib.blake2b(model, digest_size=_DIGEST_BYTES).hexdigest()
-
-
 def fingerprint_of_model(
     digest: str,
     *,
@@ -151,12 +153,11 @@ def fingerprint_of_model(
         shared: the values of shared inputs.
         providers: execution providers, best first.
     """
-    settings = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     chosen = [
         (name, sorted((key, str(value)) for key, value in options.items() if key not in _EXECUTION_OPTIONS))
         for name, options in providers
     ]
-    settings.update(repr((digest, tuple(axes), chosen)).encode())
+    settings = _digest(repr((digest, tuple(axes), chosen)).encode())
     for name in sorted(shared):
         value = np.ascontiguousarray(shared[name])
         settings.update(repr((name, value.dtype.str, shared[name].shape, value.nbytes)).encode())
@@ -199,12 +200,16 @@ def _fields(message: memoryview, number: int) -> list[memoryview]:
     return [message[begin:end] for begin, end in places]
 
 
-def _names(path: Path, contents: bytes) -> list[str]:
+def _digest(contents: bytes) -> "hashlib.blake2b":
+    return hashlib.blake2b(contents, digest_size=_DIGEST_BYTES)
+
+
+def _names(model: str, contents: bytes) -> list[str]:
     try:
         return external_files(contents)
     except ValueError as error:
         raise ValueError(
-            f"path_or_bytes: expected an ONNX model that onnxruntime loads, got {path.name!r}: {error}"
+            f"path_or_bytes: expected an ONNX model that onnxruntime loads, got {model}: {error}"
         ) from error
 
 

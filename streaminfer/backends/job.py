@@ -166,8 +166,6 @@ class _JobFuture(asyncio.Future[Any]):
     def end(self, value: Any, error: BaseException | None) -> None:
         """Set the result or exception of the job."""
         del self.job
-        if self.done():
-            return
         if error is None:
             self.set_result(value)
         elif isinstance(error, asyncio.CancelledError):

@@ -88,6 +88,13 @@ def describe_shape(dtype: object, shape: Sequence[object]) -> str:
     return f"{kind}[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
+def is_shape_of(declared: Sequence[object], shape: Sequence[int]) -> bool:
+    """Return whether an array can have a shape that a model declares, in which some sizes are free."""
+    return len(declared) == len(shape) and all(
+        not isinstance(size, int) or size == actual for size, actual in zip(declared, shape, strict=True)
+    )
+
+
 def describe(value: object) -> str:
     """Return a short description of a received value."""
     if isinstance(value, (np.ndarray, np.generic)):
@@ -103,64 +110,60 @@ def _conversion_hint(value: object, dtype: str) -> str:
     return "nothing was loaded" if value is None else f"make an array of it: np.asarray(x, dtype={dtype!r})"
 
 
-class _Check:
-    """Check of one array, and the messages for arrays that do not fit."""
+def _check_of(spec: TensorSpec, *, finite: bool, text_fits: Callable[[Any], bool]) -> InputCheck:
+    is_float = spec.dtype is not None and (spec.dtype.kind in "fc" or _is_bfloat16(spec.dtype))
+    return InputCheck(
+        spec.name,
+        spec.dtype,
+        spec.row_shape,
+        text_fits=text_fits if spec.dtype == TEXT else None,
+        finite=finite and is_float,
+    )
 
-    def __init__(self, spec: TensorSpec, *, finite: bool, text_fits: Callable[[Any], bool]) -> None:
-        self.name = spec.name
-        self.dtype = spec.dtype
-        self.shape = spec.row_shape
-        self.finite = finite and spec.dtype is not None and (spec.dtype.kind in "fc" or _is_bfloat16(spec.dtype))
-        self.text_fits = text_fits if spec.dtype == TEXT else None
-        self.fast = InputCheck(spec.name, spec.dtype, self.shape, text_fits=self.text_fits, finite=self.finite)
 
-    def explain(self, value: Any) -> None:
-        """Raise an error that says what is wrong, or return if the value is valid: the slow pass."""
-        if is_masked(value):
-            self._reject(value, "its mask would be lost: fill it with .filled()")
-        if self.text_fits is not None:
-            value = self._as_text(value, self.text_fits)
-        if not isinstance(value, (np.ndarray, np.generic)):
-            self._reject(value, _conversion_hint(value, str(self.dtype)))
-        if value.dtype != self.dtype:
-            self._reject(value, f"convert it: x.astype({str(self.dtype)!r})")
-        rank = len(self.shape)
-        if value.ndim != rank:
-            hint = "a request carries no batch axis" if value.ndim == rank + 1 else ""
-            self._reject(value, hint or f"{value.ndim} dimensions instead of {rank}, none of them a batch axis")
-        for axis, size in enumerate(self.shape):
-            if isinstance(size, int) and value.shape[axis] != size:
-                self._reject(value, f"axis {axis} has {value.shape[axis]} instead of {size}")
-        if 0 in value.shape:
-            self._reject(value, f"axis {value.shape.index(0)} is empty")
-        if self.finite:
-            self._explain_values(value)
-
-    def _explain_values(self, value: Any) -> None:
-        if not np.isfinite(value).all():
-            invalid = ~np.isfinite(value)
-            count = int(np.count_nonzero(invalid))
-            first = tuple(int(index[0]) for index in np.nonzero(np.atleast_1d(invalid)))
-            raise InvalidInput(
-                f"input {self.name!r}: expected finite values (non_finite='reject'), "
-                f"got {count} NaN or infinite, the first at {first}"
-            )
-
-    def _as_text(self, value: Any, text_fits: Callable[[Any], bool]) -> Any:
-        """Return strings as an array of objects, from any form that a batcher takes."""
-        if isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype.kind in "UT"):
-            value = np.asarray(value).astype(object)
-        if isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype.kind == "S"):
-            self._reject(value, "bytes are no text: decode them")
-        if isinstance(value, np.ndarray) and value.dtype == TEXT and not text_fits(value):
-            problem = "has half a surrogate pair, which UTF-8 cannot encode" if is_all_text(value) else "is no str"
-            self._reject(value, f"an element {problem}")
-        return value
-
-    def _reject(self, value: Any, reason: str) -> NoReturn:
+def _explain(check: InputCheck, value: Any) -> None:
+    """Raise an error that says what is wrong with an array, or return if it is valid: the slow pass."""
+    if is_masked(value):
+        _reject(check, value, "its mask would be lost: fill it with .filled()")
+    if check.text_fits is not None:
+        value = _as_text(check, check.text_fits, value)
+    if not isinstance(value, (np.ndarray, np.generic)):
+        _reject(check, value, _conversion_hint(value, str(check.dtype)))
+    if value.dtype != check.dtype:
+        _reject(check, value, f"convert it: x.astype({str(check.dtype)!r})")
+    rank = len(check.shape)
+    if value.ndim != rank:
+        hint = "a request carries no batch axis" if value.ndim == rank + 1 else ""
+        _reject(check, value, hint or f"{value.ndim} dimensions instead of {rank}, none of them a batch axis")
+    for axis, size in enumerate(check.shape):
+        if isinstance(size, int) and value.shape[axis] != size:
+            _reject(check, value, f"axis {axis} has {value.shape[axis]} instead of {size}")
+    if 0 in value.shape:
+        _reject(check, value, f"axis {value.shape.index(0)} is empty")
+    if check.finite and not np.isfinite(value).all():
+        places = np.argwhere(~np.isfinite(np.atleast_1d(value)))
         raise InvalidInput(
-            f"input {self.name!r}: expected {describe_shape(self.dtype, self.shape)}, got {describe(value)}: {reason}"
+            f"input {check.name!r}: expected finite values (non_finite='reject'), "
+            f"got {len(places)} NaN or infinite, the first at {tuple(places[0].tolist())}"
         )
+
+
+def _as_text(check: InputCheck, text_fits: Callable[[Any], bool], value: Any) -> Any:
+    """Return strings as an array of objects, from any form that a batcher takes."""
+    if isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype.kind in "UT"):
+        value = np.asarray(value).astype(object)
+    if isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype.kind == "S"):
+        _reject(check, value, "bytes are no text: decode them")
+    if isinstance(value, np.ndarray) and value.dtype == TEXT and not text_fits(value):
+        problem = "has half a surrogate pair, which UTF-8 cannot encode" if is_all_text(value) else "is no str"
+        _reject(check, value, f"an element {problem}")
+    return value
+
+
+def _reject(check: InputCheck, value: Any, reason: str) -> NoReturn:
+    raise InvalidInput(
+        f"input {check.name!r}: expected {describe_shape(check.dtype, check.shape)}, got {describe(value)}: {reason}"
+    )
 
 
 class Signature:
@@ -195,14 +198,12 @@ class Signature:
         self.rows_per_run = next((size for size in sizes if isinstance(size, int)), None)
         finite = non_finite == "reject"
         self.checks_kinds = not finite and all(spec.dtype != TEXT for spec in self.inputs)
-        checks = {spec.name: _Check(spec, finite=finite, text_fits=text_fits) for spec in per_request}
-        self._checks = tuple(checks[spec.name] for spec in per_request if not spec.is_optional)
-        self._fast = tuple(check.fast for check in self._checks)
-        self._optional = {spec.name: checks[spec.name] for spec in per_request if spec.is_optional}
+        checks = [(spec, _check_of(spec, finite=finite, text_fits=text_fits)) for spec in per_request]
+        self._checks = tuple([check for spec, check in checks if not spec.is_optional])
+        self._optional = [check for spec, check in checks if spec.is_optional]
         self._only = self._checks[0] if len(self._checks) == 1 else None
         if self._optional and per_request[0].batch_axis:  # a batcher stacks unnamed inputs on the first axis
             self._only = None
-        self._only_fast = None if self._only is None else self._only.fast
         self.only_input = None if self._only is None else self._only.name
         self.batch_axes: Mapping[str, int] = MappingProxyType(
             {spec.name: spec.batch_axis for spec in per_request if spec.batch_axis is not None}
@@ -214,12 +215,12 @@ class Signature:
         Raises:
             InvalidInput: the inputs do not fit; says which input, what was expected, and what came.
         """
-        if not inputs_fit(self._fast, self._only_fast, inputs):
+        if not inputs_fit(self._checks, self._only, inputs):
             self._explain(inputs)
 
     def request_check(self) -> RequestCheck:
         """Return a compiled checker of requests, which works like :meth:`check`."""
-        return RequestCheck(self._fast, self._only_fast, self._explain)
+        return RequestCheck(self._checks, self._only, self._explain)
 
     def _explain(self, inputs: Any) -> None:
         if not isinstance(inputs, Mapping):
@@ -228,7 +229,7 @@ class Signature:
                     f"inputs: expected a mapping with {self._names()}, got {describe(inputs)}: "
                     "the model reads several inputs"
                 )
-            self._only.explain(inputs)
+            _explain(self._only, inputs)
             return
         for name in inputs:
             if name in self._shared:
@@ -245,10 +246,9 @@ class Signature:
                     f"input {check.name!r}: expected {describe_shape(check.dtype, check.shape)}, "
                     f"got only {', '.join(map(repr, inputs)) or 'an empty mapping'}: it is missing"
                 )
-            check.explain(inputs[check.name])
-        for name, check in self._optional.items():
-            if name in inputs:
-                check.explain(inputs[name])
+        for check in (*self._checks, *self._optional):
+            if check.name in inputs:
+                _explain(check, inputs[check.name])
 
     def batch_by_name(self, inputs: Any, backend: str) -> Mapping[str, Any]:
         """Return the arrays of a batch by name.
@@ -260,7 +260,7 @@ class Signature:
         Raises:
             BackendError: the inputs are not stacked.
         """
-        if type(inputs) is dict or isinstance(inputs, Mapping):
+        if isinstance(inputs, Mapping):
             return inputs
         if isinstance(inputs, np.ndarray) and self.only_input is not None:
             return {self.only_input: inputs}
@@ -440,11 +440,6 @@ def check_value(spec: TensorSpec, value: object) -> npt.NDArray[Any]:
     expectation = describe_shape(spec.dtype, spec.shape)
     if not isinstance(value, (np.ndarray, np.generic)):
         raise TypeError(expected(name, f"an array {expectation}", value))
-    fits = (
-        value.dtype == spec.dtype
-        and value.ndim == len(spec.shape)
-        and all(not isinstance(size, int) or size == value.shape[axis] for axis, size in enumerate(spec.shape))
-    )
-    if not fits:
+    if value.dtype != spec.dtype or not is_shape_of(spec.shape, value.shape):
         raise ValueError(f"{name}: expected {expectation}, got {describe(value)}")
     return np.array(value, order="C")

@@ -20,7 +20,7 @@ from streaminfer.backends.job import Done
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock
 
-__all__ = ["BackendRecorder", "BackendStatistics"]
+__all__ = ["BackendRecorder", "BackendStatistics", "Busy", "Counted"]
 
 T = TypeVar("T")
 
@@ -61,10 +61,6 @@ class BackendRecorder:
         self._lock = new_lock()
         self._batches = self._rows = self._errors = self._cancelled = self._busy_ns = 0
 
-    def count(self, rows: int) -> "_Counting":
-        """Return a context manager that counts a batch of ``rows`` requests, by the outcome of its block."""
-        return _Counting(self, rows)
-
     def begin(self, rows: int, done: Done, begin: Callable[..., T], *arguments: Any) -> T:
         """Begin ``work`` on a batch of ``rows`` requests; count its outcome and pass it to a callback.
 
@@ -96,10 +92,6 @@ class BackendRecorder:
             elif isinstance(error, Exception) and not isinstance(error, Closed):
                 self._errors += 1
 
-    def busy(self) -> "_Busy":
-        """Return a context manager that counts the time of its block, on any thread."""
-        return _Busy(self)
-
     def add_busy(self, started_ns: int) -> None:
         """Count the time of a worker that started at ``started_ns`` and has become free."""
         busy_ns = self.clock() - started_ns
@@ -119,7 +111,9 @@ class BackendRecorder:
             )
 
 
-class _Counting:
+class Counted:
+    """Counts a batch of ``rows`` requests, by the outcome of the block ``with Counted(recorder, rows): ...``."""
+
     __slots__ = ("_recorder", "_rows")
 
     def __init__(self, recorder: BackendRecorder, rows: int) -> None:
@@ -133,7 +127,9 @@ class _Counting:
         self._recorder.end(self._rows, error)
 
 
-class _Busy:
+class Busy:
+    """Counts the time of the block ``with Busy(recorder): ...``, on any thread."""
+
     __slots__ = ("_recorder", "_started_ns")
 
     def __init__(self, recorder: BackendRecorder) -> None:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from streaminfer.backends import CpuBackend, OnnxBackend
 from streaminfer.backends.fingerprint import (
-    digest_of_bytes,
+    ModelFiles,
     external_files,
     fingerprint_of_function,
     fingerprint_of_model,
@@ -89,7 +89,7 @@ def test_bytes_and_file_have_the_same_fingerprint(tmp_path):
 def test_bytes_with_external_weights_lack_fingerprint(tmp_path, monkeypatch):
     """A model given as bytes whose weights lie in unknown external files has no fingerprint."""
     path = save(scaling(2.0), tmp_path / "a", external=True)
-    assert digest_of_bytes(path.read_bytes()) is None
+    assert ModelFiles.of_bytes(path.read_bytes()).digest is None
     monkeypatch.chdir(path.parent)
     assert OnnxBackend(path.read_bytes()).fingerprint is None
 

@@ -25,7 +25,7 @@ from streaminfer.backends.fingerprint import fingerprint_of_function
 from streaminfer.backends.job import Done, Job
 from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import Signature, inputs_of_example, outputs_of_answer, signature_of_example
-from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
+from streaminfer.backends.statistics import BackendRecorder, BackendStatistics, Busy, Counted
 from streaminfer.backends.worker_pool import Worker
 from streaminfer.backends.workers import HANG_GRACE_S, MAX_WORKERS, WorkerThreads
 from streaminfer.errors import BackendError, Closed, InvalidInput, StreamInferError
@@ -210,7 +210,7 @@ class CpuBackend(Node):
             BackendError: the function raised, or its process died.
             Closed: the backend is stopped.
         """
-        with self._recorder.count(len(batch.rows)):
+        with Counted(self._recorder, len(batch.rows)):
             return await self._answer(batch, self._recorder)
 
     def capabilities(self) -> Capabilities:
@@ -237,7 +237,7 @@ class CpuBackend(Node):
         return self._tensors
 
     def _infer_now(self, batch: Batch) -> Any:
-        with self._recorder.count(len(batch.rows)):
+        with Counted(self._recorder, len(batch.rows)):
             return self._call_inline(batch, self._recorder)
 
     @property
@@ -311,7 +311,7 @@ class CpuBackend(Node):
 
     def _call(self, worker: "_FunctionWorker | ProcessWorker", batch: Batch, recorder: BackendRecorder) -> Any:
         try:
-            with recorder.busy():
+            with Busy(recorder):
                 return self._own(worker.run(batch.inputs))
         except StreamInferError:
             raise
@@ -321,7 +321,7 @@ class CpuBackend(Node):
     def _call_inline(self, batch: Batch, recorder: BackendRecorder) -> Any:
         self._check_open()
         try:
-            with recorder.busy():
+            with Busy(recorder):
                 return self._own(self._function(batch.inputs))
         except StreamInferError:
             raise
@@ -334,7 +334,7 @@ class CpuBackend(Node):
         ended.set_running_or_notify_cancel()  # so that a stop whose wait times out cannot cancel it
         self._awaited.add(ended)
         try:
-            with recorder.busy():
+            with Busy(recorder):
                 return self._own(await self._function(batch.inputs))
         except StreamInferError:
             raise

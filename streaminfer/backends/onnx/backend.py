@@ -35,7 +35,7 @@ from streaminfer.backends.onnx.loader import ModelLoader
 from streaminfer.backends.onnx.serving import LoadedModel, ReloadableWorker, Serving
 from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import NonFinite, describe_shape, free_axes, guess_inputs
-from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
+from streaminfer.backends.statistics import BackendRecorder, BackendStatistics, Busy, Counted
 from streaminfer.backends.workers import HANG_GRACE_S, MAX_WORKERS, WorkerThreads, call_apart
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
@@ -328,7 +328,7 @@ class OnnxBackend(Node):
             BackendError: the model failed on this batch.
             Closed: the backend is stopped.
         """
-        with self._recorder.count(len(batch.rows)):
+        with Counted(self._recorder, len(batch.rows)):
             return await self._infer(batch, self._run)
 
     @property
@@ -338,7 +338,7 @@ class OnnxBackend(Node):
 
     def _infer_now(self, batch: Batch) -> Any:
         """Run a batch on the event loop."""
-        with self._recorder.count(len(batch.rows)):
+        with Counted(self._recorder, len(batch.rows)):
             return self._run_inline(batch, self._run)
 
     def _begin_infer(self, batch: Batch, done: Done) -> Job:
@@ -366,13 +366,13 @@ class OnnxBackend(Node):
         return guessed if guessed is None or only_input is None else guessed[only_input]
 
     async def _infer_on_each(self, batch: Batch) -> None:
-        await self._threads.run_for_each(ReloadableWorker.record, batch, self._new_options())
+        await self._threads.run_for_each(_record, batch, self._new_options())
 
     async def _infer_uncounted(self, batch: Batch) -> Any:
-        return await self._infer(batch, ReloadableWorker.record)
+        return await self._infer(batch, _record)
 
     def _infer_now_uncounted(self, batch: Batch) -> Any:
-        return self._run_inline(batch, ReloadableWorker.record)
+        return self._run_inline(batch, _record)
 
     def _run_inline(self, batch: Batch, run: Callable[..., Any]) -> Any:
         self._threads.check_open()
@@ -389,8 +389,8 @@ class OnnxBackend(Node):
         return self._threads.begin(run, (batch, options), done, interrupt=end_early)
 
     def _run(self, worker: ReloadableWorker, batch: Batch, options: Any) -> Any:
-        with self._recorder.busy():
-            return worker.infer(batch, options)
+        with Busy(self._recorder):
+            return worker.current.infer(batch, options)
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))
@@ -424,6 +424,10 @@ class OnnxBackend(Node):
 def _by_name(argument: str, value: Any) -> dict[str, Any]:
     check_instance(argument, value, lambda one: one is None or isinstance(one, Mapping), "a mapping by name, or None")
     return dict(value or {})
+
+
+def _record(worker: ReloadableWorker, batch: Batch, options: Any) -> Any:
+    return worker.current.infer(batch, options, record=True)
 
 
 def _run_options(runtime: ModuleType) -> Any:

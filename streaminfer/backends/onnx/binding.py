@@ -340,17 +340,13 @@ def _output_shapes(signature: Signature, shapes: Sequence[tuple[int, ...] | None
         sizes.update((name, size) for name, size in zip(spec.shape, shape, strict=True) if isinstance(name, str))
         if spec.batch_axis is not None:
             rows = shape[spec.batch_axis]
-    output_shapes = [_output_shape(spec, sizes, rows) for spec in signature.outputs]
-    return None if None in output_shapes else [shape for shape in output_shapes if shape is not None]
-
-
-def _output_shape(spec: TensorSpec, sizes: Mapping[object, int], rows: int) -> tuple[int, ...] | None:
-    if not spec.shape:  # an undeclared shape or a scalar: the model does not distinguish them
-        return None
-    shape = [rows if axis == spec.batch_axis else sizes.get(size, size) for axis, size in enumerate(spec.shape)]
-    return (
-        tuple(size for size in shape if isinstance(size, int)) if all(isinstance(one, int) for one in shape) else None
-    )
+    output_shapes: list[tuple[Any, ...]] = [
+        tuple(rows if axis == spec.batch_axis else sizes.get(size, size) for axis, size in enumerate(spec.shape))
+        for spec in signature.outputs
+    ]
+    # an empty shape is undeclared or a scalar's: the model does not distinguish them
+    are_known = all(shape and all(isinstance(size, int) for size in shape) for shape in output_shapes)
+    return output_shapes if are_known else None
 
 
 def _value_of(runs: BoundRuns, memory: Array) -> Any:
@@ -373,10 +369,5 @@ def _host_memory(shape: tuple[int, ...], dtype: np.dtype[Any], cuda: Any) -> Arr
     if error:
         reason = cuda.cudaGetErrorString(error).decode()
         raise BackendError(f"cannot pin {size} bytes: {reason}; binding='pageable' does without")
-    _when_dropped(array, cuda.cudaHostUnregister, address)
+    weakref.finalize(array, cuda.cudaHostUnregister, address)  # runs before the memory below the array is freed
     return array.reshape(shape)
-
-
-def _when_dropped(array: Array, function: Callable[[int], Any], address: int) -> None:
-    # the array is finalized before the memory below it is freed
-    weakref.finalize(array, function, address)

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.text import is_all_unicode
-from streaminfer.backends.fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
+from streaminfer.backends.fingerprint import ModelFiles, fingerprint_of_model
 from streaminfer.backends.onnx.bfloat16 import has_bfloat16
 from streaminfer.backends.onnx.binding import (
     Binding,
@@ -87,18 +87,15 @@ class ModelLoader:
         sharing = {name for name, _ in chosen} == {"CPUExecutionProvider"}
         if sharing and not has_user_options:  # one pool of threads for all running batches
             options.intra_op_num_threads = self.sessions * (options.intra_op_num_threads - 1) + 1
-        files = None if isinstance(source, bytes) else ModelFiles.read(Path(source))
-        if (
-            files is not None and not has_user_options
-        ):  # the user may reuse options for other sessions, so they get no weights
+        files = ModelFiles.of_bytes(source) if isinstance(source, bytes) else ModelFiles.read(Path(source))
+        if not has_user_options:  # the user may reuse options for other sessions, so they get no weights
             give_weights(options, files.weights)
         count = 1 if sharing else self.sessions
         loaded = []
         for _ in range(count):
             check()
             loaded.append(load(runtime, source, name, options, chosen))
-        if files is not None:
-            files.check_unchanged()
+        files.check_unchanged()
         check_loaded(loaded[0], self.providers or ())
         providers: list[Provider] = chosen or [(one, {}) for one in loaded[0].get_providers()]
         inputs, outputs = read_specs(loaded[0], self.batch_axes, self.shared_inputs, self.shared_outputs, self.outputs)
@@ -128,7 +125,6 @@ class ModelLoader:
             )
             for session in (loaded * self.sessions if sharing else loaded)
         ]
-        digest = digest_of_bytes(source) if isinstance(source, bytes) else files.digest if files is not None else None
         axes = [(spec.name, spec.batch_axis) for spec in (*signature.inputs, *signature.outputs)]
         return LoadedModel(
             name=name,
@@ -137,11 +133,11 @@ class ModelLoader:
             providers=providers,
             binding=binding,
             has_graphs=records_graphs(loaded[0]),
-            file_bytes=len(source) if isinstance(source, bytes) else files.size if files is not None else 0,
+            file_bytes=files.size,
             workers=workers,
             fingerprint=None
-            if digest is None
-            else fingerprint_of_model(digest, axes=axes, shared=values, providers=providers),
+            if files.digest is None
+            else fingerprint_of_model(files.digest, axes=axes, shared=values, providers=providers),
             background_obstacle=_background_obstacle(runtime, loaded[0], signature, binding),
         )
 

@@ -27,7 +27,6 @@ from streaminfer.backends.onnx.session import SessionWorker
 from streaminfer.backends.signature import TEXT, Signature, TensorSpec
 from streaminfer.backends.worker_pool import Worker
 from streaminfer.errors import BackendError
-from streaminfer.request import Batch
 
 __all__ = ["LoadedModel", "ReloadableWorker", "Serving"]
 
@@ -85,9 +84,10 @@ class LoadedModel:
             ("outputs", self.signature.outputs, other.signature.outputs),
         ):
             if [_comparable(spec) for spec in ours] != [_comparable(spec) for spec in theirs]:
+                wanted, received = (", ".join(map(str, specs)) for specs in (ours, theirs))
                 raise ValueError(
-                    f"path_or_bytes: expected a model with the {kind} {_described(ours)}, got {other.name} with "
-                    f"{_described(theirs)}; a model of another kind is a backend of its own"
+                    f"path_or_bytes: expected a model with the {kind} {wanted}, got {other.name} with "
+                    f"{received}; a model of another kind is a backend of its own"
                 )
         if self.fingerprint is not None and other.fingerprint is None:
             raise ValueError(
@@ -124,7 +124,9 @@ class Serving:
         """
         # a copy is one step of the interpreter, so threads can add shapes meanwhile
         shapes = dict.fromkeys(each for worker in self.model.workers for each in tuple(worker.shapes))
-        batches = [{name: _zeros(shape, dtype) for name, shape, dtype in each} for each in shapes]
+        batches = [
+            {name: np.full(shape, "" if dtype == TEXT else 0, dtype) for name, shape, dtype in each} for each in shapes
+        ]
         for worker in model.workers:
             worker.warm(check)
             for inputs in batches:
@@ -194,20 +196,9 @@ class ReloadableWorker(Worker):
         self._number = number
 
     @property
-    def _worker(self) -> SessionWorker:
+    def current(self) -> SessionWorker:
+        """Worker of the current model; a batch runs on the one that is current when it begins."""
         return self._serving.model.workers[self._number]
-
-    def infer(self, batch: Batch, options: Any) -> Any:
-        """Return one result per row, of the model that is current when this call begins.
-
-        Raises:
-            BackendError: the model failed.
-        """
-        return self._worker.infer(batch, options)
-
-    def record(self, batch: Batch, options: Any) -> Any:
-        """Run a warm-up batch or a measured batch, like :meth:`SessionWorker.record`."""
-        return self._worker.record(batch, options)
 
     def warm(self) -> None:
         """Run the warm-up batches.
@@ -215,16 +206,16 @@ class ReloadableWorker(Worker):
         Raises:
             BackendError: the model failed on a warm-up batch.
         """
-        self._worker.warm()
+        self.current.warm()
 
     def forget(self) -> None:
         """Make all runs raise after a fork, until another model is loaded."""
         self._serving.forget()
-        self._worker.forget()
+        self.current.forget()
 
     def renew(self) -> Self:
         """Give the worker new reused memory, because a hung run may still write to the old memory."""
-        self._serving.model.workers[self._number] = self._worker.renew()
+        self._serving.model.workers[self._number] = self.current.renew()
         return self
 
 
@@ -232,11 +223,3 @@ def _comparable(spec: TensorSpec) -> tuple[Any, ...]:
     """Return the parts of a spec that matter to callers; names of free sizes do not."""
     shape = tuple(size if isinstance(size, int) else None for size in spec.shape)
     return spec.name, spec.dtype, spec.is_bfloat16, spec.is_optional, shape, spec.batch_axis
-
-
-def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    return np.full(shape, "" if dtype == TEXT else 0, dtype)
-
-
-def _described(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(map(str, specs))

@@ -123,17 +123,13 @@ class SessionWorker:
         bound = None if self._bound is None else self._bound.renew()
         return attrs.evolve(self, bound=bound, shapes=self.shapes.copy())
 
-    def record(self, batch: Batch, options: Any) -> Any:
-        """Run a warm-up batch or a measured batch; CUDA graphs, if any, record it."""
-        return self.infer(batch, options, record=True)
-
     def infer(self, batch: Batch, options: Any, *, record: bool = False) -> Any:
         """Assemble the inputs of a batch, run the model, and split the outputs into rows.
 
         Args:
             batch: the batch; its inputs are read here, once.
             options: the ``onnxruntime.RunOptions``, with which the run can be ended early.
-            record: as in :meth:`record`.
+            record: whether this is a warm-up batch or a measured batch, which CUDA graphs record.
 
         Returns:
             One result per row: an array, or a mapping of output name to array, all of them views. If the batch has

@@ -20,7 +20,7 @@ from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.backends.signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
-from streaminfer.backends.statistics import BackendRecorder
+from streaminfer.backends.statistics import BackendRecorder, Busy, Counted
 from streaminfer.backends.triton.endpoint import Protocol, Tls, find_endpoint
 from streaminfer.backends.triton.lifecycle import SessionLifecycle
 from streaminfer.backends.triton.model import ModelDescription, Server
@@ -327,7 +327,7 @@ class TritonBackend(StackClock, Node):
             RuntimeError: another loop started it.
         """
         splitter, recorder = self._lifecycle.running(), self._recorder
-        with splitter.session.calls, recorder.busy(), recorder.count(len(batch.rows)):
+        with splitter.session.calls, Busy(recorder), Counted(recorder, len(batch.rows)):
             return await splitter.infer(batch)
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer._internal._named_rows_cy import named_rows
-from streaminfer.backends.signature import TEXT, TensorSpec, describe_shape
+from streaminfer.backends.signature import TEXT, TensorSpec, describe_shape, is_shape_of
 from streaminfer.backends.triton.dtypes import split_text, texts
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import ModelDescription
@@ -57,17 +57,17 @@ def _array(model: ModelDescription, spec: TensorSpec, tensor: Tensor) -> npt.NDA
         return content
     if any(size < 0 for size in shape):
         raise _unexpected_output(model, spec, "sizes ≥ 0", list(shape))
-    count = math.prod(shape)
+    count, dtype = math.prod(shape), spec.dtype
+    assert dtype is not None  # noqa: S101 - read_model knows every type
     try:
         if isinstance(content, list):
-            return _array_of_list(spec, content, shape)
-        if spec.dtype == TEXT:
+            return _array_of_list(dtype, content, shape)
+        if dtype == TEXT:
             return texts(split_text(content, count), shape)
-        if len(content) != count * _dtype(spec).itemsize:
-            raise _unexpected_output(
-                model, spec, f"{count * _dtype(spec).itemsize} bytes for {list(shape)}", len(content)
-            )
-        array = np.frombuffer(content, _dtype(spec)).reshape(shape)
+        size = count * dtype.itemsize
+        if len(content) != size:
+            raise _unexpected_output(model, spec, f"{size} bytes for {list(shape)}", len(content))
+        array = np.frombuffer(content, dtype).reshape(shape)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise _unexpected_output(model, spec, f"a content of {list(shape)}", error) from error
     if not array.flags.aligned:
@@ -76,27 +76,19 @@ def _array(model: ModelDescription, spec: TensorSpec, tensor: Tensor) -> npt.NDA
     return array
 
 
-def _array_of_list(spec: TensorSpec, content: list[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
-    if spec.dtype != TEXT:
+def _array_of_list(dtype: np.dtype[Any], content: list[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
+    if dtype != TEXT:
         with np.errstate(over="raise"):
-            array = np.array(content, _dtype(spec))
+            array = np.array(content, dtype)
         if array.dtype.kind in "biu" and array.tolist() != content:  # NumPy would truncate 1.5 to 1
             raise ValueError(f"an element that {array.dtype} does not have")
         return array.reshape(shape)
     return texts([one.encode() if isinstance(one, str) else one for one in content], shape)
 
 
-def _dtype(spec: TensorSpec) -> np.dtype[Any]:
-    assert spec.dtype is not None  # noqa: S101 - read_model knows every type
-    return spec.dtype
-
-
 def _check_shape(model: ModelDescription, spec: TensorSpec, array: npt.NDArray[Any], rows: int | None) -> None:
     expected_shape: tuple[Any, ...] = spec.row_shape if rows is None else (rows, *spec.shape[1:])
-    fits = array.ndim == len(expected_shape) and all(
-        not isinstance(size, int) or size == array.shape[axis] for axis, size in enumerate(expected_shape)
-    )
-    if not fits:
+    if not is_shape_of(expected_shape, array.shape):
         raise _unexpected_output(
             model, spec, describe_shape(spec.dtype, expected_shape), describe_shape(array.dtype, array.shape)
         )

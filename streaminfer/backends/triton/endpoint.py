@@ -209,17 +209,17 @@ def _parse(url: str, protocol: Protocol, tls: Tls | None, is_tls_disabled: bool)
 
 
 def _is_host(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return bool(host) and all(_LABEL.fullmatch(label) for label in host.removesuffix(".").split("."))
-    return True
+    is_name = bool(host) and all(_LABEL.fullmatch(label) for label in host.removesuffix(".").split("."))
+    return is_name or _ip_address(host) is not None
 
 
 def _is_loopback(host: str) -> bool:
+    address = _ip_address(host)
+    return host == "localhost" if address is None else (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
+        return None

@@ -24,7 +24,7 @@ cannot succeed (no such method, no permission), the error has ``retryable = Fals
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from email.utils import parsedate_to_datetime
 
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, Overloaded, StreamInferError
@@ -40,7 +40,6 @@ __all__ = [
     "outgrown",
     "retry_after",
     "too_large",
-    "without_input",
 ]
 
 _FULL = ("exceeds maximum queue size", "queue full", "too many pending requests")
@@ -95,6 +94,11 @@ class ServerError(Exception):
         self.text = text
         self.retry_after_s = retry_after_s
 
+    def says(self, words: Iterable[str]) -> bool:
+        """Return whether the text has one of these words or phrases, which are in lower case."""
+        text = self.text.lower()
+        return any(each in text for each in words)
+
 
 def retry_after(value: str | None, *, seconds: float = 1.0) -> float | None:
     """Return the seconds after which to retry; ``None`` if the value cannot be read.
@@ -117,17 +121,17 @@ def retry_after(value: str | None, *, seconds: float = 1.0) -> float | None:
 
 def too_large(failure: ServerError) -> bool:
     """Return whether the message is too large for the server, so that fewer rows may fit."""
-    return failure.status == "RESOURCE_EXHAUSTED" and any(words in failure.text.lower() for words in _TOO_LARGE)
+    return failure.status == "RESOURCE_EXHAUSTED" and failure.says(_TOO_LARGE)
 
 
 def outgrown(failure: ServerError) -> bool:
     """Return whether an output does not fit into its shared memory, because it differs from the model's description."""
-    return failure.status == "INTERNAL" and any(words in failure.text.lower() for words in _OUTPUT_TOO_LARGE)
+    return failure.status == "INTERNAL" and failure.says(_OUTPUT_TOO_LARGE)
 
 
 def is_not_loaded(failure: ServerError) -> bool:
     """Return whether the server responds, but does not have the model in memory."""
-    return failure.status == "NOT_FOUND" and "unknown model" in failure.text.lower()
+    return failure.status == "NOT_FOUND" and failure.says(["unknown model"])
 
 
 def of_http_status(status: int, text: str) -> str:
@@ -142,41 +146,32 @@ def of_text(text: str, default: str) -> str:
     return next((name for words, name in _STATUS_BY_TEXT.items() if words in lower), default)
 
 
-def from_status(failure: ServerError, description: str) -> StreamInferError:
+def from_status(failure: ServerError, description: str, *, has_inputs: bool = True) -> StreamInferError:
     """Return the error for callers; its ``__cause__`` is the transport's error.
 
     Args:
         failure: the failure of the server or its connection.
         description: the backend and the request, for the message.
+        has_inputs: whether the call had inputs of a caller, so that they can be the cause.
     """
     status, text = failure.status, failure.text
-    lower = text.lower()
     error: StreamInferError
-    if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and any(words in lower for words in _EXPIRED)):
+    if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and failure.says(_EXPIRED)):
         error = DeadlineExceeded(f"{description}: the deadline passed before the server responded ({text})")
     elif too_large(failure):
         error = BackendError(f"{description}: the message is larger than the server takes: {text}")
         error.retryable = False  # type: ignore[attr-defined]
     elif status == "RESOURCE_EXHAUSTED" or (
-        status == "UNAVAILABLE" and (failure.retry_after_s is not None or any(words in lower for words in _FULL))
+        status == "UNAVAILABLE" and (failure.retry_after_s is not None or failure.says(_FULL))
     ):
         error = Overloaded(f"{description}: the server's queue is full: {text}", retry_after_s=failure.retry_after_s)
-    elif status == "INVALID_ARGUMENT":
+    elif status == "INVALID_ARGUMENT" and has_inputs:
         error = InvalidInput(f"{description}: the server rejected it: {text}")
     else:
         error = BackendError(f"{description} failed with {status}: {text}")
         if status in _PERMANENT:
             error.retryable = False  # type: ignore[attr-defined]
     error.__cause__ = failure.__cause__ or failure
-    return error
-
-
-def without_input(failure: ServerError, description: str) -> StreamInferError:
-    """Return the error of a call without inputs, whose cause is the server or the configuration."""
-    error = from_status(failure, description)
-    if isinstance(error, InvalidInput):
-        cause, error = error.__cause__, BackendError(f"{description} failed with {failure.status}: {failure.text}")
-        error.__cause__ = cause
     return error
 
 
@@ -190,4 +185,4 @@ def explained(action: str) -> Iterator[None]:
     try:
         yield
     except ServerError as failure:
-        raise without_input(failure, action) from failure.__cause__
+        raise from_status(failure, action, has_inputs=False) from failure.__cause__

@@ -44,9 +44,7 @@ class SessionLifecycle:
             Exception: like `Session.open`.
             RuntimeError: another loop started it.
         """
-        self._forget_closed_loop()
-        if self.splitter is not None:
-            self._check_loop(self.splitter)
+        if self._own_splitter() is not None:
             return
         try:
             await self._open()
@@ -65,11 +63,9 @@ class SessionLifecycle:
             RuntimeError: another loop started it.
         """
         self._is_started = False
-        self._forget_closed_loop()
-        splitter = self.splitter
+        splitter = self._own_splitter()
         if splitter is None:
             return
-        self._check_loop(splitter)
         session = splitter.session
         self.splitter = None
         try:
@@ -92,9 +88,7 @@ class SessionLifecycle:
             Exception: like `ModelControl.load` and `Session.open`.
             RuntimeError: another loop started it.
         """
-        self._forget_closed_loop()
-        if self.splitter is not None:
-            self._check_loop(self.splitter)
+        self._own_splitter()
         await self._control.load()
 
     async def unload(self) -> None:
@@ -152,10 +146,18 @@ class SessionLifecycle:
             if not self._is_started:  # `stop` was called meanwhile
                 await self.stop(drain=False)
 
-    def _forget_closed_loop(self) -> None:
+    def _own_splitter(self) -> RequestSplitter | None:
+        """Return the splitter; forget that of an event loop that has ended.
+
+        Raises:
+            RuntimeError: another loop started it.
+        """
         if self.splitter is not None and self.splitter.session.loop.is_closed():
             self.splitter = None
             self.reader.forget()
+        if self.splitter is not None:
+            self._check_loop(self.splitter)
+        return self.splitter
 
     def _check_loop(self, splitter: RequestSplitter) -> None:
         if asyncio.get_running_loop() is not splitter.session.loop:

@@ -16,8 +16,7 @@ import attrs
 from streaminfer.backends.signature import TensorSpec
 from streaminfer.backends.triton.dtypes import dtype_of
 from streaminfer.backends.triton.errors import ModelNotReady, ServerError, explained
-from streaminfer.backends.triton.messages import Transport
-from streaminfer.backends.triton.settings import Settings
+from streaminfer.backends.triton.settings import Settings, Transport
 from streaminfer.backends.triton.shared_memory.region_pool import OLDEST_SERVER
 from streaminfer.errors import BackendError
 
@@ -77,9 +76,14 @@ class ModelDescription:
     instances: int = 1
 
     @property
+    def has_batch_axis(self) -> bool:
+        """True if requests have a batch axis."""
+        return self.max_batch_size != 0
+
+    @property
     def by_row(self) -> bool:
         """True if each row of a batch is sent as a separate request."""
-        return self.sequence or self.decoupled or self.max_batch_size == 0
+        return self.sequence or self.decoupled or not self.has_batch_axis
 
 
 def latest(versions: Iterable[str]) -> str:
@@ -148,22 +152,19 @@ def _spec(subject: str, described: Mapping[str, Any], batch: int | None, *, is_o
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    dynamic, sequence = config.get("dynamic_batching"), config.get("sequence_batching")
-    levels = int((dynamic or {}).get("priority_levels") or 0)
-    policies = [
-        (dynamic or {}).get("default_queue_policy"),
-        *((dynamic or {}).get("priority_queue_policy") or {}).values(),
-    ]
+    dynamic, sequence = config.get("dynamic_batching") or {}, config.get("sequence_batching") or {}
+    levels = int(dynamic.get("priority_levels") or 0)
+    policies = [dynamic.get("default_queue_policy"), *(dynamic.get("priority_queue_policy") or {}).values()]
     groups: Sequence[Mapping[str, Any]] = config.get("instance_group") or ()
     return {
         "decoupled": bool((config.get("model_transaction_policy") or {}).get("decoupled")),
-        "sequence": sequence is not None,
-        "correlation": _correlation(sequence or {}),
-        "sequence_idle_s": int((sequence or {}).get("max_sequence_idle_microseconds") or 0) / 1e6,
-        "dynamic_batching": dynamic is not None,
+        "sequence": config.get("sequence_batching") is not None,
+        "correlation": _correlation(sequence),
+        "sequence_idle_s": int(sequence.get("max_sequence_idle_microseconds") or 0) / 1e6,
+        "dynamic_batching": config.get("dynamic_batching") is not None,
         "ensemble": config.get("ensemble_scheduling") is not None,
         "priority_levels": levels,
-        "default_priority": int((dynamic or {}).get("default_priority_level") or (levels + 1) // 2),
+        "default_priority": int(dynamic.get("default_priority_level") or (levels + 1) // 2),
         "takes_timeout": any((policy or {}).get("allow_timeout_override") for policy in policies),
         "instances": max(
             sum(int(group.get("count") or 1) * max(len(group.get("gpus") or ()), 1) for group in groups), 1
@@ -308,7 +309,7 @@ async def _unknown(
                     ready_models.append(f"{entry.get('name')!r} {number}")
         except ServerError as unreadable:
             ready_models = [f"(its list cannot be read: {unreadable.text})"]
-    if "no available versions" in failure.text.lower():
+    if failure.says(["no available versions"]):
         return ModelNotReady(f"model {model!r} is not ready: {failure.text}")
     argument, value = ("version", version) if version else ("model", model)
     hint = f"; it has {', '.join(ready_models)}" if ready_models else ""

@@ -10,7 +10,7 @@ Models without a batch axis, with sequences, and decoupled models get one reques
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,9 @@ from streaminfer.backends.triton.settings import Settings
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, StreamInferError
 from streaminfer.request import NEVER_NS, Batch, Request, deadline_after
 
-__all__ = ["RequestSplitter", "without_axis"]
+__all__ = ["RequestSplitter"]
 
-_SEQUENCE_UNKNOWN = "must specify the start flag"
+_SEQUENCE_UNKNOWN = ("must specify the start flag",)
 _MODEL_REPLACED = ("unexpected shape for input", "unexpected inference input", "unexpected inference output",
                "data-type is", "but missing required input")  # fmt: skip
 _END: Any = object()
@@ -45,11 +45,6 @@ class RequestSplitter:
         self._settings = settings
         self._name = settings.name
         self._model_lost = model_lost
-
-    @property
-    def has_batch_axis(self) -> bool:
-        """True if requests have a batch axis."""
-        return self.session.model.max_batch_size != 0
 
     def validate(self, request: Request) -> None:
         """Check a request's inputs against the model's current description.
@@ -71,9 +66,9 @@ class RequestSplitter:
             StreamInferError: the whole batch failed.
         """
         inputs = self.session.validator.signature.batch_by_name(batch.inputs, self._name)
-        limit = self.session.model.max_batch_size
         model = self.session.model
         if not model.by_row:
+            limit = model.max_batch_size
             if limit and batch.size > limit:
                 raise BackendError(
                     f"{self._name}: expected at most {limit} rows in a batch, the model's max_batch_size, got "
@@ -134,7 +129,7 @@ class RequestSplitter:
         error: StreamInferError
         may_split = True
         try:
-            results = await self.session.infer(inputs, size, parameters, timeout_s, batched=True)
+            results = await self.session.infer(inputs, size, parameters, timeout_s)
         except ServerError as failure:
             error = await self._error(failure, f"{self._name}, a batch of {len(rows)}", inputs, changes)
             may_split = too_large(failure) or isinstance(error, InvalidInput)
@@ -169,14 +164,11 @@ class RequestSplitter:
 
     async def _infer_row(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
         """Run one row of a model without a batch axis."""
-        inputs = without_axis(arrays)
         changes = self.session.changes
         try:
-            results = await self.session.infer(
-                inputs, 1, self.parameters((row,)), self.left_s(deadline_ns), batched=False
-            )
+            results = await self.session.infer(arrays, 1, self.parameters((row,)), self.left_s(deadline_ns))
         except ServerError as failure:
-            await self._fail(failure, self._name, arrays, changes)
+            raise await self._error(failure, self._name, arrays, changes)  # noqa: B904 - it has a cause
         return results[0]
 
     async def step(
@@ -198,18 +190,16 @@ class RequestSplitter:
         """
         if row.stream_id is None:
             raise InvalidInput(f"stream_id: expected one, since {self._name} keeps state for each stream, got None")
-        batched = self.has_batch_axis
-        call_arrays = arrays if batched else without_axis(arrays)
         async with self._turn(row, deadline_ns, end=end) as (correlation, parameters, timeout_s):
             changes = self.session.changes
             try:
                 if self.session.model.decoupled:
                     results = [await self._only_response(row, arrays, deadline_ns, parameters)]
                 else:
-                    results = await self.session.infer(call_arrays, 1, parameters, timeout_s, batched=batched)
+                    results = await self.session.infer(arrays, 1, parameters, timeout_s)
             except ServerError as failure:
                 call = f"{self._name}, a step of stream {row.stream_id!r}"
-                await self._fail(failure, call, arrays, changes, row.stream_id)
+                raise await self._error(failure, call, arrays, changes, row.stream_id)  # noqa: B904 - it has a cause
             except InvalidInput as unsendable:
                 raise NotSent(unsendable) from unsendable.__cause__
         return results[0], correlation
@@ -251,14 +241,6 @@ class RequestSplitter:
             yield stream.correlation, {**self.parameters((row,)), **stream.parameters(end=end)}, timeout_s
             stream.seen_ns = now_ns()
 
-    async def _fail(self, failure: ServerError, *about: Any) -> NoReturn:
-        """Raise the error for callers, see :meth:`_error`."""
-        error = await self._error(failure, *about)
-        try:
-            raise error from error.__cause__
-        finally:
-            del error  # its traceback holds this frame, and thus the inputs
-
     async def _error(
         self, failure: ServerError, request: str, arrays: Mapping[str, Any], changes: int, stream_id: Hashable = None
     ) -> StreamInferError:
@@ -274,7 +256,7 @@ class RequestSplitter:
             changes: the session's ``changes`` when the request was sent.
             stream_id: the request's, if it was a step of a sequence.
         """
-        if _SEQUENCE_UNKNOWN in failure.text.lower():
+        if failure.says(_SEQUENCE_UNKNOWN):
             lost = SequenceLost(
                 f"{self._name}: the server has forgotten the state of stream {stream_id!r}: it was idle too long, or "
                 f"the model was restarted ({failure.text})"
@@ -287,7 +269,7 @@ class RequestSplitter:
         if outgrown(failure):
             await self.session.refresh_model(changes)
         is_of_input = isinstance(error, InvalidInput) or failure.status == "UNKNOWN"  # the status of errors on streams
-        if not is_of_input or not any(words in failure.text.lower() for words in _MODEL_REPLACED):
+        if not is_of_input or not failure.says(_MODEL_REPLACED):
             return error
         try:
             self.session.validator.validate({name: array[0, ...] for name, array in arrays.items()})
@@ -313,9 +295,8 @@ class RequestSplitter:
         started_ns = self._settings.clock()
         if deadline_ns is None:
             deadline_ns = deadline_after(started_ns, self._settings.timeout_s)
-        if parameters is None:
-            parameters = self.parameters((row,))
         results = []
+        parameters = parameters or self.parameters((row,))
         async with contextlib.aclosing(self.responses(arrays, parameters, deadline_ns, row.stream_id)) as responses:
             async for response in responses:
                 results.append(response)
@@ -384,16 +365,14 @@ class RequestSplitter:
         Raises:
             StreamInferError: the stream failed before its end.
         """
-        batched = self.has_batch_axis
-        call_arrays = arrays if batched else without_axis(arrays)
-        changes = self.session.changes
+        changes, batched = self.session.changes, self.session.model.max_batch_size != 0
         parameters = {**parameters, "triton_enable_empty_final_response": True}
         timeout_s = None if deadline_ns is None else self.left_s(deadline_ns)
         silence_s = self._settings.timeout_s if deadline_ns is None else None
         end_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         try:
             async with contextlib.aclosing(
-                self.session.transport.stream(self.session.call(call_arrays, parameters), timeout_s)
+                self.session.transport.stream(self.session.call(arrays, parameters), timeout_s)
             ) as responses:
                 while True:
                     async with asyncio.timeout(silence_s) as limit:
@@ -411,7 +390,8 @@ class RequestSplitter:
                 # an error on a stream has a text but no status, even if the server noticed the deadline first
                 late = f"{self._name}, a stream of responses: the deadline passed ({failure.text})"
                 raise DeadlineExceeded(late) from failure
-            await self._fail(failure, f"{self._name}, a stream of responses", arrays, changes, stream_id)
+            call = f"{self._name}, a stream of responses"
+            raise await self._error(failure, call, arrays, changes, stream_id)  # noqa: B904 - it has a cause
         except TimeoutError as silent:
             raise DeadlineExceeded(f"{self._name}, a stream of responses: nothing came for {silence_s} s") from silent
         raise BackendError(f"{self._name}: the stream of responses ended without a final one")
@@ -443,8 +423,3 @@ class RequestSplitter:
         if left_s <= 0:
             raise DeadlineExceeded(f"{self._name}: the deadline had passed {-left_s:.6f} s before the request was sent")
         return left_s
-
-
-def without_axis(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs of a batch of one without the batch axis; scalars stay arrays."""
-    return {name: array[0, ...] for name, array in arrays.items()}

@@ -17,7 +17,7 @@ import attrs
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._runtime.lifecycle import end_tasks, keep_running
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends.triton.errors import ServerError, without_input
+from streaminfer.backends.triton.errors import ServerError, from_status
 from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.session import CallCounts
 from streaminfer.errors import BackendError, StreamInferError
@@ -174,7 +174,9 @@ class StatisticsReader:
                 models = await session.statistics()
                 self.counters.read(models)
             except ServerError as failure:
-                error: StreamInferError = without_input(failure, f"reading the statistics of {self._name}")
+                error: StreamInferError = from_status(
+                    failure, f"reading the statistics of {self._name}", has_inputs=False
+                )
             except (AttributeError, KeyError, TypeError, ValueError) as unreadable:
                 error = BackendError(f"the statistics of {self._name} cannot be read: {unreadable!r}")
                 error.__cause__ = unreadable

@@ -21,11 +21,11 @@ from streaminfer.backends.signature import TEXT, TensorSpec, zeros
 from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import dtype_of, is_text
 from streaminfer.backends.triton.errors import ServerError, explained
-from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor, Transport
+from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, describe_server, latest_version
 from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.sequences import LostSequences, Sequences
-from streaminfer.backends.triton.settings import Settings
+from streaminfer.backends.triton.settings import Settings, Transport
 from streaminfer.backends.triton.shared_memory.region import Region, required_bytes
 from streaminfer.backends.triton.shared_memory.region_pool import RegionPool
 from streaminfer.errors import InvalidInput, StreamInferError
@@ -150,23 +150,22 @@ class Session:
             if settings.shared_memory:
                 server.check_shared_memory()
             session = opened = cls(transport, server, model, settings, changed, counts)
-            await session.prepare()
+            # raises if the server cannot map memory (it has another /dev/shm), and frees what ended processes left
+            if session.pool is not None and (region := await session.pool.acquire(1)) is not None:
+                session.pool.release(region, completed=True)
         except BaseException:
             await opened.close()
             raise
         return session
 
-    async def infer(
-        self, arrays: Arrays, rows: int, parameters: Parameters, timeout_s: float, *, batched: bool
-    ) -> list[Any]:
+    async def infer(self, arrays: Arrays, rows: int, parameters: Parameters, timeout_s: float) -> list[Any]:
         """Run the model once.
 
         Args:
-            arrays: the inputs, by name.
+            arrays: the inputs, by name, with a batch axis.
             rows: number of rows.
             parameters: parameters of the request.
             timeout_s: seconds after which the response is late.
-            batched: whether the arrays have the batch axis.
 
         Returns:
             One result per row.
@@ -176,7 +175,7 @@ class Session:
             InvalidInput: an array does not have the type that the model currently reads.
             BackendError: the response does not match the model's description.
         """
-        changes = self.changes
+        changes, batched = self.changes, self.model.has_batch_axis
         started_ns, end_s = self._settings.clock(), self.loop.time() + timeout_s
         call = self.call(arrays, parameters)
         if self.pool is None:
@@ -264,7 +263,6 @@ class Session:
         """Set the model's description; streams keep their sequences if the model still has sequences."""
         self.model = model
         self.validator = RequestValidator(model, self._settings.non_finite)
-        self._text = frozenset(spec.name for spec in model.inputs if spec.dtype == TEXT)
         self._inputs = {spec.name: spec for spec in model.inputs}
         if not model.sequence:
             self.sequences = None
@@ -278,15 +276,16 @@ class Session:
             )
 
     def call(self, arrays: Arrays, parameters: Parameters) -> InferRequest:
-        """Return the request for arrays without shared memory."""
-        inputs = [self._tensor(name, array) for name, array in arrays.items()]
+        """Return the request for arrays with a batch axis, without shared memory."""
+        batched = self.model.has_batch_axis
+        # without the axis, scalars stay arrays
+        inputs = [self._tensor(name, array if batched else array[0, ...]) for name, array in arrays.items()]
         return InferRequest(self.model.name, self._version, inputs, parameters=parameters)
 
     async def _end_sequence(self, correlation: int | str) -> None:
         """Send the last step of a lost sequence, with zeros and empty text, which lets the server forget it."""
         model = self.model
-        batched = model.max_batch_size != 0
-        arrays = {spec.name: zeros(spec)[np.newaxis] if batched else zeros(spec) for spec in model.inputs}
+        arrays = {spec.name: zeros(spec)[np.newaxis] for spec in model.inputs}
         parameters = {"sequence_id": correlation, "sequence_start": False, "sequence_end": True}
         timeout_s = min(self._settings.timeout_s, model.sequence_idle_s or _IDLE_S)
         # after an error the server does not know the sequence, or forgets it once it was idle for long enough
@@ -306,19 +305,6 @@ class Session:
             ServerError: the server has no statistics.
         """
         return await self.transport.statistics(self.model.name, self._version, self._settings.timeout_s)
-
-    async def prepare(self) -> None:
-        """Check that the server can map shared memory, if it is used, and free regions of ended processes.
-
-        Raises:
-            BackendError: the server cannot map it, for example because it has another ``/dev/shm``.
-            DeadlineExceeded: the server does not respond.
-        """
-        if self.pool is None:
-            return
-        region = await self.pool.acquire(1)
-        if region is not None:
-            self.pool.release(region, completed=True)
 
     async def close(self) -> None:
         """Free the shared memory and end the connections, even if one of the steps fails."""
@@ -356,7 +342,7 @@ class Session:
         arrays = {  # the server accepts no tensor of zero bytes
             tensor.name: tensor.content
             for tensor in call.inputs
-            if tensor.name not in self._text and tensor.content.nbytes
+            if tensor.datatype != "BYTES" and tensor.content.nbytes
         }
         sizes = {spec.name: size for spec in model.outputs if (size := _size_of(spec, rows))}
         needed = required_bytes([*(array.nbytes for array in arrays.values()), *sizes.values()])
@@ -382,7 +368,7 @@ class Session:
                 response = await self.transport.infer(call, end_s - self.loop.time())
             except ServerError as failure:
                 completed = failure.status == "INVALID_ARGUMENT"
-                if not any(words in failure.text.lower() for words in _UNKNOWN_REGION):
+                if not failure.says(_UNKNOWN_REGION):
                     raise
                 completed = False
                 async with _time_limit(end_s, "map shared memory"):

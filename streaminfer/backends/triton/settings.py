@@ -4,13 +4,15 @@ import attrs
 
 from streaminfer.backends.signature import NonFinite
 from streaminfer.backends.triton.endpoint import Endpoint, Protocol
-from streaminfer.backends.triton.messages import Transport
 from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
 from streaminfer.backends.triton.transport.headers import Headers
 from streaminfer.backends.triton.transport.http_transport import HttpTransport
 from streaminfer.protocols import Clock
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "Transport"]
+
+Transport = GrpcTransport | HttpTransport
+"""A connection to a server; both classes have the same methods."""
 
 
 @attrs.define(kw_only=True)

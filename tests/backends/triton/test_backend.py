@@ -316,7 +316,7 @@ def test_a_lost_sequence_is_ended_at_the_server(connect):
             with pytest.raises(ServerError, match="must specify the START flag"):
                 async with asyncio.timeout(20):
                     while True:  # each step prolongs the life of the sequence
-                        await session.infer({"x": np.array([[1]])}, 1, parameters, 5.0, batched=True)
+                        await session.infer({"x": np.array([[1]])}, 1, parameters, 5.0)
 
     asyncio.run(scenario())
 

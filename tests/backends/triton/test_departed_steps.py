@@ -37,7 +37,7 @@ class Server:
         self.steps = {}
         self.gates = []
 
-    async def infer(self, arrays, size, parameters, timeout_s, *, batched):
+    async def infer(self, arrays, size, parameters, timeout_s):
         gate = asyncio.Event()
         self.gates.append(gate)
         await gate.wait()

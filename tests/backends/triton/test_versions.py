@@ -223,7 +223,7 @@ def test_response_described_too_late_is_late():
     async def main(loop):
         session = open_session(SlowVersions(("2", 3), columns=[3]))
         with pytest.raises(ServerError, match="DEADLINE_EXCEEDED: the server did not describe its new version in time"):
-            await session.infer({"x": np.zeros((1, 1), np.float32)}, 1, {}, 0.030, batched=True)
+            await session.infer({"x": np.zeros((1, 1), np.float32)}, 1, {}, 0.030)
         assert loop.time() == pytest.approx(0.030)
         await session.close()
 

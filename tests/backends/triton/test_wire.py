@@ -15,7 +15,7 @@ from streaminfer.backends.signature import guess_inputs
 from streaminfer.backends.triton import model as model_module
 from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import dtype_of, encode_text, split_text, strings, texts
-from streaminfer.backends.triton.errors import ServerError, from_status, of_http_status, without_input
+from streaminfer.backends.triton.errors import ServerError, from_status, of_http_status
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import latest, read_model
 from streaminfer.backends.triton.request_splitter import RequestSplitter
@@ -422,10 +422,10 @@ def test_text_for_json_is_text():
 def test_error_without_input_never_blames_the_caller():
     """An error of a server call that has no input is never reported as the caller's fault."""
     refused = ServerError("INVALID_ARGUMENT", "no such region")
-    error = without_input(refused, "registering")
+    error = from_status(refused, "registering", has_inputs=False)
     assert type(error) is BackendError
     assert (str(error), error.__cause__) == ("registering failed with INVALID_ARGUMENT: no such region", refused)
-    assert type(without_input(ServerError("DEADLINE_EXCEEDED", ""), "registering")) is DeadlineExceeded
+    assert type(from_status(ServerError("DEADLINE_EXCEEDED", ""), "registering", has_inputs=False)) is DeadlineExceeded
 
 
 def test_counters_survive_the_unload_of_a_version():

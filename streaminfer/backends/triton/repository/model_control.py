@@ -12,9 +12,8 @@ from typing import Any
 from streaminfer._internal.error_log import Log
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.lifecycle import end_tasks
-from streaminfer.backends.triton.errors import ServerError, without_input
-from streaminfer.backends.triton.messages import Transport
-from streaminfer.backends.triton.settings import Settings
+from streaminfer.backends.triton.errors import ServerError, from_status
+from streaminfer.backends.triton.settings import Settings, Transport
 from streaminfer.errors import BackendError, DeadlineExceeded, StreamInferError
 
 __all__ = ["ModelControl"]
@@ -147,15 +146,15 @@ class ModelControl:
             return list(await transport.index(self._settings.timeout_s))
         except ServerError as failure:
             if failure.status not in {"NOT_FOUND", "UNIMPLEMENTED"}:
-                raise without_input(failure, f"{action} {self._name}") from failure.__cause__
+                raise from_status(failure, f"{action} {self._name}", has_inputs=False) from failure.__cause__
             raise self._unsupported(failure, action, "it has no extension for that") from failure
 
     async def _send(self, call: Callable[[str, float], Awaitable[None]], action: str) -> None:
         try:
             await call(self._model, self._settings.load_timeout_s)
         except ServerError as failure:
-            if _NOT_ALLOWED not in failure.text.lower():
-                raise without_input(failure, f"{action} {self._name}") from failure.__cause__
+            if not failure.says([_NOT_ALLOWED]):
+                raise from_status(failure, f"{action} {self._name}", has_inputs=False) from failure.__cause__
             raise self._unsupported(failure, action, "start it with --model-control-mode=explicit") from failure
 
     def _unsupported(self, failure: ServerError, action: str, hint: str) -> BackendError:

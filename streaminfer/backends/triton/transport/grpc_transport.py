@@ -73,7 +73,7 @@ class _Link:
 
 
 class GrpcTransport:
-    """Transport over gRPC, see :class:`~streaminfer.backends.triton.messages.Transport`; belongs to its event loop.
+    """Transport over gRPC, see :mod:`streaminfer.backends.triton.transport`; belongs to its event loop.
 
     Args:
         address: the address of the server.

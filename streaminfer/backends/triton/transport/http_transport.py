@@ -33,7 +33,7 @@ _PROBE_S = 2.0  # as long as gRPC's attempts to connect
 
 
 class HttpTransport:
-    """Transport over HTTP, see :class:`~streaminfer.backends.triton.messages.Transport`; belongs to its event loop.
+    """Transport over HTTP, see :mod:`streaminfer.backends.triton.transport`; belongs to its event loop.
 
     Args:
         address: the address of the server.
