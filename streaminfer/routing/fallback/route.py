@@ -1,13 +1,12 @@
 """`Route`: a service of a `FallbackRouter` with its quality and cost; and the default when no route responds."""
 
 import inspect
-import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_instance, check_number, expected
+from streaminfer._internal.validation import check_amount, check_instance, expected
 from streaminfer.protocols import ModelTensors, adapt, is_backend, is_service
 from streaminfer.request import Request
 from streaminfer.resilience._targets import reject_awaitable
@@ -85,8 +84,8 @@ class Route:
         self.__attrs_init__(
             name=name,
             service=as_service("service", service),
-            quality=_number("quality", quality, positive=False),
-            cost=None if cost is None else _number("cost", cost, positive=True),
+            quality=check_amount("quality", quality),
+            cost=None if cost is None else check_amount("cost", cost, positive=True),
             prepare=prepare,
             finish=finish,
             device=device,
@@ -95,11 +94,6 @@ class Route:
     def costs_more_than(self, other: "Route") -> bool:
         """Return whether the other route is cheaper."""
         return self.cost is None or other.cost is None or self.cost > other.cost
-
-
-def _number(name: str, value: object, *, positive: bool) -> float:
-    expectation = "a finite number " + ("> 0" if positive else "≥ 0")
-    return check_number(name, value, expectation, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
 
 
 def check_routes(routes: Sequence[Route]) -> None:
