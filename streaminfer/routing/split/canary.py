@@ -91,7 +91,7 @@ class Canary(Node):
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self.name = name
         self._clock: Clock = time.monotonic_ns
-        self._by = _tenant_or_stream if by is None else by
+        self._by = by or (lambda request: request.stream_id if request.tenant is None else request.tenant)
         self._share = RequestShare(check_share(share), name)
         self._stable = _Side("stable", as_service("stable", stable), offers_its_check=True)
         self._canary = _Side("canary", as_service("canary", canary), offers_its_check=False)
@@ -230,7 +230,3 @@ class _Side:
         return SideStatistics(
             requests=self._requests, succeeded=self._succeeded, failed=self._failed, cancelled=self._cancelled
         )
-
-
-def _tenant_or_stream(request: Request) -> Hashable:
-    return request.stream_id if request.tenant is None else request.tenant
