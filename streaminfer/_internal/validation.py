@@ -217,8 +217,7 @@ def check_choice(name: str, value: object, choices: tuple[C, ...]) -> C:
         ValueError: another string.
     """
     expectation = "one of " + ", ".join(map(repr, choices))
-    if not isinstance(value, str):
-        raise TypeError(expected(name, expectation, value))
+    check_instance(name, value, lambda it: isinstance(it, str), expectation)
     for choice in choices:
         if choice == value:
             return choice
