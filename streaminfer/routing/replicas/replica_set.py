@@ -144,7 +144,7 @@ class Replicas(StackClock, Node):
         self._probes = None if health is None else ReplicaProbes(health, self._balancer, self._now, seed)
         self._finder: Finder | None = None
         if discovery is not None:
-            self._finder = Finder(discovery, add=self.add, remove=self.remove, names=lambda: self._members.by_name)
+            self._finder = Finder(discovery, self.add, self.remove, lambda: self._members.by_name)
         self._running = self._stopped = False
         self._closed = not replicas
         self._retried = 0
