@@ -40,18 +40,7 @@ class Request:
         InvalidInput: a field has the wrong type.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "deadline_ns",
-        "inputs",
-        "key",
-        "priority",
-        "store",
-        "stream_id",
-        "subject",
-        "tags",
-        "tenant",
-    )
+    __slots__ = ("__weakref__", *_FIELDS)
 
     def __init__(
         self,
