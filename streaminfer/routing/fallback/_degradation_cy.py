@@ -134,8 +134,7 @@ class DegradationController:
             self._reopen_all()
         for share in self.shares:
             share._begin_step()
-        for device in range(len(self._missed_by_device)):
-            self._missed_by_device[device] = 0
+        self._missed_by_device = [0] * len(self._missed_by_device)
         self._requests = 0
         self._missed = 0
         self._steps = 0
