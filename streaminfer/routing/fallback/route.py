@@ -22,7 +22,7 @@ _check_adapter = field_check(check_instance, lambda it: it is None or callable(i
 _check_device = field_check(check_instance, lambda it: isinstance(it, Hashable), "a hashable value")
 
 
-def as_service(argument: str, value: Any) -> Any:
+def as_service(value: Any, argument: str = "service") -> Any:
     """Return a service unchanged; compose layers around one, or a backend alone, into a `Stack`.
 
     Raises:
@@ -63,7 +63,7 @@ class Route:
     """
 
     name: str = attrs.field(validator=_check_name)
-    service: Any = attrs.field(converter=lambda value: as_service("service", value))
+    service: Any = attrs.field(converter=as_service)
     quality: float = attrs.field(default=1.0, kw_only=True, validator=field_check(check_amount))
     cost: float | None = attrs.field(default=None, kw_only=True, validator=_check_cost)
     prepare: _Adapt | None = attrs.field(default=None, kw_only=True, validator=_check_adapter)
