@@ -18,6 +18,7 @@ from streaminfer.errors import InvalidInput
 __all__ = ["Request", "Response", "Timings", "check_priority", "make_request", "make_response", "with_deadline"]
 
 _FIELDS = ("inputs", "deadline_ns", "priority", "stream_id", "tenant", "subject", "tags", "key", "store")
+_DEFAULTS = (None, 0, None, None, None, (), None, True)
 
 
 class Request:
@@ -39,18 +40,7 @@ class Request:
         InvalidInput: a field has the wrong type.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "deadline_ns",
-        "inputs",
-        "key",
-        "priority",
-        "store",
-        "stream_id",
-        "subject",
-        "tags",
-        "tenant",
-    )
+    __slots__ = ("__weakref__", *_FIELDS)
 
     def __init__(
         self,
@@ -118,18 +108,10 @@ class Request:
 
     def __repr__(self) -> str:
         parts = [_brief(self.inputs)]
-        if self.deadline_ns is not None:
-            parts.append(f"deadline_ns={self.deadline_ns}")
-        if self.priority:
-            parts.append(f"priority={self.priority}")
-        for name in ("stream_id", "tenant", "subject", "key"):
+        for name, default in zip(_FIELDS[1:], _DEFAULTS, strict=True):
             value = getattr(self, name)
-            if value is not None:
+            if value != default:
                 parts.append(f"{name}={value!r}")
-        if self.tags:
-            parts.append(f"tags={self.tags!r}")
-        if not self.store:
-            parts.append("store=False")
         return f"Request({', '.join(parts)})"
 
 

@@ -170,7 +170,7 @@ class Stack(Wrapper):
     def _begin_call(
         self, request: Request, receive: Callable[[Response | None, BaseException | None], None]
     ) -> Passage:
-        return self._chain.begin(request, receive)
+        return self._chain.open_request(request, None, None, receive)
 
     async def map(
         self,

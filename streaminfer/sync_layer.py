@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance, expected
 from streaminfer.capabilities import Capabilities
 from streaminfer.protocols import Clock, Node, Service, Wrapper, is_service, join_fingerprints
 from streaminfer.request import Request, Response
@@ -130,8 +130,7 @@ class SyncLayer(Node):
         Raises:
             TypeError: ``inner`` is not a service.
         """
-        if not is_service(inner):
-            raise TypeError(expected("inner", "a service (an object with call)", inner))
+        check_instance("inner", inner, is_service, "a service (an object with call)")
         return _LayeredService(self, inner)
 
     def bind_clock(self, clock: Clock) -> None:

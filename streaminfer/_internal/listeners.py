@@ -78,17 +78,6 @@ class Listeners(Generic[E]):
         errors: number of exceptions that listeners raised.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_changing",
-        "_delivering",
-        "_describe",
-        "_expectation",
-        "_failures",
-        "_functions",
-        "errors",
-    )
-
     def __init__(
         self, logger: str, source: str, expectation: str, describe: Callable[[E], object] | None = None
     ) -> None:

@@ -16,6 +16,7 @@ from streaminfer._internal.signatures import signature_of
 __all__ = [
     "LONGEST_S",
     "brief",
+    "check_amount",
     "check_ascending",
     "check_choice",
     "check_clock",
@@ -94,7 +95,16 @@ def check_duration(name: str, value: object, *, positive: bool = False) -> float
         TypeError: not a real number.
         ValueError: NaN, infinite, negative, or zero where it must be positive.
     """
-    expectation = "a finite number of seconds " + ("> 0" if positive else "≥ 0")
+    return check_amount(name, value, positive=positive, unit=" of seconds")
+
+
+def check_amount(name: str, value: object, *, positive: bool = False, unit: str = "") -> float:
+    """Return a finite number, ≥ 0, or > 0 if ``positive``; ``unit`` follows the word "number" in the errors.
+
+    Raises:
+        TypeError, ValueError: as :func:`check_duration`.
+    """
+    expectation = f"a finite number{unit} {'> 0' if positive else '≥ 0'}"
     return check_number(name, value, expectation, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
 
 
@@ -207,8 +217,7 @@ def check_choice(name: str, value: object, choices: tuple[C, ...]) -> C:
         ValueError: another string.
     """
     expectation = "one of " + ", ".join(map(repr, choices))
-    if not isinstance(value, str):
-        raise TypeError(expected(name, expectation, value))
+    check_instance(name, value, lambda it: isinstance(it, str), expectation)
     for choice in choices:
         if choice == value:
             return choice

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.units import NEVER_NS
@@ -25,26 +25,7 @@ _CLOCK_MONOTONIC = 1
 _ABSOLUTE = 1
 
 
-class Timer(Protocol):
-    """Timer that calls a function once at an instant; setting it again replaces the instant."""
-
-    resolution_ns: int
-    """Instants closer together than this are not worth separate wake-ups."""
-
-    def set(self, at_ns: int, now_ns: int) -> None:
-        """Call the function at this instant."""
-        ...
-
-    def set_from_thread(self, at_ns: int, now_ns: int) -> None:
-        """Call the function at this instant; callable in any thread."""
-        ...
-
-    def close(self) -> None:
-        """Release the timer; it calls the function no more."""
-        ...
-
-
-def make_timer(loop: asyncio.AbstractEventLoop, clock: Callable[[], int], function: Callable[[], None]) -> Timer:
+def make_timer(loop: asyncio.AbstractEventLoop, clock: Callable[[], int], function: Callable[[], None]) -> "Timer":
     """Return the finest timer that the loop can wait for.
 
     Args:
@@ -72,7 +53,11 @@ def exact_timer(
 
 
 class LoopTimer:
-    """Timer of the event loop itself."""
+    """Timer of the event loop itself.
+
+    Attributes:
+        resolution_ns: instants closer together than this are not worth separate wake-ups.
+    """
 
     resolution_ns = 0
 
@@ -81,22 +66,25 @@ class LoopTimer:
         self._handle: asyncio.TimerHandle | None = None
 
     def set(self, at_ns: int, now_ns: int) -> None:
+        """Call the function at this instant, instead of the one set before."""
         self.close()
         self._handle = self._loop.call_later(max(0, at_ns - now_ns) / 1e9, self._function)
 
     def set_from_thread(self, at_ns: int, now_ns: int) -> None:
+        """Call the function at this instant; callable in any thread."""
         if threading.get_ident() == self._thread:
             self.set(at_ns, now_ns)
         else:
             self._loop.call_soon_threadsafe(self.set, at_ns, now_ns)
 
     def close(self) -> None:
+        """Release the timer; it calls the function no more."""
         if self._handle is not None:
             self._handle.cancel()
 
 
 class ExactTimer:
-    """Timer on a Linux file descriptor that becomes readable at an instant of the monotonic clock.
+    """Timer on a Linux file descriptor that becomes readable at an instant of the monotonic clock, as a `LoopTimer`.
 
     Attributes:
         is_set: whether the set instant is still to come.
@@ -166,15 +154,13 @@ class ExactTimer:
             pass  # a thread has set the timer again
 
 
+Timer = ExactTimer | LoopTimer
+
+
 class _Spec(ctypes.Structure):
     """C's ``struct itimerspec``."""
 
-    _fields_ = (
-        ("interval_s", ctypes.c_long),
-        ("interval_ns", ctypes.c_long),
-        ("at_s", ctypes.c_long),
-        ("at_ns", ctypes.c_long),
-    )
+    _fields_ = tuple((name, ctypes.c_long) for name in ("interval_s", "interval_ns", "at_s", "at_ns"))
 
 
 @functools.cache

@@ -45,7 +45,6 @@ cdef class Chain:
     @cython.locals(request=CRequest, passage=Passage)
     cpdef Passage open(self, object inputs, object timeout_s, object priority, object stream_id, object tenant, object subject, object tags, object key, object store, object waits)
     cpdef Passage open_request(self, CRequest request, object timeout_s, object loop=*, object receive=*)
-    cpdef Passage begin(self, CRequest request, object receive)
     cpdef object outputs(self, Passage passage, object outcome)
     @cython.locals(ticket=CTicket)
     cpdef object response(self, Passage passage, object outcome)

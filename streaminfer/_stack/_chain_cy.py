@@ -5,8 +5,8 @@ Consecutive layers of this kind therefore need no coroutine each: the stack ente
 and exits the entered layers in reverse order. The terminal is the awaited part: the ticket of a batcher, else the
 ``call`` of the first service that is no such layer.
 
-A request with a callback for its end (:meth:`Chain.begin`) needs no coroutine at all: its `Passage` takes the place of
-a future, and its batch settles it.
+A request with a callback for its end (:meth:`Chain.open_request`) needs no coroutine at all: its `Passage` takes the
+place of a future, and its batch settles it.
 
 *Invariants.* Each ``enter`` that returned is followed by exactly one ``exit``, however the request ends: by a response,
 by an error of the terminal or of another layer's ``enter`` or ``exit``, or by a cancellation. The outcome that a layer
@@ -210,7 +210,12 @@ class Chain:
             request: of the caller.
             timeout_s: seconds from now until the deadline; ``None``: the request's deadline, or the objective's.
             loop: the running loop, if the caller knows it; finding it is a system call.
-            receive: see :meth:`begin`.
+            receive: for a request that no caller awaits; the terminal must be a batcher. Called once, on the loop, with
+                the response or the error. It is called before this returns only if a layer turned an error into a
+                response. Its exceptions go to the loop's exception handler.
+
+        Raises:
+            BaseException: the request could not be sent; ``receive`` is not called.
         """
         if (get_running_loop() if loop is None else loop) is not self.loop:
             self._reject()
@@ -219,22 +224,6 @@ class Chain:
         if deadline_ns is not request.deadline_ns:
             request = with_deadline(request, deadline_ns)
         return self._enter(request, now_ns, receive)
-
-    def begin(self, request: Request, receive: Callable[[Response | None, BaseException | None], None]) -> Passage:
-        """Enter the layers with a request that no caller awaits; the terminal must be a batcher.
-
-        Args:
-            request: see :meth:`open_request`.
-            receive: called once, on the loop, with the response or the error. It is called before this returns only if
-                a layer turned an error into a response. Its exceptions go to the loop's exception handler.
-
-        Returns:
-            The passage, which can be cancelled.
-
-        Raises:
-            BaseException: the request could not be sent; ``receive`` is not called.
-        """
-        return self.open_request(request, None, None, receive)
 
     def outputs(self, passage: Passage, outcome: Any) -> Any:
         """Exit the layers after a response, and return its outputs."""
@@ -276,8 +265,8 @@ class Chain:
         Raises:
             BaseException: the error by which a layer replaced it.
         """
-        if isinstance(error, asyncio.CancelledError):
-            _close_unread(passage)
+        if isinstance(error, asyncio.CancelledError) and passage.ticket is not None and passage.awaited is not None:
+            close_unread(passage.awaited)  # outputs may have arrived in the turn of the loop that cancelled the caller
         passage.awaited = None  # breaks a cycle: it holds the error, whose traceback holds the passage
         outcome: Any = error
         if passage._is_counted:
@@ -412,12 +401,6 @@ def _notify(receive: Any, response: Any, error: Any) -> None:
         get_running_loop().call_exception_handler(context)
     except BaseException as interrupt:  # noqa: BLE001 - it is raised in the loop when the others have been told
         raise_in_loop(interrupt)
-
-
-def _close_unread(passage: Any) -> None:
-    """Close streamed outputs that arrived in the same turn of the loop in which their caller was cancelled."""
-    if passage.ticket is not None and passage.awaited is not None and passage.awaited.done():
-        close_unread(passage.awaited)
 
 
 async def _return_response(response: Any) -> Any:

@@ -127,30 +127,29 @@ class StackRun:
             return
         self.state = "stopping"
         self.places.close()
-        with stop_within(timeout_s):
-            await self._stop(chain, drain)
+        try:
+            with stop_within(timeout_s):
+                await self._stop(chain, drain)
+        finally:
+            self._end()
 
     async def _stop(self, chain: Chain, drain: bool) -> None:
-        failure: BaseException | None = None
-        try:
-            if drain:
-                await self._until_idle(chain, seconds_left())
-        except BaseException as error:  # noqa: BLE001 - raised below, after the layers have been stopped
-            failure = error
+        """Drain, end the calls and stop the layers; each step happens even if an earlier one fails."""
         try:
             try:
+                if drain:
+                    await self._until_idle(chain, seconds_left())
+            finally:
                 await end_tasks(self.calls)
-            except BaseException as error:  # noqa: BLE001 - likewise
-                failure = failure or error
+        except BaseException:
+            drain = False
+            raise
+        finally:
             try:
-                await stop_all(self._stack, self._parts[::-1], drain=drain and failure is None)
+                await stop_all(self._stack, self._parts[::-1], drain=drain)
             finally:
                 chain.end_requests()
                 await self._until_idle(chain, _END_GRACE_S)
-        finally:
-            self._end()
-        if failure is not None:
-            raise failure
 
     async def _until_idle(self, chain: Chain, timeout_s: float | None) -> None:
         if chain.in_flight():

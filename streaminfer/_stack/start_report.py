@@ -83,19 +83,14 @@ class StartTimer:
         self._parts: list[PartStart] = []
         self._part: Any = None
         self._name = ""
-        self._handle: asyncio.TimerHandle | None = None
-        self._began_s = 0.0
+        self._began_s = self._now_s()
 
     def __enter__(self) -> Self:
-        self._began_s = self._now_s()
         self._schedule()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-        self._part = None
+        self._handle.cancel()
 
     async def time_kernels(self, load: Callable[[], Awaitable[None]]) -> None:
         """Wait for the kernels; without compiled ones, compiling takes seconds."""
@@ -130,7 +125,7 @@ class StartTimer:
         self._handle = self._loop.call_later(PROGRESS_INTERVAL_S, self._log_progress)
 
     def _log_progress(self) -> None:
-        progress = "" if self._part is None else adapt(self._part).start_progress
+        progress = adapt(self._part).start_progress
         doing = f"{self._name}{f', {progress}' if progress else ''}"
         _LOGGER.info("%s starts, for %.0f s now: %s", self._stack_name, self._now_s() - self._began_s, doing)
         self._schedule()

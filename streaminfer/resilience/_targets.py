@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance, expected
 from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import adapt
 from streaminfer.request import Batch, Request
@@ -46,12 +46,10 @@ def exception_classes(
         selection = (selection,)
     elif callable(selection):
         return (), selection
-    if not isinstance(selection, Iterable):
-        raise TypeError(expected(argument, expectation, selection))
+    check_instance(argument, selection, lambda it: isinstance(it, Iterable), expectation)
     classes = tuple(selection)
     for each in classes:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise TypeError(expected(argument, expectation, each))
+        check_instance(argument, each, lambda it: isinstance(it, type) and issubclass(it, BaseException), expectation)
     return classes, None
 
 

@@ -72,7 +72,7 @@ cdef class BreakerMachine:
     @cython.locals(probed=COutcomeWindow, cause=cython.int)
     cdef int _verdict_of_probes(self) noexcept
 
-    @cython.locals(probed=COutcomeWindow, calls=cython.longlong, failures=cython.longlong, slow=cython.longlong)
+    @cython.locals(probed=COutcomeWindow)
     cdef void _conclude(self, int reason, long long at_ns) noexcept
 
     @cython.locals(window=COutcomeWindow, cause=cython.int)

@@ -389,13 +389,12 @@ class BreakerMachine:
 
     def _conclude(self, reason: int, at_ns: int) -> None:
         probed = self._probes.outcomes
-        calls, failures, slow = probed.calls, probed.failures, probed.slow
         if reason == _PROBES_SUCCEEDED:
-            self._begin_closed()
+            self._note(_HALF_OPEN, _CLOSED, reason, at_ns, probed.calls, probed.failures, probed.slow)
+            self._begin_closed()  # which forgets the outcomes
             self._ramp.begin(at_ns)
-            self._note(_HALF_OPEN, _CLOSED, reason, at_ns, calls, failures, slow)
         else:
-            self._open(reason, at_ns, calls, failures, slow)
+            self._open(reason, at_ns, probed.calls, probed.failures, probed.slow)
 
     def _judge_window(self, now_ns: int) -> None:
         window = self._window

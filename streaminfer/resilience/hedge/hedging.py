@@ -114,9 +114,7 @@ class Hedge(StackClock):
         self._delay_s: float | None = None
         self._usual_ns = 0.0
         self._measure_ns = 0
-        self._won = 0
-        self._rejected = 0
-        self._infeasible = 0
+        self._counts = dict.fromkeys(("won", "rejected", "infeasible"), 0)
         self._cancelling: set[asyncio.Task[Any]] = set()
         self._errors = ErrorLog("streaminfer.resilience")
 
@@ -170,12 +168,10 @@ class Hedge(StackClock):
             name=self.name,
             requests=self._budget.requests,
             hedges=self._budget.granted,
-            won=self._won,
             throttled=self._budget.throttled,
-            rejected=self._rejected,
-            infeasible=self._infeasible,
             cancelling=len(self._cancelling),
             delay_s=self.delay_s,
+            **self._counts,
         )
 
     async def settle(self) -> None:
@@ -264,14 +260,14 @@ class Hedge(StackClock):
             if winner is not None:
                 close_unread(winner)
             raise
-        self._won += winner is not None and winner is not first
+        self._counts["won"] += winner is not None and winner is not first
         return winner or failed[0], first in failed
 
     def _grants(self, deadline_ns: int | None, admits: Callable[[int], Admission] | None) -> bool:
         """Return whether an extra request may be sent now."""
         now_ns = self._clock()
         if deadline_ns is not None and now_ns + self._usual_ns >= deadline_ns:
-            self._infeasible += 1
+            self._counts["infeasible"] += 1
             return False
         try:
             accepts = admits is None or admits(now_ns).ok
@@ -279,7 +275,7 @@ class Hedge(StackClock):
             self._errors.report("admission of the hedged service", error)
             accepts = False
         if not accepts:
-            self._rejected += 1
+            self._counts["rejected"] += 1
             return False
         return bool(self._budget.grant(now_ns))
 

@@ -170,7 +170,7 @@ class LimitCore:
             objective_ns = self._budget.threshold_ns()
             burning = self._budget.burning(self._machine.succeeded)
         elif self._objective is not None:
-            objective_ns = self._objective() or 0.0
+            objective_ns = self._objective.slo_ns or 0.0
         self._machine.set_objective(objective_ns, burning)
 
     def _check_inner(self, admission: Callable[..., Any], request: Any, deadline_ns: int, now_ns: int) -> None:

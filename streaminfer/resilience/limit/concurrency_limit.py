@@ -147,7 +147,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
         if self.adaptive and is_backend(inner) and not is_service(inner):
             raise TypeError(expected("inner", "a service or a function (an adaptive limit wraps the batcher)", inner))
         if self._objective is None:
-            self._objective = _objective_of(inner)
+            self._objective = adapt(inner).capabilities().slo
             self.read_objective()
         service = LimitedService if self._queue is None else QueuedService
         return wrap_by_kind(self, inner, service, LimitedBackend, limit_async, limit_sync)
@@ -288,9 +288,3 @@ class ConcurrencyLimit(StackClock, LimitCore):
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
         return f"<ConcurrencyLimit({name}{self.in_flight} of {self.allowed})>"
-
-
-def _objective_of(inner: Any) -> Callable[[], int | None] | None:
-    """Return a reader of the objective of the nearest inner object with one, because it can change at any time."""
-    slo = adapt(inner).capabilities().slo
-    return None if slo is None else lambda: slo.slo_ns

@@ -102,10 +102,6 @@ class LimitedService(_Limited, SyncService):
 class QueuedService(_Limited):
     """A limited service with a queue for requests that find no permit."""
 
-    def __init__(self, limit: LimitCore, inner: Any) -> None:
-        super().__init__(limit, inner)
-        self._call: Callable[[Request], Any] = inner.call
-
     async def call(self, request: Request) -> Response:
         """Serve the request when there is a permit for it.
 
@@ -115,7 +111,7 @@ class QueuedService(_Limited):
         """
         permit = await self.limit._queue.enter(request.priority, request.deadline_ns, request, self._admission)
         try:
-            response: Response = await self._call(request)
+            response: Response = await self.inner.call(request)
         except BaseException as error:
             self._fail(permit, error, request.deadline_ns)
             raise
@@ -125,10 +121,6 @@ class QueuedService(_Limited):
 
 class LimitedBackend(_Limited):
     """A backend with a fixed limit on the batches in flight."""
-
-    def __init__(self, limit: LimitCore, inner: Any) -> None:
-        super().__init__(limit, inner)
-        self._infer: Callable[[Batch], Any] = inner.infer
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Run the batch if there is a permit for it.
@@ -142,7 +134,7 @@ class LimitedBackend(_Limited):
         else:
             permit = await queue.enter(0, batch.deadline_ns, None, None)
         try:
-            results: Sequence[Any] = await self._infer(batch)
+            results: Sequence[Any] = await self.inner.infer(batch)
         except BaseException as error:
             self._fail(permit, error, batch.deadline_ns)
             raise

@@ -6,6 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
+from operator import attrgetter
 from typing import Any, overload
 
 import attrs
@@ -157,7 +158,7 @@ class RateLimit(StackClock):
                 "a service or a function (a batch has rows of several tenants: the limit is around the batcher)"
             )
             raise TypeError(expected("inner", expectation, inner))
-        return (_limit_async if kind == "async function" else _limit_sync)(self, inner, by or _no_tenant)
+        return (_limit_async if kind == "async function" else _limit_sync)(self, inner, by or (lambda *_, **__: None))
 
     __call__ = wrap
 
@@ -226,7 +227,7 @@ class RateLimitedService(SyncService):
     def __init__(self, limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
         super().__init__(inner, limit)
         self.limit = limit
-        self._by = _tenant if by is None else by
+        self._by = by or attrgetter("tenant")
         self._admission = adapt(inner).capabilities().admission
 
     def capabilities(self) -> Capabilities:
@@ -255,14 +256,6 @@ class RateLimitedService(SyncService):
         if wait_ns:
             return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
-
-
-def _tenant(request: Request) -> str | None:
-    return request.tenant
-
-
-def _no_tenant(*_: Any, **__: Any) -> None:
-    """Return ``None``, the tenant of all calls of a function without ``by``."""
 
 
 def _limit_async(limit: RateLimit, function: Callable[..., Any], tenant_of: Callable[..., Hashable]) -> Any:

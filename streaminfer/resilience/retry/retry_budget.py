@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number
+from streaminfer._internal.validation import check_amount, check_count, check_duration, check_instance
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import (
     BackendError,
@@ -126,11 +125,7 @@ class RetryBudget(StackClock):
         if seed is not None:
             seed = check_count("seed", seed, at_least=0)
         self._classes, self._predicate = exception_classes("retryable", retryable)
-        expectation = "a finite number ≥ 0"
-        self._budget = _Budget(
-            check_number("ratio", ratio, expectation, lambda it: 0.0 <= it < math.inf),
-            check_number("min_per_s", min_per_s, expectation, lambda it: 0.0 <= it < math.inf),
-        )
+        self._budget = _Budget(check_amount("ratio", ratio), check_amount("min_per_s", min_per_s))
         self.idempotent = idempotent
         self.name = name
         self._random = random.Random(seed)  # noqa: S311 - spreads callers, keeps no secret

@@ -19,7 +19,7 @@ cdef class DegradationController:
     @cython.locals(share=RouteShare, out_of_reach=cython.bint)
     cdef bint _is_out_of_reach(self, int device, long long limit_ns) except -1
 
-    @cython.locals(share=RouteShare, device=Py_ssize_t)
+    @cython.locals(share=RouteShare)
     cpdef object step(self, long long now_ns, bint burning)
 
     @cython.locals(share=RouteShare, device=Py_ssize_t, position=Py_ssize_t, missed=cython.longlong, steps=cython.longlong)

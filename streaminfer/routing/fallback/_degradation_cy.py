@@ -106,14 +106,12 @@ class DegradationController:
                 self._missed_by_device[device] += 1
 
     def step(self, now_ns: int, burning: bool) -> None:
-        """Adjust the shares, if it is time.
+        """Adjust the shares; called when :meth:`arrive` says that it is due.
 
         Args:
             now_ns: the present instant.
             burning: whether the error budget burns too fast.
         """
-        if now_ns < self.next_step_ns:
-            return
         self._steps += min(1 + (now_ns - self.next_step_ns) // self.step_ns, _MAX_STEPS)
         self.next_step_ns = now_ns + self.step_ns
         if burning != self._burning:
@@ -136,8 +134,7 @@ class DegradationController:
             self._reopen_all()
         for share in self.shares:
             share._begin_step()
-        for device in range(len(self._missed_by_device)):
-            self._missed_by_device[device] = 0
+        self._missed_by_device = [0] * len(self._missed_by_device)
         self._requests = 0
         self._missed = 0
         self._steps = 0

@@ -342,7 +342,7 @@ class FallbackRouter(StackClock, Node):
         if state.position:
             reason = history.reasons.get(0, "")
             self._counts.reasons[reason] += 1
-            source = state.source(self._states[0].route.name, reason)
+            source = fallback_source(source, self._states[0].route.name, reason)
         degraded = state.degraded or response.degraded
         state.share.degraded += degraded
         return Response(response.outputs, degraded, source, response.timings)

@@ -1,13 +1,12 @@
 """`Route`: a service of a `FallbackRouter` with its quality and cost; and the default when no route responds."""
 
 import inspect
-import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_instance, check_number, expected
+from streaminfer._internal.validation import check_amount, check_instance, expected, field_check
 from streaminfer.protocols import ModelTensors, adapt, is_backend, is_service
 from streaminfer.request import Request
 from streaminfer.resilience._targets import reject_awaitable
@@ -17,9 +16,13 @@ __all__ = ["Route", "announced_tensors", "as_service", "check_default", "check_r
 
 _Adapt = Callable[[Any], Any]
 _DEFAULT = "a value or a plain function of the request"
+_check_name = field_check(check_instance, lambda it: isinstance(it, str) and bool(it), "a string, not empty")
+_check_cost = field_check(check_amount, positive=True, optional=True)
+_check_adapter = field_check(check_instance, lambda it: it is None or callable(it), "a function or None")
+_check_device = field_check(check_instance, lambda it: isinstance(it, Hashable), "a hashable value")
 
 
-def as_service(argument: str, value: Any) -> Any:
+def as_service(value: Any, argument: str = "service") -> Any:
     """Return a service unchanged; compose layers around one, or a backend alone, into a `Stack`.
 
     Raises:
@@ -34,7 +37,7 @@ def as_service(argument: str, value: Any) -> Any:
     raise TypeError(expected(argument, "a service, a backend, or a sequence of layers that ends with one", value))
 
 
-@attrs.frozen(init=False)
+@attrs.frozen
 class Route:
     """A service with the quality and the cost of its responses.
 
@@ -59,47 +62,17 @@ class Route:
     Thread-safety: immutable.
     """
 
-    name: str
-    service: Any
-    quality: float
-    cost: float | None
-    prepare: _Adapt | None
-    finish: _Adapt | None
-    device: Hashable
-
-    def __init__(
-        self,
-        name: str,
-        service: Any,
-        *,
-        quality: float = 1.0,
-        cost: float | None = None,
-        prepare: _Adapt | None = None,
-        finish: _Adapt | None = None,
-        device: Hashable = "",
-    ) -> None:
-        check_instance("name", name, lambda value: isinstance(value, str) and bool(value), "a string, not empty")
-        for label, function in (("prepare", prepare), ("finish", finish)):
-            check_instance(label, function, lambda value: value is None or callable(value), "a function or None")
-        check_instance("device", device, lambda value: isinstance(value, Hashable), "a hashable value")
-        self.__attrs_init__(
-            name=name,
-            service=as_service("service", service),
-            quality=_number("quality", quality, positive=False),
-            cost=None if cost is None else _number("cost", cost, positive=True),
-            prepare=prepare,
-            finish=finish,
-            device=device,
-        )
+    name: str = attrs.field(validator=_check_name)
+    service: Any = attrs.field(converter=as_service)
+    quality: float = attrs.field(default=1.0, kw_only=True, validator=field_check(check_amount))
+    cost: float | None = attrs.field(default=None, kw_only=True, validator=_check_cost)
+    prepare: _Adapt | None = attrs.field(default=None, kw_only=True, validator=_check_adapter)
+    finish: _Adapt | None = attrs.field(default=None, kw_only=True, validator=_check_adapter)
+    device: Hashable = attrs.field(default="", kw_only=True, validator=_check_device)
 
     def costs_more_than(self, other: "Route") -> bool:
         """Return whether the other route is cheaper."""
         return self.cost is None or other.cost is None or self.cost > other.cost
-
-
-def _number(name: str, value: object, *, positive: bool) -> float:
-    expectation = "a finite number " + ("> 0" if positive else "≥ 0")
-    return check_number(name, value, expectation, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
 
 
 def check_routes(routes: Sequence[Route]) -> None:

@@ -1,11 +1,10 @@
 """A route in use: its service, its share of the traffic, and its counters."""
 
-import inspect
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 
-from streaminfer._runtime.response_source import fallback_source
+from streaminfer._runtime.wrapped_kind import is_async
 from streaminfer.errors import InvalidInput, for_caller
 from streaminfer.protocols import adapt
 from streaminfer.request import Request, Response
@@ -44,7 +43,7 @@ class RouteState:
         offered = adapt(service).capabilities()
         self.admission = offered.admission
         self.is_idempotent = offered.idempotent is not False
-        self.enforces = offered.enforces_deadline and not (_awaits(route.prepare) or _awaits(route.finish))
+        self.enforces = offered.enforces_deadline and not (is_async(route.prepare) or is_async(route.finish))
         # the router offers the first route's check to the surrounding stack
         self._validate = None if position == 0 and route.prepare is None else offered.validate
         self._prepare = None if route.prepare is None else _adapter(route.prepare)
@@ -65,10 +64,6 @@ class RouteState:
             return response
         outputs = await self._finish(response.outputs, f"finish of {self.route.name}")
         return Response(outputs, response.degraded, response.source, response.timings)
-
-    def source(self, better: str, reason: str) -> str:
-        """Return the ``source`` of a response: the route's name, and why the best route gave none."""
-        return fallback_source(self.route.name, better, reason)
 
     def count(self, outcome: AttemptOutcome) -> None:
         """Count an attempt that gave no response."""
@@ -118,15 +113,9 @@ def make_route_states(routes: Sequence[Route], *, has_default: bool) -> list[Rou
     return states
 
 
-def _awaits(function: Callable[[Any], Any] | None) -> bool:
-    if function is None:
-        return False
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
 def _adapter(function: Callable[[Any], Any]) -> Callable[[Any, str], Awaitable[Any]]:
     """Return a user's function as a coroutine function; its errors name the function."""
-    awaits = _awaits(function)
+    awaits = is_async(function)
 
     async def adapt(value: Any, context: str) -> Any:
         try:

@@ -64,40 +64,33 @@ class DnsDiscovery:
     )
 
 
+@attrs.define(eq=False)
 class Finder:
     """Keeps the replicas of `Replicas` equal to the addresses of a name.
 
     Args:
         discovery: the name and how to look it up.
-        add: adds a replica.
-        remove: removes the replica of a name.
-        names: returns the names of all replicas, including those that the discovery did not find.
+        add_replica: adds a replica.
+        remove_replica: removes the replica of a name.
+        all_names: returns the names of all replicas, including those that the discovery did not find.
 
     Attributes:
         lookups: how often the name was resolved.
         failed: how many of these lookups failed, or found nothing.
     """
 
-    def __init__(
-        self,
-        discovery: DnsDiscovery,
-        *,
-        add: Callable[[Replica], Awaitable[None]],
-        remove: Callable[[str], Awaitable[None]],
-        names: Callable[[], Collection[str]],
-    ) -> None:
-        self._discovery = discovery
-        self._add_replica = add
-        self._remove_replica = remove
-        self._all_names = names
-        self._names: dict[str, str] = {}  # address → name of its replica
-        self._calls = DeadlineCalls()
-        self._starting: dict[str, asyncio.Task[None]] = {}  # address → start of its replica
-        self._leaving: set[asyncio.Task[None]] = set()  # ends of replicas, and starts that were cancelled
-        self._task: asyncio.Task[None] | None = None
-        self._is_failing = False
-        self.lookups = 0
-        self.failed = 0
+    _discovery: DnsDiscovery
+    _add_replica: Callable[[Replica], Awaitable[None]]
+    _remove_replica: Callable[[str], Awaitable[None]]
+    _all_names: Callable[[], Collection[str]]
+    _names: dict[str, str] = attrs.field(init=False, factory=dict)  # address → name of its replica
+    _calls: DeadlineCalls = attrs.field(init=False, factory=DeadlineCalls)
+    _starting: dict[str, asyncio.Task[None]] = attrs.field(init=False, factory=dict)  # address → start of its replica
+    _leaving: set[asyncio.Task[None]] = attrs.field(init=False, factory=set)  # replicas, and starts that were cancelled
+    _task: asyncio.Task[None] | None = attrs.field(init=False, default=None)
+    _is_failing: bool = attrs.field(init=False, default=False)
+    lookups: int = attrs.field(init=False, default=0)
+    failed: int = attrs.field(init=False, default=0)
 
     async def look_up(self, *, strict: bool = False) -> BaseException | None:
         """Resolve the name once, and add and remove replicas accordingly.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -24,9 +23,10 @@ import numpy as np
 
 from streaminfer._internal.error_log import Log
 from streaminfer._internal.units import NEVER_NS
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected, field_check
+from streaminfer._internal.validation import check_count, check_duration, check_instance, field_check
 from streaminfer._runtime.lifecycle import keep_running
 from streaminfer._runtime.pending_calls import DeadlineCalls
+from streaminfer._runtime.wrapped_kind import is_async
 from streaminfer.protocols import Clock
 from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
@@ -34,14 +34,6 @@ from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
 __all__ = ["HealthCheck", "ReplicaProbes"]
 
 _log = Log("streaminfer.routing")
-
-
-def _check_probe(name: str, value: Any) -> None:
-    expectation = "an async function of a Replica"
-    check_instance(name, value, callable, expectation)
-    called = value.func if isinstance(value, functools.partial) else value
-    if not inspect.iscoroutinefunction(called) and not inspect.iscoroutinefunction(type(called).__call__):
-        raise TypeError(expected(name, expectation, value))
 
 
 @attrs.frozen
@@ -61,7 +53,9 @@ class HealthCheck:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
-    probe: Callable[[Replica], Awaitable[Any]] = attrs.field(validator=field_check(_check_probe))
+    probe: Callable[[Replica], Awaitable[Any]] = attrs.field(
+        validator=field_check(check_instance, is_async, "an async function of a Replica")
+    )
     interval_s: float = attrs.field(default=5.0, kw_only=True, validator=field_check(check_duration, positive=True))
     timeout_s: float = attrs.field(default=1.0, kw_only=True, validator=field_check(check_duration, positive=True))
     unhealthy_after: int = attrs.field(default=3, kw_only=True, validator=field_check(check_count))

@@ -95,10 +95,6 @@ class ReplicaHandle:
         # a service that does not enforce deadlines runs in a task that can be abandoned
         self.call: Any = replica.service.call if offered.enforces_deadline else self._call_until_deadline
 
-    def bind(self, clock: Clock) -> None:
-        """Give the service the clock."""
-        adapt(self.replica.service).bind_clock(clock)
-
     async def start(self) -> None:
         """Start the service."""
         await start_owned(self, self.replica.service)

@@ -144,7 +144,7 @@ class Replicas(StackClock, Node):
         self._probes = None if health is None else ReplicaProbes(health, self._balancer, self._now, seed)
         self._finder: Finder | None = None
         if discovery is not None:
-            self._finder = Finder(discovery, add=self.add, remove=self.remove, names=lambda: self._members.by_name)
+            self._finder = Finder(discovery, self.add, self.remove, lambda: self._members.by_name)
         self._running = self._stopped = False
         self._closed = not replicas
         self._retried = 0
@@ -319,7 +319,7 @@ class Replicas(StackClock, Node):
         self._members.check_new(replica)
         handle = self._members.handle_of(replica)
         if self._clock_given:
-            handle.bind(self.clock)
+            adapt(replica.service).bind_clock(self.clock)
         if self._running:
             await handle.start()
             if replica.name in self._members.by_name or not self._running:
@@ -394,7 +394,7 @@ class Replicas(StackClock, Node):
 
     def _bind(self, clock: Clock) -> None:
         for handle in self._members.by_name.values():
-            handle.bind(clock)
+            adapt(handle.replica.service).bind_clock(clock)
 
     def _choose_for_stream(self, stream_id: Hashable, now_ns: int) -> int:
         """Choose the replica of a stream and move its state there; the state's last replica may cause an error."""

@@ -91,10 +91,10 @@ class Canary(Node):
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self.name = name
         self._clock: Clock = time.monotonic_ns
-        self._by = _tenant_or_stream if by is None else by
+        self._by = by or (lambda request: request.stream_id if request.tenant is None else request.tenant)
         self._share = RequestShare(check_share(share), name)
-        self._stable = _Side("stable", as_service("stable", stable), offers_its_check=True)
-        self._canary = _Side("canary", as_service("canary", canary), offers_its_check=False)
+        self._stable = _Side("stable", as_service(stable, "stable"), offers_its_check=True)
+        self._canary = _Side("canary", as_service(canary, "canary"), offers_its_check=False)
         offered = adapt(self._stable.service).capabilities()
         self._objective = offered.slo
         self.validate = offered.validate
@@ -205,32 +205,26 @@ class _Side:
         self.admission = offered.admission
         # the surrounding stack makes the check of the stable side
         self._validate = None if offers_its_check else offered.validate
-        self._requests = self._succeeded = self._failed = self._cancelled = 0
+        self._counts = dict.fromkeys(("requests", "succeeded", "failed", "cancelled"), 0)
 
     async def call(self, request: Request, clock: Clock) -> Response:
-        self._requests += 1
+        self._counts["requests"] += 1
         try:
             if self._validate is not None:
                 self._validate(request)
             response: Response = await self.service.call(request)
         except Exception:
-            self._failed += 1
+            self._counts["failed"] += 1
             raise
         except BaseException:
             if request.deadline_ns is None or clock() < request.deadline_ns:
-                self._cancelled += 1
+                self._counts["cancelled"] += 1
             else:  # the surrounding stack cancels a request that does not end in time
-                self._failed += 1
+                self._counts["failed"] += 1
             raise
-        self._succeeded += 1
+        self._counts["succeeded"] += 1
         source = nested_source(self.name, response.source)
         return Response(response.outputs, response.degraded, source, response.timings)
 
     def statistics(self) -> SideStatistics:
-        return SideStatistics(
-            requests=self._requests, succeeded=self._succeeded, failed=self._failed, cancelled=self._cancelled
-        )
-
-
-def _tenant_or_stream(request: Request) -> Hashable:
-    return request.stream_id if request.tenant is None else request.tenant
+        return SideStatistics(**self._counts)

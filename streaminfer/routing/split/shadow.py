@@ -95,7 +95,7 @@ class Shadow(StackClock):
         name: str = "",
         clock: Clock | None = None,
     ) -> None:
-        self.copy = as_service("copy", copy)
+        self.copy = as_service(copy, "copy")
         self._rule = repeats(self.copy, None)
         if self._rule is False:
             raise ValueError(expected("copy", "a service that may see copies (not idempotent = False)", copy))
@@ -110,7 +110,7 @@ class Shadow(StackClock):
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that a run in virtual time repeats
         self._calls = DeadlineCalls()
         self._skipped = {"max_in_flight": 0, "not_repeatable": 0}
-        self._sent = self._succeeded = self._failed = self._cancelled = 0
+        self._counts = dict.fromkeys(("sent", "succeeded", "failed", "cancelled"), 0)
         if clock is not None:
             adapt(self.copy).bind_clock(clock)
 
@@ -137,15 +137,7 @@ class Shadow(StackClock):
 
     def statistics(self) -> ShadowStatistics:
         """Return a frozen snapshot."""
-        return ShadowStatistics(
-            name=self.name,
-            sent=self._sent,
-            in_flight=len(self._tasks),
-            succeeded=self._succeeded,
-            failed=self._failed,
-            cancelled=self._cancelled,
-            skipped=dict(self._skipped),
-        )
+        return ShadowStatistics(name=self.name, in_flight=len(self._tasks), skipped=dict(self._skipped), **self._counts)
 
     def send(self, request: Request) -> None:
         """Send a copy of a request, if it belongs to the share and can be copied."""
@@ -156,7 +148,7 @@ class Shadow(StackClock):
         elif len(self._tasks) >= self._max_in_flight:
             self._skipped["max_in_flight"] += 1
         else:
-            self._sent += 1
+            self._counts["sent"] += 1
             loop = asyncio.get_running_loop()
             task = loop.create_task(self._serve(request), context=contextvars.Context())
             self._tasks[task] = None
@@ -184,14 +176,14 @@ class Shadow(StackClock):
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
         if task.cancelled():
-            self._cancelled += 1
+            self._counts["cancelled"] += 1
             return
         failure = task.exception()
         if failure is None:
-            self._succeeded += 1
+            self._counts["succeeded"] += 1
             return
-        self._failed += 1
-        if self._failed == 1:
+        self._counts["failed"] += 1
+        if self._counts["failed"] == 1:
             message = "shadow %r: a copy of a request failed (later failures are counted only)"
             _log.warning(message, self.name, exc_info=failure)
 

@@ -455,7 +455,7 @@ async def test_cancelled_removal_is_made_later(loop):
         there.remove(name)
 
     found = DnsDiscovery("models", lambda address: Replica(address, si.Stack(ScriptedBackend())), resolve=resolve)
-    finder = Finder(found, add=add, remove=remove, names=lambda: there)
+    finder = Finder(found, add, remove, lambda: there)
     await finder.look_up(strict=True)
     says.remove("10.0.0.1")
 
