@@ -139,6 +139,13 @@ def test_a_row_can_be_replayed():
         table.replay(asked(max_batch_size=2)[0])
 
 
+def test_equal_alternatives_are_one_scenario():
+    """Alternatives that are equal, as numbers or as objects, are simulated once."""
+    devices = [DEVICE, ServiceTime.from_dict(DEVICE.to_dict())]
+
+    assert len(what_if(Trace([0.0], [0.1]), service_time=devices, max_batch_size=[2, 2])) == 1
+
+
 def test_an_empty_trace():
     (outcome,) = table = what_if(Trace(np.empty(0)), service_time=DEVICE, max_batch_size=2)
     assert (outcome.on_time, outcome.dropped, outcome.late) == (0, 0, 0)

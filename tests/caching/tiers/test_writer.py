@@ -159,7 +159,7 @@ def test_later_value_stays_queued():
     run(main)
 
 
-def test_erased_by_another_thread_leaves_no_older_value():
+def test_value_erased_meanwhile_leaves_no_older():
     """A value that is erased while it is put takes the older value of its key with it."""
 
     async def main(loop):
