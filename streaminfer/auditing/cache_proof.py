@@ -131,21 +131,20 @@ def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFold
         TypeError: ``http_caches`` are not `NginxFolder` objects.
         BackendError: a medium or the retention log cannot be read, so nothing is proven.
     """
-    several = list(caches)
     check_instance("http_caches", http_caches, lambda it: isinstance(it, Iterable), "folders of HTTP caches")
     folders = list(http_caches)
     for folder in folders:
         check_instance("http_caches", folder, lambda it: isinstance(it, NginxFolder), "an NginxFolder")
     remains = _RemainCounts()
-    judges = [_Judge(cache) for cache in several]
+    judges = [_Judge(cache) for cache in caches]
     gc.collect()  # frees objects that only a cycle holds
-    for cache, judge in zip(several, judges, strict=True):
-        _check_memory(cache, judge, remains)
-        for worker in () if cache.tiers is None else cache.tiers.workers:
+    for judge in judges:
+        _check_memory(judge, remains)
+        for worker in judge.workers:
             _scan(worker.name, worker.tier, judge, remains)
     _check_objects(judges, remains)
-    workers = [worker for cache in several if cache.tiers is not None for worker in cache.tiers.workers]
-    for keys in {id(worker.tier.keys): worker.tier.keys for worker in workers}.values():
+    tiers = [worker.tier for judge in judges for worker in judge.workers]
+    for keys in {id(tier.keys): tier.keys for tier in tiers}.values():
         if isinstance(keys, StoredKeys):  # the operator of another key service must prove what it keeps
             remains.add("keys", "", _KEY, keys.recoverable())
     longest_s = max((judge.longest_s for judge in judges), default=float("inf"))  # as for a cache without a policy
@@ -194,19 +193,22 @@ class _Judge:
         cache: the cache.
 
     Attributes:
+        cache: as given.
+        workers: writers of its tiers.
         now_ns: instant of the cache's clock when the proof began.
         longest_s: longest time for which the policy lets anything be stored.
     """
 
     def __init__(self, cache: EdgeCache) -> None:
+        self.cache = cache
         retention = cache._memory.retention
         if retention is not None:
             retention.counts.catch_up()  # waits for the thread that writes the records
         self._policy = None if retention is None else retention.policy
         self._log: RetentionLog | None = cache.erasure_log
         self.now_ns = cache._memory.now()
-        workers = () if cache.tiers is None else cache.tiers.workers
-        self.tier_now_ns = {id(worker.tier): worker.tier.wall_clock() for worker in workers}
+        self.workers = () if cache.tiers is None else cache.tiers.workers
+        self.tier_now_ns = {id(worker.tier): worker.tier.wall_clock() for worker in self.workers}
         self.wall_ns = time.time_ns()
         rules = () if self._policy is None else self._policy.rules
         self.longest_s = max((rule.max_age_s for rule in rules), default=float("inf"))
@@ -255,7 +257,8 @@ class _Judge:
         return _EXPIRED if is_past else ""
 
 
-def _check_memory(cache: EdgeCache, judge: _Judge, remains: _RemainCounts) -> None:
+def _check_memory(judge: _Judge, remains: _RemainCounts) -> None:
+    cache = judge.cache
     slots = cache._memory.contents()
     stale_ns = cache.freshness.stale_ns
     remains.add("memory", "", "", 0)
@@ -268,8 +271,7 @@ def _check_memory(cache: EdgeCache, judge: _Judge, remains: _RemainCounts) -> No
         why = judge.reason_against(subject, tags, age_ns, _EXPIRY_NS, is_past)
         remains.count(judge, subject, tags, "memory", "", why)
     retention = cache._memory.retention
-    preserved = cache.preserved
-    for event in preserved:
+    for event in cache.preserved:
         if retention is not None and judge.now_ns <= retention.until_ns(event.labels) + _EXPIRY_NS:
             remains.hold("memory")
         else:

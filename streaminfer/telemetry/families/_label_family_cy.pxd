@@ -14,5 +14,5 @@ cdef class LabelFamilyState:
 
     cpdef clear(self)
 
-    @cython.locals(child=object, existing=object)
+    @cython.locals(child=object)
     cdef object _added(self, object values)

@@ -50,12 +50,9 @@ class LabelFamilyState:
     def _added(self, values: Any) -> Any:
         if len(self._children) < self.max_sets:
             child = self._make()
-            existing = self._children.get(values)  # another thread may have come first
-            if existing is not None:
-                return existing
-            if len(self._children) < self.max_sets:
-                self._children[values] = child
-                return child
+            # another thread may have come first, with these values or with others
+            if len(self._children) < self.max_sets or values in self._children:
+                return self._children.setdefault(values, child)
         if self._other is None:
             child = self._make()
             if self._other is None:

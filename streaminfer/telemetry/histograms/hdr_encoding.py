@@ -112,13 +112,10 @@ def decode_header(text: str | bytes) -> Header:
     raw = _decompressed(compressed, layout.size)
     if len(raw) < layout.size:
         raise ValueError("text: too short for the header of a histogram")
-    payload_length: int | None = None
-    if layout is _V0_HEADER:
-        cookie, significant_digits, lowest_ns, highest_ns, _ = layout.unpack(raw)
-    else:
-        # ignored: the offset describes the writer's memory, the ratio its floating-point scale; neither affects the
-        # numbers that follow, and HdrHistogramJS writes other values than 0 and 1.0
-        cookie, payload_length, _, significant_digits, lowest_ns, highest_ns, _ = layout.unpack(raw)
+    # ignored: the offset describes the writer's memory, the ratio its floating-point scale; neither affects the numbers
+    # that follow, and HdrHistogramJS writes other values than 0 and 1.0
+    cookie, *lengths, significant_digits, lowest_ns, highest_ns, _ = layout.unpack(raw)
+    payload_length = lengths[0] if lengths else None
     if cookie & _COOKIE_MASK != header_cookie:
         raise ValueError(f"text: expected the header {header_cookie:#x} of a histogram, got cookie {cookie:#x}")
     word_size = 0 if header_cookie == _HEADER_COOKIE & _COOKIE_MASK else cookie >> 4 & 0xE

@@ -22,7 +22,7 @@ class RecentTail:
     """Changes of a histogram within a window, from periodic looks at it; recorders do no extra work.
 
     The window's counts are the present ones less those of the last look before it. A look takes a few microseconds and
-    24 KB at the default layout, as long as it is in the window. Durations that may be older than the window are left
+    24 KB at the default layout until it leaves the window. Durations that may be older than the window are left
     out: those before the first look, and those after a pause longer than the window. Not thread-safe.
 
     Args:

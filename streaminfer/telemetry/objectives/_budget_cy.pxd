@@ -38,9 +38,6 @@ cdef class BudgetState(_monotonic_cy.MonotonicClock):
     cpdef tuple history(self)
 
 # Functions outside the class implement the methods above, because a cpdef method searches for overrides
-@cython.locals(elapsed_ns=cython.longlong)
-cdef bint _burning(BudgetState state) except -1
-
 @cython.locals(slot=cython.int)
 cdef tuple _window(BudgetState state, long long window_ns)
 

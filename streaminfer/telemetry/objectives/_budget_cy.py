@@ -169,7 +169,21 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         The call is cheap enough for every request: it costs about as much as a record. The signal starts at most once
         in each of its windows. Rejections do not sustain it.
         """
-        return _burning(self)
+        if self._tick() >= self._next_ns:
+            _advance(self, self._elapsed_ns)
+        if self._burning:
+            if (
+                self._elapsed_ns - self._burning_since_ns >= self.burn_window_ns
+                and _admitted_burn(self, self.burn_window_ns, 1) < self.burn_ends_at
+            ):
+                self._burning = False
+        elif (
+            _admitted_burn(self, self.burn_short_ns, 1) >= self.burn_starts_at
+            and _admitted_burn(self, self.burn_window_ns, self.burn_minimum) >= self.burn_starts_at
+        ):
+            self._burning = True
+            self._burning_since_ns = self._elapsed_ns
+        return self._burning
 
     def burn_over(self, window_ns: int) -> float:
         """Return the share of bad events in a window, divided by the allowed share; 0.0 without events."""
@@ -212,25 +226,6 @@ class BudgetState(_monotonic_cy.MonotonicClock):
 
     def _check(self) -> None:
         """Do nothing; a subclass can override it. Records call it from time to time."""
-
-
-def _burning(state: BudgetState) -> bool:
-    elapsed_ns = state._tick()
-    if elapsed_ns >= state._next_ns:
-        _advance(state, elapsed_ns)
-    if state._burning:
-        if (
-            elapsed_ns - state._burning_since_ns >= state.burn_window_ns
-            and _admitted_burn(state, state.burn_window_ns, 1) < state.burn_ends_at
-        ):
-            state._burning = False
-    elif (
-        _admitted_burn(state, state.burn_short_ns, 1) >= state.burn_starts_at
-        and _admitted_burn(state, state.burn_window_ns, state.burn_minimum) >= state.burn_starts_at
-    ):
-        state._burning = True
-        state._burning_since_ns = elapsed_ns
-    return state._burning
 
 
 def _window(state: BudgetState, window_ns: int) -> tuple[int, int, int]:

@@ -55,6 +55,9 @@ class FaultPlan:
         clock: returns monotonic nanoseconds; ``None``: the running event loop's time, else ``time.monotonic``.
         sleep: the function with which a sync function waits; a test can pass ``FakeClock.advance``.
 
+    Attributes:
+        calls: number of calls.
+
     Raises:
         TypeError, ValueError: a wrong argument.
 
@@ -78,13 +81,8 @@ class FaultPlan:
         self._clock = clock
         self._lock = new_reentrant_lock()  # a distribution may read the plan's counters
         self._injected: Counter[str] = Counter()
-        self._calls = 0
+        self.calls = 0
         self._began_s: float | None = None
-
-    @property
-    def calls(self) -> int:
-        """Number of calls."""
-        return self._calls
 
     @property
     def injected(self) -> Mapping[str, int]:
@@ -96,7 +94,7 @@ class FaultPlan:
         """Reset the plan to call 0, time 0 and empty counters; the same calls then get the same faults."""
         with self._lock:
             self._injected.clear()
-            self._calls = 0
+            self.calls = 0
             self._began_s = None
 
     @overload
@@ -131,8 +129,8 @@ class FaultPlan:
         self.begin()
         now_s = self.now_s()
         with self._lock:
-            number = self._calls
-            self._calls += 1
+            number = self.calls
+            self.calls += 1
             since_s = now_s - (self._began_s or 0.0)
             injected = InjectedFaults(lambda position, counter: self._uniform(position, number, counter), self.count)
             for position, fault in enumerate(self.faults):
@@ -152,7 +150,7 @@ class FaultPlan:
         return (int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "big") + 0.5) / 2**48
 
     def __repr__(self) -> str:
-        return f"<FaultPlan: {len(self.faults)} faults, {self._calls} calls, injected {dict(self._injected)}>"
+        return f"<FaultPlan: {len(self.faults)} faults, {self.calls} calls, injected {dict(self._injected)}>"
 
 
 def Faulty(inner: Any, plan: FaultPlan) -> Any:  # noqa: N802 - named like the wrappers that it makes

@@ -1,7 +1,7 @@
 """Content negotiation of a scrape: the format and the compression that the headers prefer (RFC 9110, section 12)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from streaminfer.telemetry.exporters.collection import Sample
 from streaminfer.telemetry.exporters.metric import Metric
@@ -51,11 +51,8 @@ _IGNORED = {"q", "escaping"}  # "escaping" is for names with non-ASCII letters, 
 def choose_format(accept: str) -> Format | None:
     """Return the format that an ``Accept`` header prefers; ``None`` if it accepts none. An empty header accepts any."""
     accepted = list(_elements(accept or "*/*"))
-
-    def quality(offer: Format) -> float:
-        return _quality(offer, accepted)
-
-    return max((offer for offer in FORMATS if quality(offer) > 0.0), key=quality, default=None)
+    best = max(FORMATS, key=lambda offer: _quality(offer, accepted))
+    return best if _quality(best, accepted) > 0.0 else None
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
@@ -86,10 +83,8 @@ def _elements(header: str) -> Iterator[tuple[str, dict[str, str], float]]:
         name, *rest = (part.strip() for part in element.split(";"))
         if not name:
             continue
-        pairs: dict[str, Any] = {}
-        for part in rest:
-            key, _, value = part.partition("=")
-            pairs[key.strip().lower()] = value.strip().strip('"')
+        split = (part.partition("=") for part in rest)
+        pairs = {key.strip().lower(): value.strip().strip('"') for key, _, value in split}
         try:
             quality = float(pairs.get("q", "1"))
         except ValueError:
