@@ -35,10 +35,6 @@ def in_ns(seconds: float) -> int:
     return round(min(seconds, 2 * LONGEST_S) * 1e9)
 
 
-def _stored_ns(value: Any) -> int:
-    return check_count("stored_ns", value, at_least=0, at_most=2**63 - 1)
-
-
 def _tags(tags: Any) -> Any:
     return frozenset(tags) if isinstance(tags, Iterable) and not isinstance(tags, (str, bytes)) else tags
 
@@ -71,7 +67,7 @@ class Entry:
     """
 
     value: Any = attrs.field(repr=False)
-    stored_ns: int = attrs.field(converter=_stored_ns)
+    stored_ns: int = attrs.field(validator=field_check(check_count, at_least=0, at_most=2**63 - 1))
     ttl_s: float | None = attrs.field(default=None, validator=field_check(check_duration, optional=True))
     stale_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
     tags: frozenset[str] = attrs.field(

@@ -249,6 +249,23 @@ def test_start_destroys_no_new_keys(keys):
     assert keys.asked == ["anna"]
 
 
+def test_keys_that_could_not_be_destroyed_go_at_start(keys, caplog):
+    """A provider that fails while the tiers are stopped destroys the keys when they start."""
+    keys.errors = [OSError("down"), OSError("down")]
+
+    async def main(loop):
+        cache = cache_of(loop, *sharing_tiers(loop, keys))
+        cache.erase(subject="anna")
+        assert keys.asked == ["anna", "anna"]
+        async with cache:
+            await asyncio.sleep(0.1)
+            assert [it.pending for it in cache.tiers.statistics()] == [0, 0]
+
+    run(main)
+    assert keys.asked == ["anna"] * 3
+    assert "the keys of a subject could not be destroyed yet: down" in caplog.text
+
+
 def test_owed_erasure_of_two_tiers_destroys_once(tmp_path, monkeypatch):
     """An erasure that two tiers owe from an earlier process destroys the keys once."""
     asked = []

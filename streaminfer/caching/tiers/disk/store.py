@@ -25,7 +25,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -201,26 +201,20 @@ class DiskStore:
             time.sleep(_POLL_INTERVAL_S)
 
     def _connect_or_rebuild(self) -> None:
-        with self._alone():
-            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process replaces the file
-            try:
-                self._connect()
-            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-                self._disconnect()
-                if not is_damage(error):
-                    raise
-                self._counters.failed(error)
-                self._rebuild()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Wait for other processes that open the file, because SQLite does not wait while one sets the log mode."""
-        number = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
+        folder = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(number, fcntl.LOCK_EX)
-            yield
+            # waits for other processes that open the file, because SQLite does not wait while one sets the log mode
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process replaces the file
+            self._connect()
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            self._disconnect()
+            if not is_damage(error):
+                raise
+            self._counters.failed(error)
+            self._rebuild()
         finally:
-            unlock_and_close(number)
+            unlock_and_close(folder)
 
     def _disconnect(self) -> None:
         db, self._db = self._db, None
