@@ -37,7 +37,7 @@ from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import make_request
 from streaminfer._runtime.loops import is_virtual
 from streaminfer.errors import DeadlineExceeded, Overloaded
-from streaminfer.protocols import Admission, AdmissionReason, Clock, NextBatch, StreamStates, adapt
+from streaminfer.protocols import Admission, AdmissionReason, Clock, adapt
 from streaminfer.request import Request, time_left_s
 from streaminfer.streams._live_stream_cy import Stream
 from streaminfer.streams._outlet_cy import WakeUps
@@ -128,20 +128,12 @@ class Sender:
     def __init__(self, service: Any, clock: Clock, settings: StreamSettings) -> None:
         self.clock: Clock = clock
         self._settings = settings
-        self.states: StreamStates | None = None
-        self._admission: Callable[[Request, int], Admission] | None = None
-        self._enforces_deadline = False
-        self._begin_call: Callable[..., Any] | None = None
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()  # requests see no context variables of the source of another stream
         self.wake_ups = WakeUps(self._loop, self._context, self._after_waking)
         self._order = FairOrder()
         self._is_scheduled = False
-        self._capacity = 1
-        self._full_load: Callable[[], int] | None = None
-        self._spare_load = 0
-        self._next_batch: Callable[[int], NextBatch] | None = None
         self.late_frames = LateFrames(settings)
         self._places_taken = 0  # taken by frames that the service has, and by paused frames that do not give way
         self._in_flight = 0
@@ -150,7 +142,6 @@ class Sender:
         self._timer: asyncio.Handle | None = None  # until the next frames are sent
         self._timer_delay_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # largest delay of the timer
         self._starts_ns = 0  # expected start of the next batch
-        self._workers = self._max_workers = self._free_workers = 1  # assumed free then; in all; free as reported
         self._batch_end_ns = 0  # end of a batch; 0: its consumers were woken
         self._lead_ns = 0.0  # mean time from the end of a batch until its consumers were woken
 
@@ -171,8 +162,8 @@ class Sender:
         if self._settings.waits and capabilities.shares_device:
             self._full_load = self._next_batch = None
         self._count_places()
-        self._workers = self._max_workers = capabilities.max_in_flight or 1
-        self._free_workers = 1  # until the next batch is known
+        self._workers = self._max_workers = capabilities.max_in_flight or 1  # assumed free then; in all
+        self._free_workers = 1  # as reported; until the next batch is known
         self.late_frames.update(capabilities.slow_batch_ns, capabilities.expected_batch_ns, self._workers)
 
     def _count_places(self) -> None:

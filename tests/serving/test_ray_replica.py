@@ -1,5 +1,6 @@
-"""Replica of a deployment whose factory fails."""
+"""Replica of a deployment: a factory that fails, and the settings of calls."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -22,3 +23,14 @@ def test_a_replica_without_a_stack_ends():
         await StackReplica.__del__(replica)
 
     run(lambda _loop: main())
+
+
+def test_handle_passes_all_settings_of_a_call():
+    """A call through a handle has the same settings as a call of the stack."""
+
+    async def service(inputs, **settings):
+        return inputs, settings
+
+    settings = {"timeout_s": 0.1, "stream_id": "s", "tags": ["t"], "store": False}
+
+    assert asyncio.run(StackReplica.infer(SimpleNamespace(_service=service), 1.0, **settings)) == (1.0, settings)

@@ -17,7 +17,7 @@ from streaminfer._runtime.closing import close_answers
 from streaminfer._runtime.rows import join_rows
 from streaminfer._stack.many_calls import answer_all, default_concurrency
 from streaminfer.errors import BackendError, CircuitOpen, Closed, InvalidInput, Overloaded
-from streaminfer.protocols import Capabilities, ModelTensors, adapt
+from streaminfer.protocols import ModelTensors, adapt
 from streaminfer.request import deadline_after, time_left_s
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.requests._model_counters_cy import ModelCounters
@@ -66,9 +66,6 @@ class ModelRequests:
         self.stack = stack
         self.counters = ModelCounters()
         self.tensors: ModelTensors | None = None
-        self.announced: Mapping[str, str | None] = {}
-        self._capabilities = Capabilities()
-        self._output_names: tuple[str, ...] = ()
         self._renew_ns = 0  # instant at which the capabilities are read again; 0: at the next request
         self.heads: dict[bytes, InferHead] = {}
 

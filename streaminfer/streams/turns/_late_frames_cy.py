@@ -66,9 +66,6 @@ class LateFrames:
     """
 
     def __init__(self, settings: StreamSettings) -> None:
-        self._batch_ns: Callable[[int], int | None] | None = None
-        self._expected_ns: Callable[[int], int] | None = None
-        self._workers = 1
         self._reports_batch_time = False  # the service reports how long a batch takes
         self._max_in_flight = settings.max_in_flight
         self._mean_service_ns = 0.0  # mean time of a frame at the service, if the service reports none; 0: not known
