@@ -197,10 +197,14 @@ class ReplicaModel:
 
     def opened(self, values: Floats) -> Floats:
         """Return how far each pool can be in use: no further than its sites, or its replicas if these are below one."""
+        pool_use: Floats = np.where(self.instance.uses, self.site_use(values)[:, None], 1.0).min(axis=0, initial=1.0)
+        return np.minimum(pool_use, values[: self.at_sites])
+
+    def site_use(self, values: Floats) -> Floats:
+        """Return how far each site is in use; sites without a price always are."""
         site_use = np.ones(len(self.instance.site_prices))
         site_use[self.priced] = values[self.at_sites : self.at_homes]
-        pool_use: Floats = np.where(self.instance.uses, site_use[:, None], 1.0).min(axis=0, initial=1.0)
-        return np.minimum(pool_use, values[: self.at_sites])
+        return site_use
 
     def add_row(self, columns: Any, values: Any, lower: float, upper: float) -> None:
         """Add a row; zeros are left out."""
