@@ -68,9 +68,8 @@ async def run(
     check_instance("progress", progress, lambda it: it is None or callable(it), "a function or None")
     drain_s = max(DRAIN_S, DRAIN_SLOS * slo_s) if drain_s is None else check_duration("drain_s", drain_s)
     process = as_arrivals(arrivals)
-    due_s = Instants(process.schedule(duration_s, seed)).schedule(
-        duration_s, seed
-    )  # also checks the instants of a caller's own class
+    instants = Instants(process.schedule(duration_s, seed))  # also checks those of a caller's own class
+    due_s = instants.schedule(duration_s, seed)
     if not due_s.size:
         raise ValueError(expected("arrivals", f"at least one request within {duration_s:g} s", arrivals))
     began = time.time()

@@ -12,6 +12,7 @@ Reference: U. Junker, "QuickXplain: preferred explanations and relaxations for o
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -21,7 +22,7 @@ from streaminfer._internal.units import format_duration
 from streaminfer.errors import StreamInferError
 from streaminfer.placement.network.promised_rtt import UNPROMISABLE_S
 from streaminfer.placement.problem import Problem, UserCluster
-from streaminfer.placement.solver.candidates import Candidates, find_candidates
+from streaminfer.placement.solver.candidates import Candidates, in_time
 from streaminfer.placement.solver.greedy import complete
 from streaminfer.placement.solver.instance import Instance, Settings
 from streaminfer.placement.solver.program import solve
@@ -289,23 +290,20 @@ class _Relaxer:
             if change is not None:
                 yield Relaxation(constraint, *change)
 
-    def _smallest_change(self, constraint: Constraint) -> tuple[str, float] | None:  # noqa: PLR0911 - one for each kind
+    def _smallest_change(self, constraint: Constraint) -> tuple[str, float] | None:
         """Return the change in words and its amount; ``None`` if no change suffices."""
-        match constraint.kind:
-            case "slots" | "memory":
-                return self._more_of_a_resource(constraint.kind, *constraint.subject)
-            case "slo":
-                return self._longer_slo(*constraint.subject)
-            case "demand":
-                return self._less_demand(*constraint.subject)
-            case "quality":
-                return self._less_quality(*constraint.subject)
-            case "budget":
-                return self._larger_budget()
-            case "migrations":
-                return self._more_migrations()
-            case _:
-                return f"drop the constraint: {constraint.text}", float("nan")
+        changes: dict[str, Callable[..., tuple[str, float] | None]] = {
+            "slots": partial(self._more_of_a_resource, "slots"),
+            "memory": partial(self._more_of_a_resource, "memory"),
+            "slo": self._longer_slo,
+            "demand": self._less_demand,
+            "quality": self._less_quality,
+            "budget": self._larger_budget,
+            "migrations": self._more_migrations,
+        }
+        if constraint.kind not in changes:
+            return f"drop the constraint: {constraint.text}", math.nan
+        return changes[constraint.kind](*constraint.subject)
 
     def _suffices(self, **changes: Any) -> bool:
         """Return whether all constraints can hold with other candidates or settings."""
@@ -326,15 +324,20 @@ class _Relaxer:
         return f"add {amount:.6g} {quantity} of {kind!r} at site {site!r}", amount
 
     def _longer_slo(self, name: str) -> tuple[str, float] | None:
-        problem = self.candidates.problem
-        slo_s = problem.promise_of(problem.clusters[self._index(name)]).slo_s
+        problem, at = self.candidates.problem, self._index(name)
+        cluster = problem.clusters[at]
+        promise = problem.promise_of(cluster)
 
         def with_slo(factor: float) -> bool:
-            return self._suffices(candidates=_with_slo(self.candidates, name, slo_s * factor))
+            promises = [(cluster, attrs.evolve(promise, slo_s=promise.slo_s * factor))]
+            changed = self.candidates.in_time.copy()
+            for scenario in range(len(problem.scenarios)):
+                changed[scenario, at] = in_time(problem, promises, self.candidates.pools, scenario)
+            return self._suffices(candidates=attrs.evolve(self.candidates, in_time=changed))
 
         if not with_slo(_MAX_SLO_FACTOR):
             return None
-        longer_s = slo_s * _bisect(with_slo, _MAX_SLO_FACTOR, 1.0)
+        longer_s = promise.slo_s * _bisect(with_slo, _MAX_SLO_FACTOR, 1.0)
         return f"allow cluster {name!r} {format_duration(longer_s)}", longer_s
 
     def _less_demand(self, name: str) -> tuple[str, float] | None:
@@ -374,26 +377,6 @@ class _Relaxer:
 
     def _index(self, name: str) -> int:
         return [it.name for it in self.candidates.problem.clusters].index(name)
-
-
-def _with_slo(candidates: Candidates, name: str, slo_s: float) -> Candidates:
-    """Return the candidates with another SLO for one cluster."""
-    problem = candidates.problem
-    at = next(c for c, it in enumerate(problem.clusters) if it.name == name)
-    service_class = attrs.evolve(problem.promise_of(problem.clusters[at]), name="its own", slo_s=slo_s)
-    reduced = attrs.evolve(
-        problem,
-        clusters=(attrs.evolve(problem.clusters[at], service_class="its own"),),
-        service_classes=(service_class,),
-        links={name: problem.links.get(name, {})},
-        scenarios=tuple(
-            attrs.evolve(it, access={key: value for key, value in it.access.items() if key == name})
-            for it in problem.scenarios
-        ),
-    )
-    in_time = candidates.in_time.copy()
-    in_time[:, at] = find_candidates(reduced).in_time[:, 0]
-    return attrs.evolve(candidates, in_time=in_time)
 
 
 def _smallest_count(feasible: Callable[[int], bool]) -> int:

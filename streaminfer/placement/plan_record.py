@@ -1,6 +1,7 @@
 """`Plan`: the variants at each site, the clusters that they serve, and the cost."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -157,10 +158,9 @@ class Plan:
     @property
     def running(self) -> dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], int]:
         """Replicas by model, variant, names of sites and kinds of devices."""
-        counts: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], int] = {}
+        counts: Counter[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = Counter()
         for group in self.replicas:
-            home = group.model, group.variant, group.sites, group.kinds
-            counts[home] = counts.get(home, 0) + group.replicas
+            counts[group.model, group.variant, group.sites, group.kinds] += group.replicas
         return counts
 
     def plot(self, ax: Any = None) -> Any:
@@ -217,9 +217,6 @@ class Plan:
             title += f", gap {self.gap:.2%}"
         return f"{title}; {_count_text(len(self.unserved), 'cluster')} unserved" if self.unserved else title
 
-    def _slowest(self) -> list[Prediction]:
-        return sorted(self.predictions.values(), key=lambda it: it.slo_s - it.latency_s)
-
     def __repr__(self) -> str:
         lines = [f"<Plan: {self._title()}>", *(f"  {group}" for group in self.replicas[:20])]
         if len(self.replicas) > 20:
@@ -238,17 +235,15 @@ class Plan:
             )
             for group in self.replicas
         ]
+        shares = self.shares_by_site(self.assignment)
         latencies = [
             (
                 it.cluster,
                 f"p{100 * it.share:.6g} {format_duration(it.latency_s)}",
                 format_duration(it.slo_s),
-                ", ".join(
-                    f"{self.replicas[at].sites[0]} {share:.0%}"
-                    for at, share in self.assignment.get(it.cluster, {}).items()
-                ),
+                ", ".join(f"{site} {share:.0%}" for site, share in shares.get(it.cluster, {}).items()),
             )
-            for it in self._slowest()[:50]
+            for it in sorted(self.predictions.values(), key=lambda it: it.slo_s - it.latency_s)[:50]
         ]
         head = ["variant", "sites", "devices", "replicas", "rate of each", "price"]
         tables = [

@@ -19,8 +19,8 @@ from streaminfer.placement.solver.latency import BINS, sum_quantile
 
 __all__ = ["Prediction", "predict"]
 
-_SLACK_BINS = 20
-"""Bins beyond the expected latency; sums of values that are rounded up may need some."""
+_BINS = BINS + 20
+"""Bins to beyond the expected latency; sums of values that are rounded up may need some."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -65,22 +65,20 @@ def predict(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) -> di
     for c, cluster in enumerate(problem.clusters):
         serving = {s: float(loads[s][flow[c] > 0].max()) for s, flow in flows.items() if flow[c].any()}
         promise = problem.promise_of(cluster)
-        candidates = []
-        for state in _busiest(instance, serving):
-            entry = instance.candidates.states[state]
-            latency_s = _latency_s(instance, c, state, flows[state][c], loads[state], promise)
-            candidates.append(
-                Prediction(
-                    cluster=cluster.name,
-                    hour=entry.hour,
-                    scenario=problem.scenarios[entry.scenario].name,
-                    latency_s=latency_s,
-                    slo_s=promise.slo_s,
-                    share=promise.share,
-                )
+        latencies_s = {
+            s: _latency_s(instance, c, s, flows[s][c], loads[s], promise) for s in _busiest(instance, serving)
+        }
+        if latencies_s:
+            slowest = max(latencies_s, key=latencies_s.__getitem__)
+            state = instance.candidates.states[slowest]
+            predictions[cluster.name] = Prediction(
+                cluster=cluster.name,
+                hour=state.hour,
+                scenario=problem.scenarios[state.scenario].name,
+                latency_s=latencies_s[slowest],
+                slo_s=promise.slo_s,
+                share=promise.share,
             )
-        if candidates:
-            predictions[cluster.name] = max(candidates, key=lambda entry: entry.latency_s)
     return predictions
 
 
@@ -91,21 +89,11 @@ def _latency_s(instance: Instance, c: int, state: int, flow: Ints, loads: Floats
     latency_s = promise.slo_s
     for _ in range(2):
         step_s = latency_s / BINS
-        parts = [
-            (
-                float(flow[p]),
-                path_latency(
-                    problem,
-                    problem.clusters[c],
-                    instance.pools[p],
-                    scenario,
-                    min(loads[p], max(LEVELS)),
-                    step_s,
-                    BINS + _SLACK_BINS,
-                ),
-            )
-            for p in np.flatnonzero(flow)
-        ]
+        parts = []
+        for p in np.flatnonzero(flow):
+            load = min(loads[p], max(LEVELS))
+            shares = path_latency(problem, problem.clusters[c], instance.pools[p], scenario, load, step_s, _BINS)
+            parts.append((float(flow[p]), shares))
         quantile_s = sum_quantile(parts, promise.share, step_s)
         if not 0 < quantile_s < latency_s:
             return quantile_s

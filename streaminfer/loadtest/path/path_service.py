@@ -210,7 +210,6 @@ class _FrameCall:
     _outputs: list[Any] = attrs.field(init=False, factory=list)
     _scores: list[float] = attrs.field(init=False, factory=list)
     _measured: list[Measured] = attrs.field(init=False, factory=list)
-    _frames: int = attrs.field(init=False, default=0)  # sent to the service
     _decoded_ns: int = attrs.field(init=False, default=0)
     _transfer: Transfer = attrs.field(init=False)
 
@@ -237,12 +236,11 @@ class _FrameCall:
 
     def _send(self) -> None:
         """Send the next frame of the transfer to the service."""
-        frames = self._transfer.frames
-        if self._frames == len(frames):
+        number, frames = len(self._outputs), self._transfer.frames
+        if number == len(frames):
             self._end(self._response(), None)
             return
-        original, frame = self._request, frames[self._frames]
-        self._frames += 1
+        original, frame = self._request, frames[number]
         request = Request(
             frame.inputs,
             deadline_ns=original.deadline_ns,
@@ -250,13 +248,12 @@ class _FrameCall:
             tenant=original.tenant,
             stream_id=self._due.path.name,
         )
-        number = self._frames
         try:
             call = self._path_service._begin_inner(request, self._receive_response)
         except BaseException as error:  # noqa: BLE001 - it is the outcome of this frame
             self._end(None, error)
             return
-        if number == self._frames and self._receive is not None:  # otherwise the request has completed already
+        if number == len(self._outputs) and self._receive is not None:  # otherwise the request has completed already
             self._call = call
 
     def _receive_response(self, response: Response | None, error: BaseException | None) -> None:
@@ -274,7 +271,7 @@ class _FrameCall:
         try:
             self._outputs.append(outputs)
             if self._path_service._score is not None:
-                position_s = self._transfer.frames[self._frames - 1].position_s or 0.0
+                position_s = self._transfer.frames[len(self._outputs) - 1].position_s or 0.0
                 self._scores.append(_number_of(self._path_service._score(outputs, position_s)))
         except BaseException as raised:  # noqa: BLE001 - an error of the score is the outcome
             self._end(None, raised)

@@ -6,7 +6,7 @@ from typing import Any
 from streaminfer._internal.validation import check_choice, check_count, expected
 from streaminfer.placement.acting.workloads import (
     Workload,
-    check_namespace,
+    check_text,
     documents,
     occupied,
     of_model,
@@ -55,7 +55,7 @@ def kubernetes_manifests(
             zone, it cannot assign a part of a device, or ``namespace`` is not a text.
     """
     port = check_count("port", port, at_most=65_535)
-    check_namespace(namespace)
+    check_text("namespace", namespace)
     workloads = plan_workloads(plan)
     if site is not None:
         check_choice("site", site, tuple(it.name for it in plan.problem.sites))

@@ -1,12 +1,13 @@
 """Traffic of a plan: shares by site, Envoy Gateway's weighted zones, and the scaling of each workload with KEDA."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping
 
 from streaminfer._internal.validation import check_count, check_instance
 from streaminfer.placement.acting.workloads import (
     Workload,
-    check_namespace,
+    check_text,
     documents,
     plan_workloads,
     platform_name,
@@ -64,7 +65,7 @@ def envoy_policies(
     Raises:
         TypeError, ValueError: the plan has no such hour, Kubernetes allows no such zone, or ``namespace`` is no text.
     """
-    check_namespace(namespace)
+    check_text("namespace", namespace)
     shares = site_shares(plan, hour=hour)
     names = {it.name: platform_name(f"{it.model}-{it.name}") for it in plan.problem.clusters}
     return documents(
@@ -110,9 +111,8 @@ def keda_scaled_objects(
         TypeError, ValueError: not plans, or another argument is of the wrong type or out of range.
     """
     check_instance("plans", plans, bool, "at least one Plan")
-    for argument, text in (("prometheus", prometheus), ("query", query)):
-        check_instance(argument, text, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
-    check_namespace(namespace)
+    for argument, text in (("prometheus", prometheus), ("query", query), ("namespace", namespace)):
+        check_text(argument, text)
     spare = check_count("spare", spare, at_least=0)
     by_name: dict[str, list[Workload]] = {}
     for workload in itertools.chain.from_iterable(map(plan_workloads, plans)):
@@ -135,9 +135,8 @@ def keda_scaled_objects(
 
 
 def _by_zone(shares: Mapping[str, float], zones: Mapping[str, str] | None) -> dict[str, float]:
-    by_zone: dict[str, float] = {}
+    by_zone: dict[str, float] = defaultdict(float)
     for site, share in shares.items():
         if share > 0:
-            zone = zone_of(site, zones)
-            by_zone[zone] = by_zone.get(zone, 0.0) + share
+            by_zone[zone_of(site, zones)] += share
     return by_zone

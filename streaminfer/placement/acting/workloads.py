@@ -16,7 +16,7 @@ from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 
 __all__ = [
     "Workload",
-    "check_namespace",
+    "check_text",
     "documents",
     "occupied",
     "of_model",
@@ -115,13 +115,13 @@ def zone_of(site: str, zones: Mapping[str, str] | None) -> str:
     return zone
 
 
-def check_namespace(namespace: object) -> None:
-    """Check the namespace of Kubernetes objects.
+def check_text(name: str, value: object) -> None:
+    """Check an argument such as the namespace of Kubernetes objects.
 
     Raises:
         TypeError: it is not a text, or empty.
     """
-    check_instance("namespace", namespace, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
+    check_instance(name, value, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
 
 
 def of_model(name: str, mapping: Mapping[str, Any], key: str) -> Any:

@@ -10,19 +10,18 @@ model: 500 clusters × 60 sites × 15 pools × 500 bins take half a second.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.placement.distribution import Distribution
-from streaminfer.placement.problem import AccessProfile, Link, Model, Problem, Site, UserCluster, Variant
+from streaminfer.placement.problem import AccessProfile, Link, Model, Problem, ServiceClass, UserCluster, Variant
 from streaminfer.placement.solver.delays import LEVELS, chain_delays, chain_rate, share_within
 from streaminfer.placement.solver.latency import BINS, histograms, rest_within
 
-__all__ = ["Candidates", "Pool", "Resource", "State", "find_candidates", "path_latency"]
+__all__ = ["Candidates", "Pool", "Resource", "State", "find_candidates", "in_time", "path_latency"]
 
 _LOAD_STEPS = 100
 _LOAD_ROUNDING = 1e-6
@@ -133,31 +132,30 @@ def find_candidates(problem: Problem, hours: tuple[int, ...] | None = None) -> C
             if (site, kind, "memory") in index:
                 needs[index[site, kind, "memory"], column] += shard.memory_bytes
     states = _states(problem, range(problem.hours) if hours is None else hours)
-    regions = np.array(
-        [
-            [all(c.residency in (None, *problem.sites[s].regions) for s in pool.sites) for pool in pools]
-            for c in problem.clusters
-        ],
-        bool,
-    )
-    reachable = np.array(
-        [[site.name in problem.links.get(c.name, ()) for site in problem.sites] for c in problem.clusters]
-    )
-    entries = np.array([pool.sites[0] for pool in pools], int)
-    same_model = np.array([[c.model == pool.model.name for pool in pools] for c in problem.clusters], bool)
+
+    def of_each(fits: Callable[[UserCluster, Pool], bool]) -> Bools:
+        """Return whether a condition holds for each cluster and pool, shape (c, p)."""
+        return np.array([[fits(c, pool) for pool in pools] for c in problem.clusters], bool)
+
+    def is_reachable(cluster: UserCluster, pool: Pool) -> bool:
+        links = problem.links.get(cluster.name, ())
+        return cluster.model == pool.model.name and problem.sites[pool.sites[0]].name in links
+
     quality = np.array([pool.variant.quality for pool in pools])
-    min_quality = np.array([problem.promise_of(c).min_quality for c in problem.clusters])
-    shape = len(problem.clusters), len(pools)
+    promises = [(cluster, problem.promise_of(cluster)) for cluster in problem.clusters]
+    min_quality = np.array([promise.min_quality for _, promise in promises])
     return Candidates(
         problem=problem,
         pools=pools,
         resources=resources,
         needs=needs,
         uses=uses,
-        serves=(same_model & reachable[:, entries]).reshape(shape),
-        meets_residency=regions.reshape(shape),
+        serves=of_each(is_reachable),
+        meets_residency=of_each(
+            lambda c, pool: all(c.residency in (None, *problem.sites[s].regions) for s in pool.sites)
+        ),
         meets_quality=quality[None, :] >= min_quality[:, None],
-        in_time=np.array([_in_time(problem, pools, scenario) for scenario in range(len(problem.scenarios))]),
+        in_time=np.array([in_time(problem, promises, pools, scenario) for scenario in range(len(problem.scenarios))]),
         states=states,
         rates=np.array([_rates(problem, state) for state in states]),
     )
@@ -168,7 +166,7 @@ def _pools(problem: Problem) -> Iterator[Pool]:
         for variant in model.variants:
             for path in itertools.product(*(_places(problem, shard.service_time) for shard in variant.shards)):
                 sites, kinds = tuple(site for site, _ in path), tuple(kind for _, kind in path)
-                if not all(_site_link(problem, *pair) for pair in itertools.pairwise(sites)):
+                if not all(a == b or _site_link(problem, a, b) for a, b in itertools.pairwise(sites)):
                     continue
                 price = sum(
                     shard.slots * next(group.price for group in problem.sites[site].devices if group.kind == kind)
@@ -206,75 +204,90 @@ def _rates(problem: Problem, state: State) -> Floats:
 
 
 def _site_link(problem: Problem, start: int, end: int) -> Link | None:
-    """Return the link between two sites; within a site, it takes no time. ``None``: there is no link."""
-    if start == end:
-        return _LOCAL
+    """Return the link between two sites, if any."""
     a, b = problem.sites[start].name, problem.sites[end].name
     return problem.site_links.get(a, {}).get(b) or problem.site_links.get(b, {}).get(a)
 
 
-_LOCAL = Link(rtt=Distribution.of(0.0))
-
-
-def _transfer_s(size: float, bandwidth: float | None) -> float:
-    return 0.0 if bandwidth is None else size / bandwidth
-
-
-def _payload(model: Model) -> float:
-    return model.request_bytes + model.response_bytes
-
-
-def _transfers(problem: Problem, pool: Pool, step_s: float, bins: int) -> list[Floats]:
-    """Return the histograms of the transfers between shards."""
-    return [histograms([rtt], [transfer_s], step_s, bins)[0] for rtt, transfer_s in _site_transfers(problem, pool)]
-
-
-def _site_transfers(problem: Problem, pool: Pool) -> Iterator[tuple[Distribution, float]]:
-    """Round-trip time and seconds of transfer between shards at different sites."""
+def _hops(problem: Problem, pool: Pool) -> Iterator[tuple[Link, float]]:
+    """Yield the links between shards at different sites, each with the bytes of a request."""
     for shard, start, end in zip(pool.variant.shards, pool.sites, pool.sites[1:], strict=False):
         link = _site_link(problem, start, end)
-        if link is not None and link is not _LOCAL:
-            yield link.rtt, _transfer_s(shard.transfer_bytes, link.bandwidth_bytes_s)
+        if link is not None and start != end:
+            yield link, shard.transfer_bytes
 
 
-def _in_time(problem: Problem, pools: tuple[Pool, ...], scenario: int) -> Bools:
-    """Return whether the share of requests within the SLO is as promised, shape (c, p)."""
-    promises = [problem.promise_of(cluster) for cluster in problem.clusters]
+def _path(
+    problem: Problem, cluster: UserCluster, pool: Pool, scenario: int
+) -> Iterator[tuple[AccessProfile | Link, float]]:
+    """Yield all parts of the network between a cluster and a pool, each with the bytes of a request."""
+    size = pool.model.request_bytes + pool.model.response_bytes
+    yield problem.access_of(cluster, scenario), size
+    yield problem.links[cluster.name][problem.sites[pool.sites[0]].name], size
+    yield from _hops(problem, pool)
+
+
+def _transfer_s(part: AccessProfile | Link, size: float) -> float:
+    return 0.0 if part.bandwidth_bytes_s is None else size / part.bandwidth_bytes_s
+
+
+def _times(parts: Sequence[AccessProfile | Link], size: float, step_s: float, bins: int = BINS) -> Floats:
+    """Return the histograms of round-trip time and transfer of each part of the network."""
+    return histograms([part.rtt for part in parts], [_transfer_s(part, size) for part in parts], step_s, bins)
+
+
+def in_time(
+    problem: Problem, promises: Sequence[tuple[UserCluster, ServiceClass]], pools: tuple[Pool, ...], scenario: int
+) -> Bools:
+    """Return whether the share of requests within the SLO is as promised to each cluster; false without a link.
+
+    Args:
+        problem: the problem.
+        promises: clusters, each with its promise.
+        pools: the pools.
+        scenario: index of the scenario.
+
+    Returns:
+        Shape (promises, pools).
+    """
     groups: dict[tuple[float, AccessProfile, str], list[int]] = {}
-    for c, cluster in enumerate(problem.clusters):
-        key = promises[c].slo_s, problem.access_of(cluster, scenario), cluster.model
+    for c, (cluster, promise) in enumerate(promises):
+        key = promise.slo_s, problem.access_of(cluster, scenario), cluster.model
         groups.setdefault(key, []).append(c)
-    in_time = np.zeros((len(problem.clusters), len(pools)), bool)
-    for (slo_s, access, model), members in groups.items():
-        columns = [column for column, pool in enumerate(pools) if pool.model.name == model]
-        remaining = _remaining_shares(problem, [pools[column] for column in columns], access, slo_s)
-        promised = np.array([promises[c].share for c in members])[:, None]
+    found = np.zeros((len(promises), len(pools)), bool)
+    for (slo_s, access, name), members in groups.items():
+        model = next(it for it in problem.models if it.name == name)
+        size, step_s = model.request_bytes + model.response_bytes, slo_s / BINS
+        columns = [column for column, pool in enumerate(pools) if pool.model is model]
+        remaining = _remaining_shares(
+            problem, [pools[column] for column in columns], _times([access], size, step_s)[0], step_s
+        )
         entries = np.array([pools[column].sites[0] for column in columns], int)
         for s in np.unique(entries):
             at_site = np.flatnonzero(entries == s)
-            backhaul = _backhaul(problem, [problem.clusters[c] for c in members], problem.sites[s], slo_s / BINS, BINS)
-            keys, inverse = np.unique([remaining[at][0] for at in at_site], return_inverse=True)
-            first = [next(at for at in at_site if remaining[at][0] == number) for number in keys]
-            shares = backhaul @ np.array([remaining[at][1] for at in first]).T
-            in_time[np.ix_(np.array(members), np.array(columns)[at_site])] = shares[:, inverse] >= promised - 1e-9
-    return in_time
+            reached = {
+                c: link
+                for c in members
+                if (link := problem.links.get(promises[c][0].name, {}).get(problem.sites[s].name))
+            }
+            if reached:
+                backhaul = _times(list(reached.values()), size, step_s)
+                shares = backhaul @ np.array([remaining[at] for at in at_site]).T
+                promised = np.array([promises[c][1].share for c in reached])[:, None]
+                found[np.ix_(np.array(list(reached)), np.array(columns)[at_site])] = shares >= promised - 1e-9
+    return found
 
 
-def _remaining_shares(
-    problem: Problem, pools: list[Pool], profile: AccessProfile, slo_s: float
-) -> list[tuple[int, Floats]]:
-    """Return, for each pool, a number that equal pools share, and the share in time by the time of the backhaul."""
-    step_s = slo_s / BINS
-    cache: dict[Any, tuple[int, Floats]] = {}
+def _remaining_shares(problem: Problem, pools: list[Pool], access: Floats, step_s: float) -> list[Floats]:
+    """Return, for each pool, the share in time by the time of the backhaul, given the histogram of the access."""
+    cache: dict[Any, Floats] = {}
     entries = []
     for pool in pools:
         remote = pool.sites if len(set(pool.sites)) > 1 else ()
         key = pool.variant.name, pool.kinds, pool.level, remote
         if key not in cache:
-            offset_s = _transfer_s(_payload(pool.model), profile.bandwidth_bytes_s)
-            first = histograms([profile.rtt], [offset_s], step_s)[0]
-            parts = [first, *_transfers(problem, pool, step_s, BINS)]
-            cache[key] = len(cache), rest_within(parts, _delay_shares(pool, pool.level, step_s, BINS))
+            parts = [access, *(_times([link], size, step_s)[0] for link, size in _hops(problem, pool))]
+            cache[key] = rest_within(parts, _delay_shares(pool, pool.level, step_s, BINS))
         entries.append(cache[key])
     return entries
 
@@ -283,16 +296,6 @@ def _delay_shares(pool: Pool, load: float, step_s: float, bins: int) -> Floats:
     stages = tuple(shard.service_time[kind] for shard, kind in zip(pool.variant.shards, pool.kinds, strict=True))
     delays_s = chain_delays(stages, pool.variant.max_batch_size, load)
     return share_within(delays_s, np.arange(bins + 1) * step_s)
-
-
-def _backhaul(problem: Problem, clusters: list[UserCluster], site: Site, step_s: float, bins: int) -> Floats:
-    links = [problem.links.get(c.name, {}).get(site.name) for c in clusters]
-    models = {it.name: it for it in problem.models}
-    offsets_s = [
-        0.0 if link is None else _transfer_s(_payload(models[c.model]), link.bandwidth_bytes_s)
-        for c, link in zip(clusters, links, strict=True)
-    ]
-    return histograms([None if link is None else link.rtt for link in links], offsets_s, step_s, bins)
 
 
 def path_latency(
@@ -309,11 +312,7 @@ def path_latency(
         step_s: seconds of a step.
         bins: the last step.
     """
-    profile = problem.access_of(cluster, scenario)
-    offset_s = _transfer_s(_payload(pool.model), profile.bandwidth_bytes_s)
-    access = histograms([profile.rtt], [offset_s], step_s, bins)[0]
-    backhaul = _backhaul(problem, [cluster], problem.sites[pool.sites[0]], step_s, bins)[0]
-    parts = [access, backhaul, *_transfers(problem, pool, step_s, bins)]
+    parts = [_times([part], size, step_s, bins)[0] for part, size in _path(problem, cluster, pool, scenario)]
     below = max(1, int(load * _LOAD_STEPS + _LOAD_ROUNDING))  # whole steps, so that many clusters share cached delays
     above = load * _LOAD_STEPS - below
     delays = _delay_shares(pool, below / _LOAD_STEPS, step_s, bins)
@@ -326,11 +325,7 @@ def sample_network(
     problem: Problem, cluster: UserCluster, pool: Pool, scenario: int, count: int, rng: np.random.Generator
 ) -> Floats:
     """Draw the time that requests of a cluster spend outside of replicas, in seconds."""
-    profile = problem.access_of(cluster, scenario)
-    link = problem.links[cluster.name][problem.sites[pool.sites[0]].name]
-    payload = _payload(pool.model)
-    total = profile.rtt.sample(count, rng) + _transfer_s(payload, profile.bandwidth_bytes_s)
-    total += link.rtt.sample(count, rng) + _transfer_s(payload, link.bandwidth_bytes_s)
-    for rtt, transfer_s in _site_transfers(problem, pool):
-        total += rtt.sample(count, rng) + transfer_s
+    total = np.zeros(count)
+    for part, size in _path(problem, cluster, pool, scenario):
+        total += part.rtt.sample(count, rng) + _transfer_s(part, size)
     return total

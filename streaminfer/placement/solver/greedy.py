@@ -176,41 +176,30 @@ def _cheapest(instance: Instance, counts: Floats, demand: Floats, available: Boo
 def _drop_unneeded(instance: Instance, counts: Floats, retained: Floats | None = None) -> Floats:
     """Remove unneeded sites, then unneeded replicas, except the ones in ``retained``."""
     minimum = np.zeros_like(counts) if retained is None else retained
-    incumbent = _Incumbent(instance, counts)
+    flows = [instance.flows.empty() for _ in instance.flows.rates]
+    for state, flow in enumerate(flows):
+        instance.flows.extend(state, counts, flow)
+
+    def accept(fewer: Floats) -> bool:
+        """Continue with fewer replicas, and their flows, if they serve all demand too."""
+        nonlocal counts, flows
+        reduced = [flow.copy() for flow in flows]
+        for state, flow in enumerate(reduced):
+            _reduce_flow(flow, instance.flows.capacity(fewer))
+            instance.flows.extend(state, fewer, flow)
+            if instance.flows.unserved(state, flow).any():
+                return False
+        counts, flows = fewer, reduced
+        return True
+
     used = [site for site in np.flatnonzero(instance.site_prices) if (instance.uses[site] & (counts > minimum)).any()]
     for site in sorted(used, key=lambda site: -instance.site_prices[site]):
-        incumbent.try_counts(np.where(instance.uses[site], minimum, incumbent.counts))
+        accept(np.where(instance.uses[site], minimum, counts))
     for pool in np.argsort(-instance.prices, kind="stable"):
-        while incumbent.counts[pool] > minimum[pool]:
-            reduced = incumbent.counts.copy()
-            reduced[pool] -= 1
-            if not incumbent.try_counts(reduced):
-                break
-    return incumbent.counts
-
-
-class _Incumbent:
-    """Replicas with a flow for each state, which is updated while replicas are removed."""
-
-    def __init__(self, instance: Instance, counts: Floats) -> None:
-        self.instance = instance
-        self.counts = counts
-        self.flows = [instance.flows.empty() for _ in instance.flows.rates]
-        for state, flow in enumerate(self.flows):
-            instance.flows.extend(state, counts, flow)
-
-    def try_counts(self, counts: Floats) -> bool:
-        """Accept these replicas if they serve all demand too."""
-        flows = []
-        for state, flow in enumerate(self.flows):
-            reduced = flow.copy()
-            _reduce_flow(reduced, self.instance.flows.capacity(counts))
-            self.instance.flows.extend(state, counts, reduced)
-            if self.instance.flows.unserved(state, reduced).any():
-                return False
-            flows.append(reduced)
-        self.counts, self.flows = counts, flows
-        return True
+        one = np.arange(counts.size) == pool
+        while counts[pool] > minimum[pool] and accept(counts - one):
+            pass
+    return counts
 
 
 def _reduce_flow(flow: Ints, capacity: Ints) -> None:

@@ -64,11 +64,11 @@ class Instance:
         self.uses = candidates.uses[:, self.pool_indexes]
         self.site_prices = np.array([site.price for site in candidates.problem.sites])
         masks = [
-            np.ascontiguousarray(allowed_pools[state.scenario][:, self.pool_indexes]) for state in candidates.states
+            np.ascontiguousarray(
+                allowed_pools[it.scenario][:, self.pool_indexes] & ~self.uses[list(it.lost)].any(axis=0)
+            )
+            for it in candidates.states
         ]
-        for at, state in enumerate(candidates.states):
-            if state.lost:
-                masks[at] = masks[at] & ~self.uses[list(state.lost)].any(axis=0)
         self.flows = Flows(candidates.rates, masks, self.pool_rates)
         self.max_counts = self._max_counts()
 

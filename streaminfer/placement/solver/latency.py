@@ -21,13 +21,11 @@ _ROUNDING = 1e-9
 Floats = NDArray[np.float64]
 
 
-def histograms(
-    distributions: Sequence[Distribution | None], offsets_s: Sequence[float], step_s: float, bins: int = BINS
-) -> Floats:
+def histograms(distributions: Sequence[Distribution], offsets_s: Sequence[float], step_s: float, bins: int) -> Floats:
     """Return the shares of values in bins, each value rounded up.
 
     Args:
-        distributions: one for each row; ``None`` makes a row of zeros.
+        distributions: one for each row, at least one.
         offsets_s: added to the values of each.
         step_s: bin k ends at ``k * step_s``.
         bins: number of the last bin; longer values are in no bin.
@@ -35,15 +33,11 @@ def histograms(
     Returns:
         Shape (len(distributions), bins + 1), float64.
     """
-    row_numbers = [row for row, one in enumerate(distributions) if one is not None]
-    parts = [one for one in distributions if one is not None]
-    if not parts:
-        return np.zeros((len(distributions), bins + 1))
-    rows = np.repeat(row_numbers, [part.values_s.size for part in parts])
-    values_s = np.concatenate([part.values_s for part in parts]) + np.asarray(offsets_s)[rows]
+    rows = np.repeat(np.arange(len(distributions)), [one.values_s.size for one in distributions])
+    values_s = np.concatenate([one.values_s for one in distributions]) + np.asarray(offsets_s)[rows]
     at = np.ceil(values_s / step_s - _ROUNDING)
     in_range = at <= bins
-    shares = np.concatenate([part.shares for part in parts])[in_range]
+    shares = np.concatenate([one.shares for one in distributions])[in_range]
     sums = np.bincount(
         rows[in_range] * (bins + 1) + at[in_range].astype(np.int64), shares, len(distributions) * (bins + 1)
     )

@@ -121,7 +121,8 @@ class _Search:
         self.is_partial = instance.settings.is_partial
         self.bound = -np.inf
         self.cutoff = np.inf
-        self.best: Solution | None = None
+        self.counts: Floats | None = None
+        self.value = np.inf
         self.is_out_of_time = False
         self.first = instance.uses.argmax(axis=0)
         self.at_site = (self.first[:, None] == np.arange(len(instance.site_prices))).astype(np.float32)
@@ -166,16 +167,21 @@ class _Search:
         return self._result()
 
     def _is_close(self) -> bool:
-        return self.best is not None and attrs.evolve(self.best, bound=self._bounded(self.best.value)).gap <= self.gap
+        best = self._best()
+        return best is not None and best.gap <= self.gap
+
+    def _best(self) -> Solution | None:
+        """Return the best solution so far, if any; a bound beyond its value is a rounding error of the solver."""
+        return None if self.counts is None else Solution(self.counts, self.value, min(self.bound, self.value))
 
     def _result(self) -> Solution | None:
         """Return the best solution so far, if any; raise an error if the time was too short to know."""
-        if self.best is not None:
-            sign = -1.0 if self.model.is_quality else 1.0
-            return attrs.evolve(self.best, value=sign * self.best.value, bound=sign * self._bounded(self.best.value))
-        if self.is_out_of_time:
+        best = self._best()
+        if best is None and self.is_out_of_time:
             raise TimeoutError("plan: no plan was found within time_limit_s; allow more time, or use method='greedy'")
-        return None
+        if best is not None and self.model.is_quality:
+            return Solution(best.counts, -best.value, -best.bound)
+        return best
 
     def _cut_relaxation(self) -> bool:
         """Add cuts that the linear relaxation violates; return whether it has a solution."""
@@ -194,10 +200,11 @@ class _Search:
 
     def _narrow(self) -> bool:
         """Exclude plans that are not better than the best plan by the gap; return whether any plan may be left."""
-        if self.best is None:
+        best = self._best()
+        if best is None or best.gap > _MAX_NARROWED_GAP:
             return True
-        cutoff = self.best.value - _GAP_FACTOR * self.gap * abs(self.best.value)
-        if cutoff == self.cutoff or self.best.gap > _MAX_NARROWED_GAP:
+        cutoff = best.value - _GAP_FACTOR * self.gap * abs(best.value)
+        if cutoff == self.cutoff:
             return True
         self.cutoff = cutoff
         if self.model.narrow(cutoff, self.end_s):
@@ -271,13 +278,8 @@ class _Search:
                 return
             counts = completed
         value = -instance.quality(counts) if self.model.is_quality else instance.cost(counts)
-        if self.best is None or value < self.best.value:
-            self.best = Solution(counts.copy(), value, self.bound)
-        self.best = attrs.evolve(self.best, bound=self._bounded(self.best.value))
-
-    def _bounded(self, value: float) -> float:
-        """Return the bound, at most the value: a bound beyond the value is a rounding error of the solver."""
-        return min(self.bound, value)
+        if value < self.value:
+            self.counts, self.value = counts.copy(), value
 
     def _first_cuts(self) -> None:
         """Add cuts of the clusters that can use only the pools of one cluster, and of all clusters together."""
@@ -300,8 +302,7 @@ class _Search:
         """Add cuts: each cluster needs one of its sites in use, or with a replica for it, whichever is less."""
         instance, is_cut = self.instance, False
         counts = values[: self.model.at_sites]
-        site_use = np.ones(len(instance.site_prices))
-        site_use[self.model.priced] = values[self.model.at_sites : self.model.at_homes]
+        site_use = self.model.site_use(values)
         for state in range(len(instance.flows.rates)):
             if instance.candidates.states[state].lost:
                 continue
@@ -380,14 +381,11 @@ class _Search:
         usable_pools = (flows.allowed[cut.state] if usable is None else usable)[cut.clusters]
         row = np.zeros(model.columns)
         capacity = np.minimum(self.instance.pool_rates, rates @ usable_pools)
-        site_use = np.ones(len(self.instance.site_prices))
-        other_pools = usable_pools & ~cut.pools
-        rest = rates @ ((other_pools @ self.at_site) > 0) if other_pools.any() else np.zeros(len(site_use))
-        choice = np.ones(len(site_use), int)
-        reach = rest
+        reach = rest = rates @ (((usable_pools & ~cut.pools) @ self.at_site) > 0)
+        choice = np.ones(rest.size, int)
         if values is not None:
             counts = capacity * values[: model.at_sites]
-            site_use[model.priced] = values[model.at_sites : model.at_homes]
+            site_use = model.site_use(values)
             reach = rates @ ((usable_pools @ self.at_site) > 0)
             costs = np.array(
                 [
@@ -397,16 +395,11 @@ class _Search:
                 ]
             )
             choice = 2 - costs[::-1].argmin(axis=0) if by_sites else costs.argmin(axis=0)
-        with_pools = np.where(choice[self.first] == 0, True, (choice[self.first] == 1) & cut.pools)
+        with_pools = (choice[self.first] == 0) | (choice[self.first] == 1) & cut.pools
         row[: model.at_sites] = np.where(with_pools, capacity, 0.0)
-        coefficients = np.where(choice == 0, 0.0, np.where(choice == 1, rest, reach))
-        row[model.at_sites : model.at_homes] = coefficients[model.priced]
-        free = self.instance.site_prices == 0
-        constant = 0.0
-        if free.any():
-            pools = ~with_pools & free[self.first]
-            constant = rates @ usable_pools[:, pools].any(axis=1)
-        right = rates.sum() - constant
+        row[model.at_sites : model.at_homes] = np.choose(choice, [np.zeros(rest.size), rest, reach])[model.priced]
+        at_free_sites = ~with_pools & (self.instance.site_prices == 0)[self.first]
+        right = rates.sum() - rates @ usable_pools[:, at_free_sites].any(axis=1)
         if column is None:
             row[: model.at_homes] = np.minimum(row[: model.at_homes], max(right, 0.0))
         else:

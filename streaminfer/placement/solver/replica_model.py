@@ -52,7 +52,6 @@ class ReplicaModel:
         steps: distinct qualities, best first, where quality is maximized.
         normal: states in which quality counts.
         at_sites: first column of the sites, and so on.
-        resource_rows: the row of each resource.
         objective: value of the last solution.
         bound: bound of the last search for whole replicas.
         is_finished: whether that search, or the linear program, ended before its time limit.
@@ -76,8 +75,7 @@ class ReplicaModel:
         self.at_totals = self.at_flows + len(self.steps) * len(self.normal)
         self.totals = self._groups()
         self.columns = self.at_totals + len(self.totals)
-        self.resource_rows: dict[int, int] = {}
-        self._units: dict[int, float] = {}
+        self._resource_rows: dict[int, tuple[int, float]] = {}  # of each resource, with its unit
         self.improving: list[Floats] = []
         self.objective = self.bound = 0.0
         self.is_finished = False
@@ -105,7 +103,7 @@ class ReplicaModel:
     def resource_duals(self) -> dict[int, float]:
         """Return the dual values of one unit of each resource in the last linear program."""
         duals = self._highs.getSolution().row_dual
-        return {resource: duals[row] / self._units[resource] for resource, row in self.resource_rows.items()}
+        return {resource: duals[row] / unit for resource, (row, unit) in self._resource_rows.items()}
 
     def declare(self, *, is_integer: bool) -> None:
         """Make replicas and sites whole, or not."""
@@ -197,10 +195,14 @@ class ReplicaModel:
 
     def opened(self, values: Floats) -> Floats:
         """Return how far each pool can be in use: no further than its sites, or its replicas if these are below one."""
+        pool_use: Floats = np.where(self.instance.uses, self.site_use(values)[:, None], 1.0).min(axis=0, initial=1.0)
+        return np.minimum(pool_use, values[: self.at_sites])
+
+    def site_use(self, values: Floats) -> Floats:
+        """Return how far each site is in use; sites without a price always are."""
         site_use = np.ones(len(self.instance.site_prices))
         site_use[self.priced] = values[self.at_sites : self.at_homes]
-        pool_use: Floats = np.where(self.instance.uses, site_use[:, None], 1.0).min(axis=0, initial=1.0)
-        return np.minimum(pool_use, values[: self.at_sites])
+        return site_use
 
     def add_row(self, columns: Any, values: Any, lower: float, upper: float) -> None:
         """Add a row; zeros are left out."""
@@ -247,11 +249,11 @@ class ReplicaModel:
         for row, resource in enumerate(instance.candidates.resources):
             if not instance.needs[row].any():
                 continue
-            self.resource_rows[row] = self._highs.getNumRow()
             # more than all that could run limits nothing, and a site would be "used" within the solver's tolerance
             limit = min(float(instance.limits[row]), float(instance.needs[row] @ (instance.max_counts + 1)))
             # scaled: amounts in bytes would leave no digits for the solver's tolerances, which are absolute
-            unit = self._units[row] = max(float(instance.needs[row].max()), limit)
+            unit = max(float(instance.needs[row].max()), limit)
+            self._resource_rows[row] = self._highs.getNumRow(), unit
             needs, limit = instance.needs[row] / unit, limit / unit
             if (at := position.get(resource.site)) is None:
                 self.add_row(pools, needs, -self.infinity, limit)
