@@ -155,7 +155,7 @@ class WorkerThreads(Generic[W]):
             Closed: the threads are stopped.
             BaseException: the exception of the first worker whose call failed.
         """
-        calls = (self.run(_call_for, worker, function, arguments) for worker in self._workers)
+        calls = (self.run(lambda _own, each=worker: function(each, *arguments)) for worker in self._workers)
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -241,7 +241,3 @@ async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> 
 
     value: T = await wait_for_job(begin)
     return value
-
-
-def _call_for(_own: Worker, worker: Worker, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    function(worker, *arguments)

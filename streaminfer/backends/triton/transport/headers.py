@@ -41,9 +41,8 @@ class Headers:
     def __init__(self, source: HeadersLike | None) -> None:
         expectation = "a mapping of names to values, a function that returns one, or None"
         if source is not None and not isinstance(source, Mapping) and not callable(source):
-            raise TypeError(
-                f"headers: expected {expectation}, got {type(source).__name__}"
-            )  # no repr: it may contain a token
+            # no repr: it may contain a token
+            raise TypeError(f"headers: expected {expectation}, got {type(source).__name__}")
         self._make = None if source is None or isinstance(source, Mapping) else source
         self._fixed = _checked(source) if isinstance(source, Mapping) else ()
 
@@ -70,9 +69,8 @@ class Headers:
 
 def scrub(text: str, headers: Sent) -> str:
     """Remove the values of a call's headers from a text."""
-    secrets = {
-        part for _, value in headers for part in (value, value.rpartition(" ")[2])
-    }  # the token of "Bearer token"
+    # the last word is the token of "Bearer token"
+    secrets = {part for _, value in headers for part in (value, value.rpartition(" ")[2])}
     for secret in sorted(secrets, key=len, reverse=True):  # longest first: a value may contain another one
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, "***")

@@ -218,8 +218,7 @@ class HttpTransport:
             raise
         except TimeoutError as error:
             self._make_connection()
-            failure = ServerError("DEADLINE_EXCEEDED", f"no response within {timeout_s:.6f} s")
-            failure.__cause__ = error
+            raise ServerError("DEADLINE_EXCEEDED", f"no response within {timeout_s:.6f} s") from error
         except (self._http.ClientError, OSError) as error:
             if self._closed:
                 raise Closed("the connection to the server was closed") from error
@@ -244,10 +243,7 @@ class HttpTransport:
         head: dict[str, Any] = {"inputs": [self._described(tensor, contents) for tensor in call.inputs]}
         if call.outputs is not None:
             head["outputs"] = [
-                {
-                    "name": name,
-                    "parameters": {"binary_data": self.binary} if ref is None else _shared_memory_parameters(ref),
-                }
+                {"name": name, "parameters": {"binary_data": self.binary} if ref is None else ref.parameters()}
                 for name, ref in call.outputs.items()
             ]
         elif self.binary:
@@ -259,7 +255,7 @@ class HttpTransport:
     def _described(self, tensor: Tensor, contents: list[Any]) -> dict[str, Any]:
         described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
         if isinstance(tensor.content, SharedMemoryRef):
-            described["parameters"] = _shared_memory_parameters(tensor.content)
+            described["parameters"] = tensor.content.parameters()
         elif self.binary:
             content = raw(tensor.content)
             described["parameters"] = {"binary_data_size": memoryview(content).nbytes}
@@ -287,14 +283,6 @@ def _proxy_of(host: str) -> dict[str, Any]:
 def _path(model: str, version: str) -> str:
     path = f"/models/{quote(model, safe='')}"
     return f"{path}/versions/{quote(version, safe='')}" if version else path
-
-
-def _shared_memory_parameters(ref: SharedMemoryRef) -> dict[str, Any]:
-    return {
-        "shared_memory_region": ref.region,
-        "shared_memory_offset": ref.offset,
-        "shared_memory_byte_size": ref.byte_size,
-    }
 
 
 async def _in_parts(head: bytes, contents: Sequence[Any]) -> AsyncGenerator[Any, None]:
