@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from streaminfer._internal.forking import call_in_child
+from streaminfer._internal.forking import call_in_child, new_lock
 from streaminfer._runtime.lifecycle import KILL_GRACE_S, STOP_LIMIT_S, seconds_left
 from streaminfer.backends.job import Done, Job, wait_for_job
 from streaminfer.backends.worker_pool import Worker, WorkerPool
@@ -56,12 +56,11 @@ class WorkerThreads(Generic[W]):
         self._pool: WorkerPool | None = None
         self._dropped: weakref.finalize[[], WorkerThreads[W]]
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         call_in_child(self.forget)
 
     def forget(self) -> None:
         """Drop the parent's threads after a fork; the next call starts new ones."""
-        self._lock = threading.Lock()
         if self._pool is not None:
             self._dropped.detach()
             self._pool = None

@@ -166,10 +166,8 @@ class SessionWorker:
                 feed[name] = np.ascontiguousarray(value)
             if self._bfloat16:
                 outputs = run_with_bfloat16(self._session, self._signature, feed, options)
-            elif self._priority.is_background:
-                outputs = self._priority.run(self._session.run, self._output_names, feed, options)
             else:
-                outputs = self._session.run(self._output_names, feed, options)
+                outputs = self._priority.call(self._session.run, self._output_names, feed, options)
         self._remember(inputs)
         return outputs
 

@@ -25,7 +25,7 @@ from streaminfer.backends.triton.dtypes import CONTENTS, raw
 from streaminfer.backends.triton.endpoint import Endpoint
 from streaminfer.backends.triton.errors import ServerError, of_text, retry_after
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
-from streaminfer.backends.triton.transport.headers import Headers, Sent, scrub, scrubbed_failure
+from streaminfer.backends.triton.transport.headers import Headers, Sent, raise_scrubbed, scrub
 from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
 from streaminfer.errors import BackendError, Closed
 
@@ -179,7 +179,6 @@ class GrpcTransport:
         headers = self._headers.now()
         rpc = link.stream(message, timeout=timeout_s, metadata=headers)
         link.calls.add(rpc)
-        failure: ServerError | None = None
         try:
             while True:
                 self._expect_response()
@@ -196,15 +195,10 @@ class GrpcTransport:
             self._replace_if_silent()
             raise
         except self._grpc.AioRpcError as error:
-            failure = self._server_error(error, headers)
+            self._raise_failure(error, headers)
         finally:
             rpc.cancel()
             self._forget(link, rpc)
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure  # its traceback holds this frame, and thus the message
 
     async def close(self) -> None:
         """End all running calls, and the connections. May be repeated."""
@@ -236,28 +230,23 @@ class GrpcTransport:
             self._replace_if_silent()
             raise
         except self._grpc.AioRpcError as error:
-            failure = self._server_error(error, headers)
-        else:
-            self._unanswered_ns = None
-            return response
+            self._raise_failure(error, headers)
         finally:
             self._forget(link, rpc)
-        try:
-            raise failure
-        finally:
-            del failure  # as in `stream`
+        self._unanswered_ns = None
+        return response
 
     def _expect_response(self) -> None:
         if self._unanswered_ns is None:
             self._unanswered_ns = self._clock()
 
-    def _server_error(self, error: Any, headers: Sent) -> ServerError:
+    def _raise_failure(self, error: Any, headers: Sent) -> NoReturn:
         status, text = error.code().name, str(error.details() or "")
         if status not in _NO_RESPONSE:
             self._unanswered_ns = None
         elif status == "DEADLINE_EXCEEDED":
             self._replace_if_silent()
-        return scrubbed_failure(headers, status, text, error, _retry_after(error.trailing_metadata()))
+        raise_scrubbed(headers, status, text, error, _retry_after(error.trailing_metadata()))
 
     def _explain_cancellation(self) -> None:
         task = asyncio.current_task()

@@ -7,12 +7,13 @@ from texts that it gets back. Calls can be in flight with different tokens at th
 
 import re
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 from streaminfer._internal.validation import check_instance
 from streaminfer.backends.triton.errors import ServerError
 from streaminfer.errors import BackendError
 
-__all__ = ["Headers", "HeadersLike", "Sent", "scrub", "scrubbed_failure"]
+__all__ = ["Headers", "HeadersLike", "Sent", "raise_scrubbed", "scrub"]
 
 HeadersLike = Mapping[str, str] | Callable[[], Mapping[str, str]]
 Sent = tuple[tuple[str, str], ...]
@@ -77,14 +78,23 @@ def scrub(text: str, headers: Sent) -> str:
     return text
 
 
-def scrubbed_failure(
+def raise_scrubbed(
     headers: Sent, status: str, text: str, error: Exception, retry_after_s: float | None = None
-) -> ServerError:
-    """Return a failure without header values; an error with one is not its cause: tracebacks would show the value."""
+) -> NoReturn:
+    """Raise a failure without header values, while ``error`` is handled.
+
+    An error with a value is neither cause nor context of the failure: tracebacks would show the value.
+
+    Raises:
+        ServerError: always.
+    """
     redacted = scrub(text, headers)
     failure = ServerError(status, redacted, retry_after_s)
-    failure.__cause__ = error if redacted == text else None
-    return failure
+    try:
+        raise failure from error if redacted == text else None
+    finally:
+        failure.__context__ = None
+        del failure  # its traceback holds this frame, and thus the error
 
 
 def _checked(unchecked: Mapping[str, str]) -> Sent:

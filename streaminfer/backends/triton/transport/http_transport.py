@@ -22,7 +22,7 @@ from streaminfer.backends.triton.dtypes import raw, strings
 from streaminfer.backends.triton.endpoint import Endpoint
 from streaminfer.backends.triton.errors import ServerError, of_http_status, retry_after
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
-from streaminfer.backends.triton.transport.headers import Headers, scrub, scrubbed_failure
+from streaminfer.backends.triton.transport.headers import Headers, raise_scrubbed, scrub
 from streaminfer.errors import BackendError, Closed
 
 __all__ = ["HttpTransport"]
@@ -225,18 +225,13 @@ class HttpTransport:
             text = str(error) or type(error).__name__
             if self._address not in text:
                 text = f"{self._address}: {text}"
-            failure = scrubbed_failure(headers, "UNAVAILABLE", text, error)
-        else:
-            if status == 200:
-                return content, head_length
-            text = scrub(_error_text(content), headers) or f"HTTP status {status}"
-            if status == 413:
-                text = f"too large: {text}"  # front ends word this differently
-            failure = ServerError(of_http_status(status, text), text, retry_after(retry_header))
-        try:
-            raise failure
-        finally:
-            del failure  # its traceback holds this frame, and thus the body
+            raise_scrubbed(headers, "UNAVAILABLE", text, error)
+        if status == 200:
+            return content, head_length
+        text = scrub(_error_text(content), headers) or f"HTTP status {status}"
+        if status == 413:
+            text = f"too large: {text}"  # front ends word this differently
+        raise ServerError(of_http_status(status, text), text, retry_after(retry_header))
 
     def _head(self, call: InferRequest, contents: list[Any]) -> dict[str, Any]:
         parameters = dict(call.parameters)
