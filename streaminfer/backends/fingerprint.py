@@ -99,7 +99,7 @@ class ModelFiles:
         try:
             contents = path.read_bytes()
             digest = _digest(contents)
-            for name in _names(repr(path.name), contents):
+            for name in external_files(contents, repr(path.name)):
                 external_path = _external_path(path, name)
                 marks[external_path] = _mark(external_path)
                 weights[name] = external_path.read_bytes()
@@ -117,7 +117,7 @@ class ModelFiles:
         Raises:
             ValueError: the bytes are not a model.
         """
-        has_files = _names(f"{len(model)} bytes", model)
+        has_files = external_files(model, f"{len(model)} bytes")
         return cls(None if has_files else _digest(model).hexdigest(), {}, len(model), {})
 
     def check_unchanged(self) -> None:
@@ -171,8 +171,12 @@ def fingerprint_of_function(function: Callable[..., Any], version: str | None) -
     return name if name is None or version is None else f"{name} {version}"
 
 
-def external_files(model: bytes) -> list[str]:
+def external_files(model: bytes, name: str) -> list[str]:
     """Return the names of the files with a model's weights, sorted; they are relative to the model's folder.
+
+    Args:
+        model: the model's bytes.
+        name: what the model is, for the error.
 
     Raises:
         ValueError: the bytes are not a model.
@@ -182,7 +186,9 @@ def external_files(model: bytes) -> list[str]:
     try:
         return sorted(set(_locations(memoryview(model), "model")))
     except ValueError as error:
-        raise ValueError(f"model: expected an ONNX model, got something else: {error}") from error
+        raise ValueError(
+            f"path_or_bytes: expected an ONNX model that onnxruntime loads, got {name}: {error}"
+        ) from error
 
 
 def _locations(message: memoryview, kind: str) -> Iterator[str]:
@@ -202,15 +208,6 @@ def _fields(message: memoryview, number: int) -> list[memoryview]:
 
 def _digest(contents: bytes) -> "hashlib.blake2b":
     return hashlib.blake2b(contents, digest_size=_DIGEST_BYTES)
-
-
-def _names(model: str, contents: bytes) -> list[str]:
-    try:
-        return external_files(contents)
-    except ValueError as error:
-        raise ValueError(
-            f"path_or_bytes: expected an ONNX model that onnxruntime loads, got {model}: {error}"
-        ) from error
 
 
 def _external_path(model: Path, name: str) -> Path:

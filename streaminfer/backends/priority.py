@@ -105,6 +105,10 @@ class BatchPriority:
             self.ended_ns,
         )
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of a batch, at the lowest priority if the batch is in the background."""
+        return self.run(function, *arguments) if self.is_background else function(*arguments)
+
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function at the lowest priority, in a worker thread.
 

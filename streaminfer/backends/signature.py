@@ -193,7 +193,6 @@ class Signature:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         per_request = [spec for spec in self.inputs if spec.batch_axis is not None]
-        self._shared = frozenset(spec.name for spec in self.inputs if spec.batch_axis is None)
         sizes = (spec.shape[spec.batch_axis or 0] for spec in per_request)
         self.rows_per_run = next((size for size in sizes if isinstance(size, int)), None)
         finite = non_finite == "reject"
@@ -229,17 +228,12 @@ class Signature:
                     f"inputs: expected a mapping with {self._names()}, got {describe(inputs)}: "
                     "the model reads several inputs"
                 )
-            _explain(self._only, inputs)
-            return
+            inputs = {self._only.name: inputs}
         for name in inputs:
-            if name in self._shared:
-                raise InvalidInput(
-                    f"input {name!r}: expected only {self._names()}, got {name!r} too: the whole batch shares it"
-                )
             if name not in self.batch_axes:
-                raise InvalidInput(
-                    f"input {name!r}: expected only {self._names()}, got {name!r}: the model has no such input"
-                )
+                is_shared = name in [spec.name for spec in self.inputs]
+                reason = " too: the whole batch shares it" if is_shared else ": the model has no such input"
+                raise InvalidInput(f"input {name!r}: expected only {self._names()}, got {name!r}{reason}")
         for check in self._checks:
             if check.name not in inputs:
                 raise InvalidInput(

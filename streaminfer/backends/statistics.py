@@ -92,12 +92,6 @@ class BackendRecorder:
             elif isinstance(error, Exception) and not isinstance(error, Closed):
                 self._errors += 1
 
-    def add_busy(self, started_ns: int) -> None:
-        """Count the time of a worker that started at ``started_ns`` and has become free."""
-        busy_ns = self.clock() - started_ns
-        with self._lock:
-            self._busy_ns += busy_ns
-
     def snapshot(self) -> BackendStatistics:
         """Return all counters at one moment."""
         with self._lock:
@@ -139,4 +133,6 @@ class Busy:
         self._started_ns = self._recorder.clock()
 
     def __exit__(self, *_: object) -> None:
-        self._recorder.add_busy(self._started_ns)
+        busy_ns = self._recorder.clock() - self._started_ns
+        with self._recorder._lock:
+            self._recorder._busy_ns += busy_ns

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from streaminfer._internal.forking import call_in_child
+from streaminfer._internal.forking import call_in_child, new_lock
 from streaminfer._runtime.lifecycle import KILL_GRACE_S, STOP_LIMIT_S, seconds_left
 from streaminfer.backends.job import Done, Job, wait_for_job
 from streaminfer.backends.worker_pool import Worker, WorkerPool
@@ -56,12 +56,11 @@ class WorkerThreads(Generic[W]):
         self._pool: WorkerPool | None = None
         self._dropped: weakref.finalize[[], WorkerThreads[W]]
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         call_in_child(self.forget)
 
     def forget(self) -> None:
         """Drop the parent's threads after a fork; the next call starts new ones."""
-        self._lock = threading.Lock()
         if self._pool is not None:
             self._dropped.detach()
             self._pool = None
@@ -155,7 +154,7 @@ class WorkerThreads(Generic[W]):
             Closed: the threads are stopped.
             BaseException: the exception of the first worker whose call failed.
         """
-        calls = (self.run(_call_for, worker, function, arguments) for worker in self._workers)
+        calls = (self.run(lambda _own, each=worker: function(each, *arguments)) for worker in self._workers)
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -241,7 +240,3 @@ async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> 
 
     value: T = await wait_for_job(begin)
     return value
-
-
-def _call_for(_own: Worker, worker: Worker, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    function(worker, *arguments)

@@ -281,20 +281,20 @@ def test_external_weights_are_found_in_every_place():
         name="f", node=[helper.make_node("Constant", [], ["k"], value=tensor("g", "function"))]
     )
     model.functions.append(function)
-    found = external_files(model.SerializeToString())
+    found = external_files(model.SerializeToString(), "m")
     assert found == ["attribute", "function", "initializer", "inner graph", "values"]
 
 
 def test_model_in_ort_format_has_no_external_files():
     """A model in onnxruntime's own format is a single file without external weights."""
-    assert external_files(b"\x18\0\0\0ORTM\xff\xff\xff\xff") == []
+    assert external_files(b"\x18\0\0\0ORTM\xff\xff\xff\xff", "m") == []
 
 
 @given(st.binary(max_size=60))
 @settings(max_examples=200)
 def test_arbitrary_bytes_raise_only_value_error(data):
     try:
-        names = external_files(data)
+        names = external_files(data, "m")
     except ValueError:
         return
     assert all(isinstance(name, str) for name in names)
@@ -303,11 +303,11 @@ def test_arbitrary_bytes_raise_only_value_error(data):
 @pytest.mark.parametrize("damage", [b"\x3a\xff", b"\x3a\x05ab", b"\x0b", b"\x80", b"\x09abc"])
 def test_a_truncated_or_corrupt_model_is_an_error(damage):
     with pytest.raises(ValueError, match="an ONNX model"):
-        external_files(damage)
+        external_files(damage, "m")
 
 
 def test_fields_of_a_fixed_size_are_stepped_over():
-    assert external_files(b"\x09" + bytes(8) + b"\x0d" + bytes(4) + b"\x08\xff\x01") == []
+    assert external_files(b"\x09" + bytes(8) + b"\x0d" + bytes(4) + b"\x08\xff\x01", "m") == []
 
 
 class Holder:

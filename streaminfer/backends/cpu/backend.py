@@ -57,9 +57,7 @@ class _FunctionWorker(Worker):
 
     def run(self, inputs: Any) -> Any:
         """Call the function."""
-        if self._priority.is_background:
-            return self._priority.run(self._function, inputs)
-        return self._function(inputs)
+        return self._priority.call(self._function, inputs)
 
 
 class CpuBackend(Node):

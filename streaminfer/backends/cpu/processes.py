@@ -26,7 +26,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver, resource_tracker, util
@@ -37,7 +36,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from streaminfer._internal.forking import at_fork
+from streaminfer._internal.forking import at_fork, new_lock
 from streaminfer.backends.cpu.worker_error import WorkerError, text_of_failure
 from streaminfer.backends.worker_pool import Worker
 from streaminfer.errors import BackendError, text_of_error
@@ -52,7 +51,7 @@ _SOCKET_NAME = "/listener-12345678"  # like the name of the fork server's socket
 _SOCKET_PATH_BYTES = 103  # longest path of a Unix socket on macOS; Linux allows four more
 
 # start and join change the list of all child processes of this interpreter, which multiprocessing does not lock
-_lifecycle = threading.Lock()
+_lifecycle = new_lock()
 
 
 def _fork_server_is_of_parent() -> bool:
@@ -71,8 +70,7 @@ _forked = _fork_server_is_of_parent()  # forks before this module was loaded; `_
 
 
 def _after_fork() -> None:
-    global _lifecycle, _forked  # noqa: PLW0603 - the lock may be held in the parent
-    _lifecycle = threading.Lock()
+    global _forked  # noqa: PLW0603 - once per process
     _forked = True
     # only the parent can wait for its resource tracker; CPython 3.13 tries here too and prints a traceback (gh-146313)
     vars(resource_tracker._resource_tracker)["_pid"] = None
@@ -97,7 +95,7 @@ class ProcessWorker(Worker):
         self._has_function = False  # whether the process has imported the function
         self._batch_read: Any = None  # shared memory: whether the process has read the latest batch
         self._killed = False
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def warm(self) -> None:
         """Start the process and wait until it has imported the function.
@@ -140,8 +138,7 @@ class ProcessWorker(Worker):
     def forget(self) -> None:
         """Drop the parent's worker process after a fork; the next call starts another one."""
         pipe, process = self._pipe, self._process
-        self._pipe = self._process = self._batch_read = None
-        self._lock = threading.Lock()
+        self._pipe = self._process = None
         if process is not None:  # else this interpreter, when it ends, would terminate it as its child
             multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
         if pipe is not None:
@@ -183,8 +180,7 @@ class ProcessWorker(Worker):
         if self._pipe is not None:
             return self._pipe
         context = _context()
-        if self._batch_read is None:
-            self._batch_read = context.RawValue(ctypes.c_bool, False)
+        self._batch_read = context.RawValue(ctypes.c_bool, False)
         parent_end, child_end = context.Pipe()
         process = context.Process(
             target=_serve, args=(child_end, self._batch_read), name=f"CpuBackend({self._name})", daemon=True

@@ -301,17 +301,18 @@ class OnnxBackend(Node):
 
     def example_inputs(self) -> ExampleInputs | None:
         """Return ``example``, else zeros; ``None`` if the model reads anything but arrays."""
-        infer_on_each = self._infer_on_each if self._recorder.snapshot().workers > 1 else None
-        infer_now = None if self.infer_now is None else self._infer_now_uncounted
+        example = ExampleInputs(
+            self._example,
+            self._infer_uncounted,
+            infer_on_each=self._infer_on_each if self._loader.sessions > 1 else None,
+            infer_now=None if self.infer_now is None else self._infer_now_uncounted,
+        )
         if self._example is not None:
-            return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=infer_on_each, infer_now=infer_now)
-        guessed = self._guess_inputs(1)
+            return example
+        guessed, axes = self._guess_inputs(1), free_axes(self.inputs)
         if guessed is None:
             return None
-        axes = free_axes(self.inputs)
-        return ExampleInputs(
-            guessed, self._infer_uncounted, False, axes, self._guess_inputs, infer_on_each, infer_now=infer_now
-        )
+        return example._replace(inputs=guessed, is_given=False, free_axes=axes, resize=self._guess_inputs)
 
     async def start(self) -> None:
         """Start the worker threads (one if batches run on the event loop), and run the warm-up on every session.

@@ -200,9 +200,8 @@ class _Trial:
             shapes.append({name: np.shape(value) for name, value in values.items()})
         lengths = {}
         for output, one in candidates.items():
-            two_rows, three_rows = (
-                shape.get(one.node.input[0], (0,)) for shape in shapes
-            )  # not known for a shared input
+            # not known for a shared input
+            two_rows, three_rows = (shape.get(one.node.input[0], (0,)) for shape in shapes)
             if (two_rows[0], three_rows[0]) == (2, 3) and two_rows[1:] == three_rows[1:]:
                 lengths[output] = two_rows[2]
         return lengths
@@ -238,11 +237,9 @@ def _difference(old: npt.NDArray[Any], new: npt.NDArray[Any]) -> float:
         return np.inf
     if not np.issubdtype(old.dtype, np.floating):
         return 0.0 if np.array_equal(old, new) else np.inf
-    if not old.size:
-        return 0.0
-    if not np.array_equal(np.isfinite(old), np.isfinite(new)):
-        return np.inf
     finite = np.isfinite(old)
+    if not np.array_equal(finite, np.isfinite(new)):
+        return np.inf
     scale = float(np.max(np.abs(old), where=finite, initial=0.0))
     difference = float(np.max(np.abs(np.where(finite, old, 0) - np.where(finite, new, 0)), initial=0.0))
     return difference / scale if scale else difference
@@ -351,8 +348,7 @@ def _fix_lengths(graph: Any, row: Arrays, batch_axes: Mapping[str, int]) -> None
     """Restrict the inputs of a graph to rows of these lengths."""
     for one in graph.input:
         if one.name in row:
-            for axis, (size, number) in enumerate(
-                zip(one.type.tensor_type.shape.dim, row[one.name].shape, strict=True)
-            ):
+            sizes = zip(one.type.tensor_type.shape.dim, row[one.name].shape, strict=True)
+            for axis, (size, number) in enumerate(sizes):
                 if axis != batch_axes[one.name]:
                     size.dim_value = number

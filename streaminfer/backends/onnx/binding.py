@@ -273,12 +273,11 @@ class _Slot:
             value = self._inputs[spec.name] = _value_of(runs, host)
             self._binding.bind_ortvalue_input(spec.name, value)
         output_shapes = _output_shapes(signature, shapes)
-        self._outputs: list[tuple[Any, Array | None]] | None = None if output_shapes is None else []
-        for spec, shape in zip(signature.outputs, output_shapes or (), strict=output_shapes is not None):
-            assert self._outputs is not None  # noqa: S101
-            assert spec.dtype is not None  # noqa: S101 - see choose_binding
-            memory = np.empty(shape, spec.dtype)
-            self._outputs.append((_value_of(runs, memory), memory if self._device[0] == "cpu" else None))
+        self._outputs: list[tuple[Any, Array | None]] | None = None
+        if output_shapes is not None:
+            memories = map(np.empty, output_shapes, [spec.dtype for spec in signature.outputs])
+            on_cpu = self._device[0] == "cpu"
+            self._outputs = [(_value_of(runs, memory), memory if on_cpu else None) for memory in memories]
         self._bind_outputs()
 
     def run(self, feed: Mapping[str, Any], options: Any, device_outputs: frozenset[str] = frozenset()) -> list[Any]:

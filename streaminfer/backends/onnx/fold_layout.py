@@ -111,9 +111,8 @@ def lay_out(convolution: Convolution, length: int) -> Layout | None:
         )
         block = -(-needed // convolution.stride) * convolution.stride
         return Layout(block, before, length, windows, convolution.stride, convolution.weights)
-    if (
-        convolution.dilation > 1 or before >= convolution.span
-    ):  # the row may lie between the taps, or after the last one
+    if convolution.dilation > 1 or before >= convolution.span:
+        # the row may lie between the taps, or after the last one
         block = max(before + length, convolution.span)
         return Layout(block, before, length, 1, block, convolution.weights)
     # the one window of a row begins at the row's start; taps that read only padding are cut off

@@ -90,9 +90,8 @@ class ModelLoader:
         files = ModelFiles.of_bytes(source) if isinstance(source, bytes) else ModelFiles.read(Path(source))
         if not has_user_options:  # the user may reuse options for other sessions, so they get no weights
             give_weights(options, files.weights)
-        count = 1 if sharing else self.sessions
         loaded = []
-        for _ in range(count):
+        for _ in range(1 if sharing else self.sessions):
             check()
             loaded.append(load(runtime, source, name, options, chosen))
         files.check_unchanged()

@@ -5,7 +5,7 @@ is therefore an error of the constructor, and not of the first batch.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,11 +51,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 def make_options(runtime: ModuleType, threads: int | None, session_options: Any) -> Any:
     """Return the given session options, else new ones with ``threads`` threads, none of which spins."""
     if session_options is not None:
+        kind = runtime.SessionOptions
         check_instance(
-            "session_options",
-            session_options,
-            lambda one: isinstance(one, runtime.SessionOptions),
-            "an onnxruntime.SessionOptions",
+            "session_options", session_options, lambda it: isinstance(it, kind), "an onnxruntime.SessionOptions"
         )
         if threads is not None:
             raise ValueError(expected("threads", "None beside session_options, which say the threads", threads))
@@ -111,12 +109,7 @@ def choose_providers(
         raise ValueError(expected("providers", "None beside session_options that have providers", providers))
     available = runtime.get_available_providers()
     expectation = f"a sequence of some of {', '.join(available)}"
-    check_instance(
-        "providers",
-        providers,
-        lambda it: not isinstance(it, str) and isinstance(it, Sequence) and len(it) > 0,
-        expectation,
-    )
+    check_instance("providers", providers, lambda it: _is_sequence(it) and len(it) > 0, expectation)
     chosen: list[Provider] = []
     plugin_devices: dict[str, list[Any]] = {}
     for provider in providers:
@@ -177,9 +170,8 @@ def give_weights(options: Any, weights: Mapping[str, bytes]) -> None:
         weights: contents of each file, by the model's name for the file. They must stay alive until the session is
             created, because onnxruntime copies them then.
     """
-    add_initializers = getattr(
-        options, "add_external_initializers_from_files_in_memory", None
-    )  # an old onnxruntime has none
+    # an old onnxruntime has none
+    add_initializers = getattr(options, "add_external_initializers_from_files_in_memory", None)
     if weights and add_initializers is not None:
         add_initializers(list(weights), list(weights.values()), [len(contents) for contents in weights.values()])
 
@@ -238,24 +230,17 @@ def read_specs(
     required = [node.name for node in input_nodes]
     defaults = session.get_overridable_initializers()
     names = [*required, *(node.name for node in defaults)]
-    for name in shared:
-        if name not in names:
-            raise ValueError(expected("shared_inputs", f"inputs of the model ({', '.join(map(repr, names))})", name))
-        if name in axes:
-            raise ValueError(expected("batch_axes", f"no axis for {name!r}, which shared_inputs names", axes[name]))
+    _check_known("shared_inputs", shared, "inputs of the model", names)
     node_names = [*names, *(node.name for node in output_nodes)]
-    for name in axes:
-        if name not in node_names:
-            raise ValueError(
-                expected("batch_axes", f"inputs and outputs of the model ({', '.join(map(repr, node_names))})", name)
-            )
-    if not set(required) - set(shared):
-        raise ValueError(f"shared_inputs: expected at least one input left for requests, got all of {required}")
+    _check_known("batch_axes", axes, "inputs and outputs of the model", node_names)
     output_nodes = _choose_outputs(output_nodes, chosen)
     _check_names("shared_outputs", shared_outputs, [node.name for node in output_nodes])
-    for name in shared_outputs:
-        if name in axes:
-            raise ValueError(expected("batch_axes", f"no axis for {name!r}, which shared_outputs names", axes[name]))
+    for argument, shared_names in (("shared_inputs", shared), ("shared_outputs", shared_outputs)):
+        for name in shared_names:
+            if name in axes:
+                raise ValueError(expected("batch_axes", f"no axis for {name!r}, which {argument} names", axes[name]))
+    if not set(required) - set(shared):
+        raise ValueError(f"shared_inputs: expected at least one input left for requests, got all of {required}")
     inputs = [_input_spec(node, axes, shared) for node in input_nodes]
     symbols = {spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None}
     inputs += [spec for node in defaults if (spec := _optional_spec(node, axes, shared, symbols)) is not None]
@@ -266,13 +251,20 @@ def read_specs(
     ]
 
 
-def _check_names(argument: str, value: object, output_names: Sequence[str]) -> None:
-    expectation = f"a sequence of names of outputs ({', '.join(map(repr, output_names))})"
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(expected(argument, expectation, value))
-    for name in value:
-        if name not in output_names:
-            raise ValueError(expected(argument, expectation, name))
+def _check_known(argument: str, given: Iterable[str], what: str, known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ValueError(expected(argument, f"{what} ({', '.join(map(repr, known))})", name))
+
+
+def _check_names(argument: str, value: Any, output_names: Sequence[str]) -> None:
+    kind = "a sequence of names of outputs"
+    check_instance(argument, value, _is_sequence, f"{kind} ({', '.join(map(repr, output_names))})")
+    _check_known(argument, value, kind, output_names)
+
+
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _choose_outputs(available: Sequence[Any], chosen: Sequence[str] | None) -> Sequence[Any]:
@@ -349,14 +341,7 @@ def _check_batch_axes(inputs: Sequence[TensorSpec]) -> int:
 
 
 def _spec(node: Any, axis: int | None, *, is_optional: bool = False) -> TensorSpec:
-    return TensorSpec(
-        node.name,
-        DTYPES.get(node.type),
-        tuple(node.shape),
-        axis,
-        is_optional=is_optional,
-        is_bfloat16=node.type == _BFLOAT16,
-    )
+    return TensorSpec(node.name, DTYPES.get(node.type), tuple(node.shape), axis, is_optional, node.type == _BFLOAT16)
 
 
 def _optional_spec(
@@ -375,20 +360,18 @@ def _optional_spec(
 
 
 def _input_spec(node: Any, axes: Mapping[str, int], shared: Mapping[str, object]) -> TensorSpec:
-    dtype = DTYPES.get(node.type)
-    if dtype is None:
+    if node.type not in DTYPES:
         raise ValueError(
             f"path_or_bytes: expected inputs of numbers, booleans or strings, got {node.type} for input {node.name!r}"
         )
-    shape = tuple(node.shape)
     if node.name in shared:
         return _spec(node, None)
-    if not shape:
+    if not node.shape:
         raise ValueError(
             f"shared_inputs: expected a value for input {node.name!r}, got none: "
             "it is a scalar, or of no stated shape, and so has no batch axis"
         )
-    return _spec(node, _axis(node.name, axes.get(node.name, 0), len(shape)))
+    return _spec(node, _axis(node.name, axes.get(node.name, 0), len(node.shape)))
 
 
 def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int | str | None]) -> TensorSpec:

@@ -11,7 +11,6 @@ Invariants:
 """
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from streaminfer._internal.forking import new_lock
 from streaminfer.backends.onnx.binding import Binding
 from streaminfer.backends.onnx.model import Provider
 from streaminfer.backends.onnx.session import SessionWorker
@@ -108,7 +108,7 @@ class Serving:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._last: Future[None] | None = None
 
     def warm(self, model: LoadedModel, check: Callable[[], None]) -> None:
@@ -159,7 +159,6 @@ class Serving:
 
     def forget(self) -> None:
         """Forget the turns of the parent after a fork, because they never end in this process."""
-        self._lock = threading.Lock()
         self._last = None
 
     @asynccontextmanager

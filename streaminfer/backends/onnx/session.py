@@ -166,10 +166,8 @@ class SessionWorker:
                 feed[name] = np.ascontiguousarray(value)
             if self._bfloat16:
                 outputs = run_with_bfloat16(self._session, self._signature, feed, options)
-            elif self._priority.is_background:
-                outputs = self._priority.run(self._session.run, self._output_names, feed, options)
             else:
-                outputs = self._session.run(self._output_names, feed, options)
+                outputs = self._priority.call(self._session.run, self._output_names, feed, options)
         self._remember(inputs)
         return outputs
 
@@ -222,18 +220,13 @@ class SessionWorker:
             except Exception as error:
                 if rows_per_run > 1 or options.terminate:  # the remaining rows would end the same way
                     raise
-                results.append(self._row_failure(error))
+                results.append(error if isinstance(error, StreamInferError) else self._failure(1, error))
         return results
 
-    def _row_failure(self, error: Exception) -> StreamInferError:
-        if isinstance(error, StreamInferError):
-            return error
-        failure = self._failure(1, error)
+    def _failure(self, rows: int, error: Exception) -> BackendError:
+        failure = BackendError(f"{self._name} failed on a batch of {rows}: {type(error).__name__}: {error}")
         failure.__cause__ = error
         return failure
-
-    def _failure(self, rows: int, error: Exception) -> BackendError:
-        return BackendError(f"{self._name} failed on a batch of {rows}: {type(error).__name__}: {error}")
 
 
 def _protected(value: Any) -> Any:

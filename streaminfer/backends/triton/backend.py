@@ -81,6 +81,9 @@ class TritonBackend(StackClock, Node):
         address: the address of the server.
         encrypted: whether the connection is encrypted.
         model: its name.
+        fingerprint: identity of the model: server, model and the version that responds. Before the version is known, it
+            is a text that no other backend has. If a model's file changes under the same version, the fingerprint stays
+            the same, because the protocol does not report the change.
         inputs: what the model reads, in its order; empty before the first start.
         outputs: what it returns, in its order; empty before the first start.
         batch_axes: the axis on which a batcher stacks each input, by name; always the first.
@@ -158,7 +161,7 @@ class TritonBackend(StackClock, Node):
         self.address = str(address)
         self.encrypted = address.tls is not None
         self.model = model
-        self._fingerprint, self._fingerprint_changes = "", 0
+        self.fingerprint, self._fingerprint_changes = "", 0
         self._set_version(version)
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
@@ -168,15 +171,6 @@ class TritonBackend(StackClock, Node):
         self.server: Server | None = None
         self._recorder = BackendRecorder(1, clock)
         self._lifecycle = SessionLifecycle(self._settings, self._update_description)
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the model: server, model and the version that responds.
-
-        Before the version is known, it is a text that no other backend has. If a model's file changes under the same
-        version, the fingerprint stays the same, because the protocol does not report the change.
-        """
-        return self._fingerprint
 
     def fingerprint_changes(self) -> int:
         """Return how often :attr:`fingerprint` has changed, for caches that follow it."""
@@ -311,7 +305,7 @@ class TritonBackend(StackClock, Node):
             BackendError: the server cannot be reached, or lets no client unload models.
             DeadlineExceeded: the server does not respond, or not within ``load_timeout_s``.
         """
-        await self._lifecycle.unload()
+        await self._lifecycle.control.unload()
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -408,8 +402,8 @@ class TritonBackend(StackClock, Node):
         self._served_version = version
         mark = version or f"unknown {uuid.uuid4().hex}"
         fingerprint = f"triton {self._settings.protocol}://{self.address} {self.model} {mark}"
-        self._fingerprint_changes += fingerprint != self._fingerprint
-        self._fingerprint = fingerprint
+        self._fingerprint_changes += fingerprint != self.fingerprint
+        self.fingerprint = fingerprint
 
     async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
         splitter = self._lifecycle.running()

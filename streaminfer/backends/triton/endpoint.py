@@ -11,12 +11,12 @@ import re
 import ssl
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import attrs
 
-from streaminfer._internal.validation import check_instance, expected
+from streaminfer._internal.validation import check_instance, expected, field_check
 
 __all__ = ["Endpoint", "Protocol", "Tls", "find_endpoint"]
 
@@ -28,11 +28,10 @@ _ENCRYPTED = {"grpc": False, "grpcs": True, "http": False, "https": True}
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
 
 
-def _check_pem(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    expectation = "a path, PEM bytes, or None"
-    check_instance(
-        attribute.name, value, lambda it: it is None or isinstance(it, str | os.PathLike | bytes), expectation
-    )
+_PEM = field_check(
+    check_instance, lambda it: isinstance(it, str | os.PathLike | bytes), "a path, PEM bytes, or None", optional=True
+)
+_NAME = field_check(check_instance, lambda it: isinstance(it, str) and it != "", "a name, or None", optional=True)
 
 
 @attrs.frozen
@@ -52,16 +51,12 @@ class Tls:
         ValueError: a certificate without a key, or a key without a certificate.
     """
 
-    ca: Pem | None = attrs.field(default=None, validator=_check_pem, repr=False)
-    certificate: Pem | None = attrs.field(default=None, validator=_check_pem, repr=False)
-    key: Pem | None = attrs.field(default=None, validator=_check_pem, repr=False)
-    server_name: str | None = None
+    ca: Pem | None = attrs.field(default=None, validator=_PEM, repr=False)
+    certificate: Pem | None = attrs.field(default=None, validator=_PEM, repr=False)
+    key: Pem | None = attrs.field(default=None, validator=_PEM, repr=False)
+    server_name: str | None = attrs.field(default=None, validator=_NAME)
 
     def __attrs_post_init__(self) -> None:
-        expectation = "a name, or None"
-        check_instance(
-            "server_name", self.server_name, lambda it: it is None or (isinstance(it, str) and it != ""), expectation
-        )
         if (self.certificate is None) != (self.key is None):
             present, missing = ("key", "certificate") if self.certificate is None else ("certificate", "key")
             raise ValueError(f"{missing}: expected one, since there is a {present}, got None")

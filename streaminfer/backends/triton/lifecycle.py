@@ -24,6 +24,7 @@ class SessionLifecycle:
         changed: called with the session when the model's description is known, and when it changes.
 
     Attributes:
+        control: loads and unloads the model.
         reader: reads the server's statistics.
         splitter: sends the requests; ``None``: there is no session.
     """
@@ -34,7 +35,7 @@ class SessionLifecycle:
         self._is_opening = self._is_started = False
         self.splitter: RequestSplitter | None = None
         self.reader = StatisticsReader(settings.name)
-        self._control = ModelControl(settings, self._describe)
+        self.control = ModelControl(settings, self._describe)
 
     async def start(self) -> None:
         """Open a session unless there is one; :meth:`described_splitter` raises until the model is in memory.
@@ -69,7 +70,7 @@ class SessionLifecycle:
         session = splitter.session
         self.splitter = None
         try:
-            await stop_together([self.reader.stop(), self._control.stop()])
+            await stop_together([self.reader.stop(), self.control.stop()])
             if drain:
                 with contextlib.suppress(TimeoutError):
                     left_s = seconds_left(self._settings.timeout_s)
@@ -89,11 +90,7 @@ class SessionLifecycle:
             RuntimeError: another loop started it.
         """
         self._own_splitter()
-        await self._control.load()
-
-    async def unload(self) -> None:
-        """Unload the model, like `ModelControl.unload`."""
-        await self._control.unload()
+        await self.control.load()
 
     def running(self) -> RequestSplitter:
         """Return the splitter, for requests from this event loop.
@@ -127,7 +124,7 @@ class SessionLifecycle:
             session = await Session.open(self._settings, self._changed, self.reader.counts)
         finally:
             self._is_opening = False
-        self.splitter = RequestSplitter(session, self._settings, self._control.restore)
+        self.splitter = RequestSplitter(session, self._settings, self.control.restore)
         self._changed(session)
         self.reader.start(self.splitter, self._settings.statistics_every_s)
 

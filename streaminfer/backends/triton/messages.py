@@ -13,6 +13,14 @@ class SharedMemoryRef(NamedTuple):
     offset: int
     byte_size: int
 
+    def parameters(self) -> dict[str, int | str]:
+        """Return the parameters of a tensor that lies there."""
+        return {
+            "shared_memory_region": self.region,
+            "shared_memory_offset": self.offset,
+            "shared_memory_byte_size": self.byte_size,
+        }
+
 
 class Tensor(NamedTuple):
     """One tensor of a request or a response.

@@ -40,7 +40,6 @@ class ModelDescription:
     Attributes:
         name: the model's name in calls.
         version: the version that is described; empty: the server names none.
-        platform: the runtime of the model, in the server's words.
         inputs: the inputs, batch axis included.
         outputs: the outputs, batch axis included.
         datatypes: the protocol's name for the type of each input and output.
@@ -49,7 +48,6 @@ class ModelDescription:
         sequence: whether the model keeps state for each sequence; a request is then one step of a sequence.
         correlation: the protocol's type of a sequence's id.
         sequence_idle_s: idle time after which the server forgets a sequence.
-        dynamic_batching: whether the server combines requests into batches.
         ensemble: whether the model is a chain of other models.
         priority_levels: number of priority levels; 0: the model has none.
         default_priority: the level of requests without a priority.
@@ -59,7 +57,6 @@ class ModelDescription:
 
     name: str
     version: str
-    platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     datatypes: Mapping[str, str]
@@ -68,7 +65,6 @@ class ModelDescription:
     sequence: bool = False
     correlation: str = "TYPE_UINT64"
     sequence_idle_s: float = 0.0
-    dynamic_batching: bool = False
     ensemble: bool = False
     priority_levels: int = 0
     default_priority: int = 0
@@ -121,7 +117,6 @@ def read_model(
         return ModelDescription(
             name=name,
             version=version,
-            platform=str(metadata.get("platform") or ""),
             inputs=tuple(_spec(subject, one, batch, is_optional=one["name"] in optional) for one in inputs),
             outputs=tuple(_spec(subject, one, batch) for one in outputs),
             datatypes={one["name"]: one["datatype"] for one in (*inputs, *outputs)},
@@ -161,7 +156,6 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "sequence": config.get("sequence_batching") is not None,
         "correlation": _correlation(sequence),
         "sequence_idle_s": int(sequence.get("max_sequence_idle_microseconds") or 0) / 1e6,
-        "dynamic_batching": config.get("dynamic_batching") is not None,
         "ensemble": config.get("ensemble_scheduling") is not None,
         "priority_levels": levels,
         "default_priority": int(dynamic.get("default_priority_level") or (levels + 1) // 2),

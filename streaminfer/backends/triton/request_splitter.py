@@ -144,23 +144,19 @@ class RequestSplitter:
             del error  # its traceback holds this frame, and thus the inputs
         self.session.counts.split += 1
         middle = (len(rows) + 1) // 2
-        halves = [slice(0, middle), slice(middle, len(rows))]
-        responses = await asyncio.gather(
-            *(
-                self._infer_rows(
-                    {name: array[part] for name, array in inputs.items()},
-                    part.stop - part.start,
-                    rows[part],
-                    deadline_ns,
-                )
-                for part in halves
-            ),
-            return_exceptions=True,
-        )
-        results = []
-        for part, response in zip(halves, responses, strict=True):
-            results += [response] * (part.stop - part.start) if isinstance(response, BaseException) else response
-        return results
+        halves = (slice(0, middle), slice(middle, len(rows)))
+        first, second = await asyncio.gather(*(self._infer_part(inputs, rows, part, deadline_ns) for part in halves))
+        return first + second
+
+    async def _infer_part(
+        self, inputs: Mapping[str, Any], rows: Sequence[Request], part: slice, deadline_ns: int | None
+    ) -> list[Any]:
+        """Return one result per row of a part; if it fails, that is the error."""
+        inputs, rows = {name: array[part] for name, array in inputs.items()}, rows[part]
+        try:
+            return await self._infer_rows(inputs, len(rows), rows, deadline_ns)
+        except StreamInferError as error:
+            return [error] * len(rows)
 
     async def _infer_row(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
         """Run one row of a model without a batch axis."""
@@ -371,9 +367,8 @@ class RequestSplitter:
         silence_s = self._settings.timeout_s if deadline_ns is None else None
         end_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         try:
-            async with contextlib.aclosing(
-                self.session.transport.stream(self.session.call(arrays, parameters), timeout_s)
-            ) as responses:
+            stream = self.session.transport.stream(self.session.call(arrays, parameters), timeout_s)
+            async with contextlib.aclosing(stream) as responses:
                 while True:
                     async with asyncio.timeout(silence_s) as limit:
                         response = await anext(responses, _END)

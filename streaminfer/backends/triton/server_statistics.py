@@ -17,7 +17,7 @@ import attrs
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._runtime.lifecycle import end_tasks, keep_running
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends.triton.errors import ServerError, from_status
+from streaminfer.backends.triton.errors import explained
 from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.session import CallCounts
 from streaminfer.errors import BackendError, StreamInferError
@@ -169,23 +169,20 @@ class StatisticsReader:
         session = splitter.session
         if "statistics" not in session.server.extensions:
             raise RuntimeError(f"{self._name}: the server has no statistics")
-        with session.calls:
-            try:
+        subject = f"the statistics of {self._name}"
+        try:
+            with session.calls, explained(f"reading {subject}"):
                 models = await session.statistics()
-                self.counters.read(models)
-            except ServerError as failure:
-                error: StreamInferError = from_status(
-                    failure, f"reading the statistics of {self._name}", has_inputs=False
-                )
-            except (AttributeError, KeyError, TypeError, ValueError) as unreadable:
-                error = BackendError(f"the statistics of {self._name} cannot be read: {unreadable!r}")
-                error.__cause__ = unreadable
-            else:
-                self.error = ""
-                assert self.counters.total is not None  # noqa: S101 - there was a reading
-                return self.counters.total
-        self.error = str(error)
-        raise error
+            self.counters.read(models)
+        except StreamInferError as error:
+            self.error = str(error)
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as unreadable:
+            self.error = f"{subject} cannot be read: {unreadable!r}"
+            raise BackendError(self.error) from unreadable
+        self.error = ""
+        assert self.counters.total is not None  # noqa: S101 - there was a reading
+        return self.counters.total
 
     def statistics(self, recorder: BackendRecorder, workers: int) -> TritonStatistics:
         """Return the backend's counters, and the server's as last read."""

@@ -151,7 +151,7 @@ def test_later_load_refreshes_the_open_session():
         assert (Session.opened, session.refreshed) == (1, 0)
         await lifecycle.load()
         assert session.refreshed == 1
-        lifecycle._control.is_new = False
+        lifecycle.control.is_new = False
         await lifecycle.load()
         assert (Session.opened, session.refreshed) == (1, 1)
         await lifecycle.stop(drain=True)

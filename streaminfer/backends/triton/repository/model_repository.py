@@ -21,6 +21,7 @@ A server that polls the repository never sees half a model: all files are writte
 it by one rename.
 """
 
+import math
 import os
 import re
 import secrets
@@ -44,6 +45,7 @@ __all__ = ["write_model_repository"]
 
 Platform = Literal["onnxruntime", "onnxruntime-tensorrt", "tensorrt-plan"]
 Source = str | os.PathLike[str] | bytes
+_Rows = Mapping[str, tuple[int, ...]]
 
 
 def write_model_repository(
@@ -126,11 +128,11 @@ def write_model_repository(
     target = Path(folder) / name
     with _staging(Path(folder)) as staging:
         stored = _store(source, staging / str(version), "model.plan" if plan else "model.onnx")
-        described = onnx if plan else stored
+        described, signature = onnx if plan else stored, None
         if described is not None:
-            axes, shared = dict(batch_axes or {}), dict(shared_inputs or {})
-            model = attrs.evolve(model, signature=_read(described, axes, shared), example=example)
-        (staging / "config.pbtxt").write_bytes("".join(f"{line}\n" for line in _config(model)).encode())
+            signature = _read(described, dict(batch_axes or {}), dict(shared_inputs or {}))
+        lines = _config(model, signature, example)
+        (staging / "config.pbtxt").write_bytes("".join(f"{line}\n" for line in lines).encode())
         _sync(staging)
         _move(staging, target, str(version))
     return target
@@ -150,26 +152,25 @@ class _Model:
     engine_cache: str | None
     warmup: tuple[int, ...]
     priority_levels: int
-    signature: Signature | None = None
-    example: Any = None
 
 
 def _check_together(model: _Model, onnx: Source | None) -> None:
     plan, tensorrt = model.platform == "tensorrt-plan", model.platform == "onnxruntime-tensorrt"
-    if model.kind == "cpu" and (plan or tensorrt):
-        raise ValueError(expected("device", f"'gpu' for platform {model.platform!r}", model.kind))
-    if model.gpus and model.kind == "cpu":
-        raise ValueError(expected("gpus", "none for device 'cpu'", model.gpus))
-    if model.fp16 and not tensorrt:
-        raise ValueError(expected("precision", f"'fp32' for platform {model.platform!r}", "fp16"))
-    if model.engine_cache is not None and not tensorrt:
-        raise ValueError(expected("engine_cache", f"None for platform {model.platform!r}", model.engine_cache))
-    if onnx is not None and not plan:
-        raise ValueError(expected("onnx", f"None for platform {model.platform!r}: source says it", onnx))
+    on_cpu, for_platform = model.kind == "cpu", f"for platform {model.platform!r}"
+    limit = model.max_batch_size or math.inf
+    mistakes: list[tuple[str, object, str, object]] = [
+        ("device", on_cpu and (plan or tensorrt), f"'gpu' {for_platform}", model.kind),
+        ("gpus", on_cpu and model.gpus, "none for device 'cpu'", model.gpus),
+        ("precision", model.fp16 and not tensorrt, f"'fp32' {for_platform}", "fp16"),
+        ("engine_cache", model.engine_cache is not None and not tensorrt, f"None {for_platform}", model.engine_cache),
+        ("onnx", onnx is not None and not plan, f"None {for_platform}: source says it", onnx),
+        ("warmup", max(model.warmup, default=0) > limit, f"sizes up to max_batch_size, {limit}", model.warmup),
+    ]
+    for argument, is_wrong, expectation, value in mistakes:
+        if is_wrong:
+            raise ValueError(expected(argument, expectation, value))
     if plan and onnx is None and model.warmup:
         raise ValueError("onnx: expected the model that the plan was compiled from, got None: warmup needs its inputs")
-    if model.max_batch_size and model.warmup and max(model.warmup) > model.max_batch_size:
-        raise ValueError(expected("warmup", f"sizes up to max_batch_size, {model.max_batch_size}", model.warmup))
 
 
 def _read(source: Source, axes: dict[str, int], shared: dict[str, Any]) -> Signature:
@@ -184,13 +185,13 @@ def _read(source: Source, axes: dict[str, int], shared: dict[str, Any]) -> Signa
     return Signature([spec for spec in inputs if not spec.is_optional], outputs)
 
 
-def _config(model: _Model) -> Iterator[str]:
+def _config(model: _Model, signature: Signature | None, example: Any) -> Iterator[str]:
     backend = "tensorrt" if model.platform == "tensorrt-plan" else "onnxruntime"
     yield f"name: {_quote(model.name)}"
     yield f"backend: {_quote(backend)}"
     yield f"max_batch_size: {model.max_batch_size}"
-    if model.signature is not None:
-        for kind, specs in (("input", model.signature.inputs), ("output", model.signature.outputs)):
+    if signature is not None:
+        for kind, specs in (("input", signature.inputs), ("output", signature.outputs)):
             for spec in specs:
                 yield f"{kind} {{ {_tensor(spec, kind, batching=model.max_batch_size > 0)} }}"
     gpus = f" gpus: [ {', '.join(map(str, model.gpus))} ]" if model.gpus else ""
@@ -201,16 +202,22 @@ def _config(model: _Model) -> Iterator[str]:
             f"dynamic_batching {{ max_queue_delay_microseconds: 0 preserve_ordering: false "
             f"priority_levels: {model.priority_levels} default_priority_level: {middle} }}"
         )
-    if model.platform == "onnxruntime-tensorrt":
-        parameters = " ".join(
-            f"parameters {{ key: {_quote(key)} value: {_quote(value)} }}" for key, value in _tensorrt(model).items()
-        )
-        yield (
-            f'optimization {{ execution_accelerators {{ gpu_execution_accelerator {{ name: "tensorrt" {parameters} '
-            f"}} }} }}"
-        )
-    for size in model.warmup:
-        yield _warmup(model, size)
+    if signature is not None:
+        # the shape of one request, by input; free sizes as in the example, else 1
+        rows = {name: np.shape(value) for name, value in signature.example_by_name(example).items()}
+        if model.platform == "onnxruntime-tensorrt":
+            # a profile must name every free size, and a guessed profile is worse than none
+            has_sizes = example is not None or not free_axes(signature.inputs)
+            parameters = " ".join(
+                f"parameters {{ key: {_quote(key)} value: {_quote(value)} }}"
+                for key, value in _tensorrt(model, rows if has_sizes else None, signature.batch_axes).items()
+            )
+            yield (
+                f'optimization {{ execution_accelerators {{ gpu_execution_accelerator {{ name: "tensorrt" {parameters} '
+                f"}} }} }}"
+            )
+        for size in model.warmup:
+            yield _warmup(model, signature.inputs, rows, size)
     yield "response_cache { enable: false }"
 
 
@@ -245,24 +252,19 @@ def _tensor(spec: TensorSpec, kind: str, *, batching: bool) -> str:
     return f"name: {_quote(spec.name)} data_type: TYPE_{dtype} dims: [ {', '.join(map(str, sizes or [1]))} ]{reshape}"
 
 
-def _tensorrt(model: _Model) -> dict[str, str]:
+def _tensorrt(model: _Model, rows: _Rows | None, batch_axes: Mapping[str, int]) -> dict[str, str]:
     parameters = {"precision_mode": "FP16" if model.fp16 else "FP32"}
     if model.engine_cache is not None:
         parameters |= cache_options(model.engine_cache, true="1")
-    rows = _rows(model)
     largest = model.max_batch_size or max(model.warmup, default=0)
-    # a profile must name every free size, and a guessed profile is worse than none
-    assert model.signature is not None  # noqa: S101 - there is one for every ONNX model
-    if largest and (model.example is not None or not free_axes(model.signature.inputs)):
-        parameters |= profile_shapes(rows, [1, largest], model.signature.batch_axes)
+    if largest and rows is not None:
+        parameters |= profile_shapes(rows, [1, largest], batch_axes)
     return parameters
 
 
-def _warmup(model: _Model, size: int) -> str:
-    signature = model.signature
-    assert signature is not None  # noqa: S101 - checked before
-    rows, inputs = _rows(model), []
-    for spec in signature.inputs:
+def _warmup(model: _Model, inputs: Sequence[TensorSpec], rows: _Rows, size: int) -> str:
+    tensors = []
+    for spec in inputs:
         if spec.batch_axis is None:
             shape = [one if isinstance(one, int) else 1 for one in spec.shape]
         else:
@@ -271,15 +273,9 @@ def _warmup(model: _Model, size: int) -> str:
                 shape.insert(spec.batch_axis, size)
         dims = ", ".join(map(str, shape or [1]))
         tensor = f"data_type: TYPE_{_type(spec)} dims: [ {dims} ] zero_data: true"
-        inputs.append(f"inputs {{ key: {_quote(spec.name)} value {{ {tensor} }} }}")
+        tensors.append(f"inputs {{ key: {_quote(spec.name)} value {{ {tensor} }} }}")
     batch_size = size if model.max_batch_size else 0
-    return f'model_warmup {{ name: "{size} rows" batch_size: {batch_size} {" ".join(inputs)} }}'
-
-
-def _rows(model: _Model) -> dict[str, tuple[int, ...]]:
-    """Return the shape of one request, by input; free sizes as in the example, else 1."""
-    assert model.signature is not None  # noqa: S101
-    return {name: np.shape(value) for name, value in model.signature.example_by_name(model.example).items()}
+    return f'model_warmup {{ name: "{size} rows" batch_size: {batch_size} {" ".join(tensors)} }}'
 
 
 def _quote(text: str) -> str:

@@ -102,9 +102,6 @@ class Region:
     def _view(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
         return np.ndarray(shape, dtype, buffer=self._bytes, offset=offset)
 
-    def __repr__(self) -> str:
-        return f"Region({self.name}, {self.byte_size} bytes)"
-
 
 def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -72,6 +72,9 @@ class RegionPool:
         max_idle: the most idle regions to keep.
         max_bytes: the most bytes of all regions, including those that the server has not forgotten yet.
 
+    Attributes:
+        byte_size: bytes of all regions, including those that the server has not forgotten yet.
+
     Raises:
         OSError: this is not Linux, so there is no POSIX shared memory.
     """
@@ -93,7 +96,8 @@ class RegionPool:
         self._registered = registered
         self._max_idle = max_idle
         self._max_bytes = max_bytes
-        self._family = f"{prefix}-{_network_namespace()}-"
+        network_namespace = Path("/proc/self/ns/net").stat().st_ino
+        self._family = f"{prefix}-{network_namespace}-"
         self._owner = f"{self._family}{os.getpid()}.{secrets.token_hex(8)}"
         self._release_owner = weakref.finalize(self, os.close, _bind_owner_socket(self._owner))
         self._numbers = itertools.count(1)
@@ -104,12 +108,7 @@ class RegionPool:
         self._next_cleanup_s = 0.0
         self._started = False
         self._closed = False
-        self._bytes = 0
-
-    @property
-    def byte_size(self) -> int:
-        """Bytes of all regions, including those that the server has not forgotten yet."""
-        return self._bytes
+        self.byte_size = 0
 
     async def start(self) -> None:
         """Remove what killed clients left, here and in the server; the first :meth:`acquire` also calls this.
@@ -220,16 +219,16 @@ class RegionPool:
 
     async def _make(self, byte_size: int) -> Region | None:
         size = _size_class(byte_size)
-        while self._idle and self._bytes + size > self._max_bytes:  # all idle regions are too small
+        while self._idle and self.byte_size + size > self._max_bytes:  # all idle regions are too small
             self._retire(self._idle.pop(0))
-        if self._bytes + size > self._max_bytes:
+        if self.byte_size + size > self._max_bytes:
             return None
         name = f"{self._owner}-{next(self._numbers)}"
-        self._bytes += size
+        self.byte_size += size
         try:
             memory = await self._map(name, size)
         except MemoryError:
-            self._bytes -= size
+            self.byte_size -= size
             return None
         except BaseException:
             self._retired.append((name, size))  # the server may have registered it all the same
@@ -296,7 +295,7 @@ class RegionPool:
             forgotten = await self._forget(name)
             if forgotten:
                 self._retired.popleft()
-                self._bytes -= size
+                self.byte_size -= size
             else:
                 self._retired.rotate(-1)
             if forgotten is None:
@@ -330,21 +329,11 @@ class RegionPool:
             return False
         return True
 
-    def __repr__(self) -> str:
-        return (
-            f"RegionPool({self._owner}: {len(self._in_use)} in use, {len(self._idle)} idle, "
-            f"{len(self._retired)} retired, {self._bytes} bytes)"
-        )
-
 
 def _size_class(size: int) -> int:
     """Round a size up, in whole pages: 4 sizes per octave, so that at most a quarter is wasted and sizes repeat."""
     step = max(mmap.PAGESIZE, 1 << max(0, (size - 1).bit_length() - 3))
     return -(-size // step) * step
-
-
-def _network_namespace() -> int:
-    return Path("/proc/self/ns/net").stat().st_ino
 
 
 def _bind_owner_socket(owner: str) -> int:

@@ -16,6 +16,7 @@ connection, which is closed after the last of them.
 """
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ from streaminfer.backends.triton.dtypes import CONTENTS, raw
 from streaminfer.backends.triton.endpoint import Endpoint
 from streaminfer.backends.triton.errors import ServerError, of_text, retry_after
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
-from streaminfer.backends.triton.transport.headers import Headers, Sent, scrub, scrubbed_failure
+from streaminfer.backends.triton.transport.headers import Headers, Sent, raise_scrubbed, scrub
 from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
 from streaminfer.errors import BackendError, Closed
 
@@ -33,6 +34,7 @@ __all__ = ["GrpcTransport"]
 _SERVICE = "/inference.GRPCInferenceService/"
 _SILENT_NS = 2_000_000_000
 _MAX_HEADS = 256
+_PARAMETERS = {bool: "bool_param", int: "int64_param", str: "string_param"}
 _NO_RESPONSE = ("DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED")
 
 
@@ -66,7 +68,7 @@ class _Link:
     def __init__(self, channel: Any, stub: Any) -> None:
         self.channel = channel
         self.stub = stub
-        self.infer = channel.unary_unary(f"{_SERVICE}ModelInfer")
+        stub.ModelInfer = channel.unary_unary(f"{_SERVICE}ModelInfer")  # of bytes
         # the request is sent with the headers: a later message would fail if the server has ended the call by then
         self.stream = channel.unary_stream(f"{_SERVICE}ModelStreamInfer")
         self.calls: set[Any] = set()
@@ -90,19 +92,18 @@ class GrpcTransport:
     def __init__(
         self, address: Endpoint, headers: Headers, keepalive_s: float | None, clock: Callable[[], int]
     ) -> None:
-        self._messages = require("tritonclient.grpc.service_pb2", extra="triton", purpose="TritonBackend")
-        self._services = require("tritonclient.grpc.service_pb2_grpc", extra="triton", purpose="TritonBackend")
-        self._to_dict = require("google.protobuf.json_format", extra="triton", purpose="TritonBackend").MessageToDict
-        self._grpc = require("grpc.aio", extra="triton", purpose="TritonBackend")
+        load = functools.partial(require, extra="triton", purpose="TritonBackend")
+        self._messages = load("tritonclient.grpc.service_pb2")
+        self._services = load("tritonclient.grpc.service_pb2_grpc")
+        self._to_dict = load("google.protobuf.json_format").MessageToDict
+        self._grpc = load("grpc.aio")
         self._target = address.target
         self._options = _options(address, keepalive_s)
         self._credentials: Any = None
         if address.tls is not None:
             address.tls.context()  # raises for an invalid file; gRPC would only fail to connect
             ca, key, certificate = map(address.tls.read, ("ca", "key", "certificate"))
-            self._credentials = require("grpc", extra="triton", purpose="TritonBackend").ssl_channel_credentials(
-                ca, key, certificate
-            )
+            self._credentials = load("grpc").ssl_channel_credentials(ca, key, certificate)
         self.binary = True
         self._headers = headers
         self._clock = clock
@@ -167,9 +168,7 @@ class GrpcTransport:
 
     async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
         """Send a request and return its response."""
-        message = self._encode(call)
-        link = self._open_link()
-        return self._read(await self._call(link, link.infer, message, timeout_s))
+        return self._read(await self._call("ModelInfer", self._encode(call), timeout_s))
 
     async def stream(self, call: InferRequest, timeout_s: float | None) -> AsyncGenerator[InferResponse, None]:
         """Yield each response as it comes, the final one included."""
@@ -180,7 +179,6 @@ class GrpcTransport:
         headers = self._headers.now()
         rpc = link.stream(message, timeout=timeout_s, metadata=headers)
         link.calls.add(rpc)
-        failure: ServerError | None = None
         try:
             while True:
                 self._expect_response()
@@ -197,15 +195,10 @@ class GrpcTransport:
             self._replace_if_silent()
             raise
         except self._grpc.AioRpcError as error:
-            failure = self._server_error(error, headers)
+            self._raise_failure(error, headers)
         finally:
             rpc.cancel()
             self._forget(link, rpc)
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure  # its traceback holds this frame, and thus the message
 
     async def close(self) -> None:
         """End all running calls, and the connections. May be repeated."""
@@ -220,15 +213,13 @@ class GrpcTransport:
 
     async def _control(self, method: str, timeout_s: float, **fields: Any) -> Mapping[str, Any]:
         """Send a request with these fields and return its response."""
-        message = getattr(self._messages, f"{method}Request")(**fields)
-        link = self._open_link()
-        response = await self._call(link, getattr(link.stub, method), message, timeout_s)
+        response = await self._call(method, getattr(self._messages, f"{method}Request")(**fields), timeout_s)
         described: Mapping[str, Any] = self._to_dict(response, preserving_proto_field_name=True)
         return described
 
-    async def _call(self, link: _Link, method: Any, message: Any, timeout_s: float) -> Any:
-        headers = self._headers.now()
-        rpc = method(message, timeout=timeout_s, metadata=headers)
+    async def _call(self, method: str, message: Any, timeout_s: float) -> Any:
+        link, headers = self._open_link(), self._headers.now()
+        rpc = getattr(link.stub, method)(message, timeout=timeout_s, metadata=headers)
         link.calls.add(rpc)
         self._expect_response()
         try:
@@ -239,28 +230,23 @@ class GrpcTransport:
             self._replace_if_silent()
             raise
         except self._grpc.AioRpcError as error:
-            failure = self._server_error(error, headers)
-        else:
-            self._unanswered_ns = None
-            return response
+            self._raise_failure(error, headers)
         finally:
             self._forget(link, rpc)
-        try:
-            raise failure
-        finally:
-            del failure  # as in `stream`
+        self._unanswered_ns = None
+        return response
 
     def _expect_response(self) -> None:
         if self._unanswered_ns is None:
             self._unanswered_ns = self._clock()
 
-    def _server_error(self, error: Any, headers: Sent) -> ServerError:
+    def _raise_failure(self, error: Any, headers: Sent) -> NoReturn:
         status, text = error.code().name, str(error.details() or "")
         if status not in _NO_RESPONSE:
             self._unanswered_ns = None
         elif status == "DEADLINE_EXCEEDED":
             self._replace_if_silent()
-        return scrubbed_failure(headers, status, text, error, _retry_after(error.trailing_metadata()))
+        raise_scrubbed(headers, status, text, error, _retry_after(error.trailing_metadata()))
 
     def _explain_cancellation(self) -> None:
         task = asyncio.current_task()
@@ -322,20 +308,15 @@ class GrpcTransport:
 
     def _head(self, call: InferRequest) -> bytes:
         request = self._messages.ModelInferRequest(model_name=call.model, model_version=call.version)
-        for name, value in call.parameters.items():
-            _set(request.parameters[name], value)
+        _set_parameters(request, call.parameters)
         for tensor in call.inputs:
-            described = request.inputs.add()
-            described.name = tensor.name
-            described.datatype = tensor.datatype
-            described.shape.extend(tensor.shape)
+            described = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
             if isinstance(tensor.content, SharedMemoryRef):
-                _set_shared_memory(described.parameters, tensor.content)
+                _set_parameters(described, tensor.content.parameters())
         for name, ref in (call.outputs or {}).items():
-            output = request.outputs.add()
-            output.name = name
+            output = request.outputs.add(name=name)
             if ref is not None:
-                _set_shared_memory(output.parameters, ref)
+                _set_parameters(output, ref.parameters())
         head: bytes = request.SerializeToString()
         return head
 
@@ -380,19 +361,9 @@ def _retry_after(metadata: Any) -> float | None:
     return retry_after(values.get("retry-after")) if pushback is None else retry_after(pushback, seconds=1e-3)
 
 
-def _set(parameter: Any, value: int | bool | str) -> None:
-    if isinstance(value, bool):
-        parameter.bool_param = value
-    elif isinstance(value, int):
-        parameter.int64_param = value
-    else:
-        parameter.string_param = value
-
-
-def _set_shared_memory(parameters: Any, ref: SharedMemoryRef) -> None:
-    parameters["shared_memory_region"].string_param = ref.region
-    parameters["shared_memory_byte_size"].int64_param = ref.byte_size
-    parameters["shared_memory_offset"].int64_param = ref.offset
+def _set_parameters(message: Any, values: Mapping[str, int | bool | str]) -> None:
+    for name, value in values.items():
+        setattr(message.parameters[name], _PARAMETERS[type(value)], value)
 
 
 def _contents_of(described: Any) -> list[Any]:

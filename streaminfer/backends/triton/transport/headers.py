@@ -7,12 +7,13 @@ from texts that it gets back. Calls can be in flight with different tokens at th
 
 import re
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 from streaminfer._internal.validation import check_instance
 from streaminfer.backends.triton.errors import ServerError
 from streaminfer.errors import BackendError
 
-__all__ = ["Headers", "HeadersLike", "Sent", "scrub", "scrubbed_failure"]
+__all__ = ["Headers", "HeadersLike", "Sent", "raise_scrubbed", "scrub"]
 
 HeadersLike = Mapping[str, str] | Callable[[], Mapping[str, str]]
 Sent = tuple[tuple[str, str], ...]
@@ -41,9 +42,8 @@ class Headers:
     def __init__(self, source: HeadersLike | None) -> None:
         expectation = "a mapping of names to values, a function that returns one, or None"
         if source is not None and not isinstance(source, Mapping) and not callable(source):
-            raise TypeError(
-                f"headers: expected {expectation}, got {type(source).__name__}"
-            )  # no repr: it may contain a token
+            # no repr: it may contain a token
+            raise TypeError(f"headers: expected {expectation}, got {type(source).__name__}")
         self._make = None if source is None or isinstance(source, Mapping) else source
         self._fixed = _checked(source) if isinstance(source, Mapping) else ()
 
@@ -70,23 +70,31 @@ class Headers:
 
 def scrub(text: str, headers: Sent) -> str:
     """Remove the values of a call's headers from a text."""
-    secrets = {
-        part for _, value in headers for part in (value, value.rpartition(" ")[2])
-    }  # the token of "Bearer token"
+    # the last word is the token of "Bearer token"
+    secrets = {part for _, value in headers for part in (value, value.rpartition(" ")[2])}
     for secret in sorted(secrets, key=len, reverse=True):  # longest first: a value may contain another one
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, "***")
     return text
 
 
-def scrubbed_failure(
+def raise_scrubbed(
     headers: Sent, status: str, text: str, error: Exception, retry_after_s: float | None = None
-) -> ServerError:
-    """Return a failure without header values; an error with one is not its cause: tracebacks would show the value."""
+) -> NoReturn:
+    """Raise a failure without header values, while ``error`` is handled.
+
+    An error with a value is neither cause nor context of the failure: tracebacks would show the value.
+
+    Raises:
+        ServerError: always.
+    """
     redacted = scrub(text, headers)
     failure = ServerError(status, redacted, retry_after_s)
-    failure.__cause__ = error if redacted == text else None
-    return failure
+    try:
+        raise failure from error if redacted == text else None
+    finally:
+        failure.__context__ = None
+        del failure  # its traceback holds this frame, and thus the error
 
 
 def _checked(unchecked: Mapping[str, str]) -> Sent:

@@ -22,7 +22,7 @@ from streaminfer.backends.triton.dtypes import raw, strings
 from streaminfer.backends.triton.endpoint import Endpoint
 from streaminfer.backends.triton.errors import ServerError, of_http_status, retry_after
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
-from streaminfer.backends.triton.transport.headers import Headers, scrub, scrubbed_failure
+from streaminfer.backends.triton.transport.headers import Headers, raise_scrubbed, scrub
 from streaminfer.errors import BackendError, Closed
 
 __all__ = ["HttpTransport"]
@@ -218,36 +218,27 @@ class HttpTransport:
             raise
         except TimeoutError as error:
             self._make_connection()
-            failure = ServerError("DEADLINE_EXCEEDED", f"no response within {timeout_s:.6f} s")
-            failure.__cause__ = error
+            raise ServerError("DEADLINE_EXCEEDED", f"no response within {timeout_s:.6f} s") from error
         except (self._http.ClientError, OSError) as error:
             if self._closed:
                 raise Closed("the connection to the server was closed") from error
             text = str(error) or type(error).__name__
             if self._address not in text:
                 text = f"{self._address}: {text}"
-            failure = scrubbed_failure(headers, "UNAVAILABLE", text, error)
-        else:
-            if status == 200:
-                return content, head_length
-            text = scrub(_error_text(content), headers) or f"HTTP status {status}"
-            if status == 413:
-                text = f"too large: {text}"  # front ends word this differently
-            failure = ServerError(of_http_status(status, text), text, retry_after(retry_header))
-        try:
-            raise failure
-        finally:
-            del failure  # its traceback holds this frame, and thus the body
+            raise_scrubbed(headers, "UNAVAILABLE", text, error)
+        if status == 200:
+            return content, head_length
+        text = scrub(_error_text(content), headers) or f"HTTP status {status}"
+        if status == 413:
+            text = f"too large: {text}"  # front ends word this differently
+        raise ServerError(of_http_status(status, text), text, retry_after(retry_header))
 
     def _head(self, call: InferRequest, contents: list[Any]) -> dict[str, Any]:
         parameters = dict(call.parameters)
         head: dict[str, Any] = {"inputs": [self._described(tensor, contents) for tensor in call.inputs]}
         if call.outputs is not None:
             head["outputs"] = [
-                {
-                    "name": name,
-                    "parameters": {"binary_data": self.binary} if ref is None else _shared_memory_parameters(ref),
-                }
+                {"name": name, "parameters": {"binary_data": self.binary} if ref is None else ref.parameters()}
                 for name, ref in call.outputs.items()
             ]
         elif self.binary:
@@ -259,7 +250,7 @@ class HttpTransport:
     def _described(self, tensor: Tensor, contents: list[Any]) -> dict[str, Any]:
         described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
         if isinstance(tensor.content, SharedMemoryRef):
-            described["parameters"] = _shared_memory_parameters(tensor.content)
+            described["parameters"] = tensor.content.parameters()
         elif self.binary:
             content = raw(tensor.content)
             described["parameters"] = {"binary_data_size": memoryview(content).nbytes}
@@ -287,14 +278,6 @@ def _proxy_of(host: str) -> dict[str, Any]:
 def _path(model: str, version: str) -> str:
     path = f"/models/{quote(model, safe='')}"
     return f"{path}/versions/{quote(version, safe='')}" if version else path
-
-
-def _shared_memory_parameters(ref: SharedMemoryRef) -> dict[str, Any]:
-    return {
-        "shared_memory_region": ref.region,
-        "shared_memory_offset": ref.offset,
-        "shared_memory_byte_size": ref.byte_size,
-    }
 
 
 async def _in_parts(head: bytes, contents: Sequence[Any]) -> AsyncGenerator[Any, None]:
