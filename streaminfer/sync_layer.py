@@ -131,7 +131,7 @@ class SyncLayer(Node):
             TypeError: ``inner`` is not a service.
         """
         check_instance("inner", inner, is_service, "a service (an object with call)")
-        return _LayeredService(self, inner)
+        return _LayeredService(inner, self)
 
     def bind_clock(self, clock: Clock) -> None:
         """Use the clock of a `Stack`."""
@@ -155,24 +155,22 @@ class SyncLayer(Node):
 class _LayeredService(SyncService):
     """A service with a `SyncLayer` around it."""
 
-    def __init__(self, layer: SyncLayer, inner: Service) -> None:
-        super().__init__(inner, layer)
-        self._layer = layer
+    layer: SyncLayer
 
     def capabilities(self) -> Capabilities:
         """Return what the inner object offers, with the joint fingerprint of layer and inner object."""
         offered = super().capabilities()
-        own = "" if type(self._layer).exit is SyncLayer.exit else self._layer.fingerprint
+        own = "" if type(self.layer).exit is SyncLayer.exit else self.layer.fingerprint
         return offered._replace(fingerprint=join_fingerprints(own, offered.fingerprint))
 
     @property
     def clock(self) -> Clock:
-        return self._layer.clock
+        return self.layer.clock
 
     @property
     def enter(self) -> Any:  # a property, so that a request calls the layer's method directly
-        return self._layer.enter
+        return self.layer.enter
 
     @property
     def exit(self) -> Any:
-        return self._layer.exit
+        return self.layer.exit

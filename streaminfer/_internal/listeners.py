@@ -135,7 +135,7 @@ class Listeners(Generic[E]):
         with self._changing:
             self._functions = tuple(other for other in self._functions if other != listener)
 
-    def deliver(self, take: Callable[..., Iterable[E]], *arguments: Any) -> bool:
+    def deliver(self, take: Callable[[], Iterable[E]]) -> bool:
         """Deliver the pending events to the listeners, unless another thread is delivering.
 
         If an event arrives after this thread's last look and before it returns, other threads may leave it to this
@@ -144,7 +144,6 @@ class Listeners(Generic[E]):
 
         Args:
             take: iterates over the pending events and removes each; called until no events are pending.
-            arguments: arguments of ``take``.
 
         Returns:
             False if another thread delivers, or if listeners cause events without end.
@@ -155,7 +154,7 @@ class Listeners(Generic[E]):
         try:
             for _ in range(MAX_ROUNDS):
                 had_events = False
-                for event in take(*arguments):
+                for event in take():
                     had_events = True
                     for listener in self._functions:
                         try:

@@ -75,7 +75,8 @@ cdef class BreakerCore:
     @cython.final
     cdef int _return(self, long long permit, long long started_ns, object result) except -1
 
-    cpdef object outcome_of(self, object result)
+    @cython.final
+    cdef object _outcome_of(self, object result)
 
     @cython.final
     @cython.locals(cut_off=bint)

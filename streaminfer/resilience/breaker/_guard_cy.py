@@ -203,12 +203,15 @@ class BreakerCore:
         else:
             outcome = None
             try:
-                outcome = self.outcome_of(result)
+                outcome = self._outcome_of(result)
             finally:  # a predicate that fails says nothing about the call
                 self._end(permit, started_ns, outcome)
 
     def outcome_of(self, result: Any) -> bool | None:
         """Return whether a result is a success, a failure, or no outcome (``None``)."""
+        return self._outcome_of(result)
+
+    def _outcome_of(self, result: Any) -> bool | None:
         if self._ignore_result is not None and self._ignore_result(result):
             return None
         return not (self._failure_result is not None and self._failure_result(result))

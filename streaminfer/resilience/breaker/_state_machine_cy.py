@@ -8,7 +8,7 @@ their outcomes close or reopen it. Three rules keep it from getting stuck:
 
 * *Generations.* Each change of state begins a generation, and a permit carries its generation. An outcome that comes
   after the state has changed says nothing about the present state and is ignored.
-* *Probes must come back.* Each probe's permit is in a table until it comes back, with or without an outcome. A permit
+* *Probes must come back.* Each probe's permit is in a set until it comes back, with or without an outcome. A permit
   that comes back twice is ignored the second time.
 * *Half-open ends.* ``half_open_ns`` after the first probe, the known outcomes decide. If a probe is still in flight,
   the circuit reopens, because the probe probably hangs; otherwise the few outcomes so far are judged. Without an

@@ -271,7 +271,7 @@ class Hedge(StackClock):
             return False
         try:
             accepts = admits is None or admits(now_ns).ok
-        except Exception as error:  # noqa: BLE001 - logged: the first request goes on
+        except Exception as error:  # noqa: BLE001 - logged: the first request continues
             self._errors.report("admission of the hedged service", error)
             accepts = False
         if not accepts:

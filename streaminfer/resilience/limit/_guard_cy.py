@@ -69,7 +69,7 @@ class LimitCore:
         self._budget = SloReader(slo, "a concurrency limit")
         self._objective: Any = None
         self._queue: Any = None
-        self.read_objective()
+        self._read_objective()
 
     def enter(self, priority: int, deadline_ns: int | None, request: Any, admission: Any) -> int:
         """Return a permit, for a wrapper.
@@ -147,6 +147,10 @@ class LimitCore:
         """Give a permit that came back to a queued call; if a window has ended, read the objective first."""
         self._freed(ended)
 
+    def read_objective(self) -> None:
+        """Read the objective and the state of its budget, as happens after each window."""
+        self._read_objective()
+
     def now(self) -> int:
         """Return the present instant on its clock, monotonic nanoseconds."""
         return self._now()
@@ -158,11 +162,11 @@ class LimitCore:
 
     def _freed(self, ended: bool) -> None:
         if ended:
-            self.read_objective()
+            self._read_objective()
         if self._queue is not None:
             self._queue.freed()
 
-    def read_objective(self) -> None:
+    def _read_objective(self) -> None:
         """Read the objective, which may change, and whether its budget burns."""
         objective_ns = 0.0
         burning = False

@@ -124,7 +124,7 @@ class Shadow(StackClock):
             TypeError: no service.
         """
         check_instance("inner", inner, is_service, "a service (the shadow wraps the batcher)")
-        return _ShadowedService(self, inner)
+        return _ShadowedService(inner, self)
 
     @property
     def children(self) -> Mapping[str, Any]:
@@ -194,17 +194,15 @@ class Shadow(StackClock):
 class _ShadowedService(SyncService):
     """A service whose requests are copied."""
 
-    def __init__(self, shadow: Shadow, inner: Any) -> None:
-        super().__init__(inner, shadow)
-        self.shadow = shadow
+    layer: Shadow
 
     @property
     def clock(self) -> Clock:
-        return self.shadow._clock
+        return self.layer._clock
 
     def enter(self, request: Request, now_ns: int) -> None:  # noqa: ARG002 - a copy has its own instants
         """Send a copy in a task, which begins after the request itself was sent."""
-        self.shadow.send(request)
+        self.layer.send(request)
 
     def exit(self, request: Request, token: None, outcome: Response | BaseException, now_ns: int) -> None:
         """Do nothing: the response does not depend on the copy."""
@@ -216,11 +214,11 @@ class _ShadowedService(SyncService):
 
     async def start(self) -> None:
         """Start the service that gets the copies."""
-        await start_owned(self, self.shadow.copy)
+        await start_owned(self, self.layer.copy)
 
     async def stop(self, *, drain: bool = True) -> None:
         """End the copies and stop the service that gets them."""
         try:
-            await self.shadow.end_copies()
+            await self.layer.end_copies()
         finally:
-            await stop_all(self, [self.shadow.copy], drain=drain)
+            await stop_all(self, [self.layer.copy], drain=drain)

@@ -200,7 +200,7 @@ def test_hedge_skips_service_that_would_reject():
 
 
 def test_admission_that_fails_prevents_only_the_hedge(caplog):
-    """An error of the service's admission is logged, and the first request goes on."""
+    """An error of the service's admission is logged, and the first request continues."""
 
     async def test(loop, hedge, service, hedged):
         assert (await hedged.call(Request(0.0))).outputs == 1.0
