@@ -39,7 +39,6 @@ from numpy.typing import NDArray
 from streaminfer._internal.units import NEVER_NS
 from streaminfer.batching.queue._feasibility_cy import DurationTable
 from streaminfer.batching.service_time._batch_sampler_cy import BatchSampler
-from streaminfer.batching.service_time._curve_cy import fill_planned
 from streaminfer.batching.service_time.latency_model import size_steps
 from streaminfer.batching.service_time.service_time import ServiceTime
 
@@ -389,14 +388,14 @@ class BucketModel:
         self._version = -1
 
     def _set(self, mean: NDArray[np.int64], upper: NDArray[np.int64], largest: int, *, safety: float = 0.0) -> None:
-        # separate arrays, which DurationTable reads without calls of NumPy
-        self.durations, self.upper, self.slow = np.empty((3, largest + 1), np.int64)
+        mean, self.upper = mean[: largest + 1], upper[: largest + 1]
+        self.durations = mean + (mean * safety).astype(np.int64)
+        self.slow = self.upper
         self.spread, shortest_ratio = 1.0, 1.0
         if self.learns:
             self.spread = math.exp(self.service_time.deviation)
             shortest_ratio = min(_MIN_DURATION_RATIO, self.spread**-_MIN_DURATION_DEVIATIONS)
-        stretch = self.spread**_SLOW_DEVIATIONS if self.learns else math.inf
-        fill_planned(mean, upper, safety, stretch, self.durations, self.upper, self.slow)
+            self.slow = np.minimum(self.durations * self.spread**_SLOW_DEVIATIONS, self.upper).astype(np.int64)
         self.steps, self.slow_steps = self._steps_of(self.durations), self._steps_of(self.slow)
         self.timetable = DurationTable(self.durations, self.steps)
         self.upper_timetable = DurationTable(self.upper, self._steps_of(self.upper))

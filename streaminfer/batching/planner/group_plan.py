@@ -32,7 +32,7 @@ from streaminfer.batching.planner.bucket_model import BucketModel
 from streaminfer.batching.planner.class_filling import fill_with_less_urgent
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
-from streaminfer.batching.service_time._curve_cy import best_size
+from streaminfer.batching.service_time.service_time import best_size
 
 __all__ = ["choose_group", "plan_batch"]
 
@@ -209,7 +209,7 @@ def _choose(
     durations, steps = model.durations, model.steps
     if durations[-1] > longest:  # a size that is always too slow cannot be the best
         feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
-        best = best_size(durations[: feasible + 1].astype(np.float64))
+        best = best_size(durations[: feasible + 1])
         durations, steps = durations[: best + 1], steps[: best + 1]
     gap_ns = queue.events.gap_ns(now_ns) / share
     is_uniform = longest - shortest <= _UNIFORM * longest

@@ -343,21 +343,12 @@ def choose(
     if gap_ns < FAR_NS:
         expected = min(2 * cap, MAX_PLANNED - queued)
     n = queued + expected
-    ends = np.empty(n, np.int64)
-    releases = np.empty(n, np.int64)
-    for i in range(queued):
-        ends[i] = deadlines[i]
-        releases[i] = now_ns
-    for k in range(expected):
-        release = now_ns + int((k + 1) * gap_ns)
-        end = release + slacks[k % slacks.size]
-        i = queued + k
-        while i > queued and ends[i - 1] > end:
-            ends[i] = ends[i - 1]
-            releases[i] = releases[i - 1]
-            i -= 1
-        ends[i] = end
-        releases[i] = release
+    arrivals = np.arange(expected)
+    expected_releases = now_ns + ((arrivals + 1) * gap_ns).astype(np.int64)
+    expected_ends = expected_releases + slacks[arrivals % slacks.size]
+    order = np.argsort(expected_ends, kind="mergesort")
+    ends = np.concatenate((deadlines, expected_ends[order]))
+    releases = np.concatenate((np.full(queued, now_ns), expected_releases[order]))
     if uniform:
         # keep the order: a request with a shorter limit can have an earlier deadline than its predecessor
         for i in range(queued, n):

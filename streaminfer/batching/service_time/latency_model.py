@@ -42,10 +42,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_count, check_instance, check_whole
-from streaminfer.batching.service_time._curve_cy import WORTH_GROWING
 from streaminfer.batching.service_time._relative_costs_cy import STEEPEST, smoothed_costs
 from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
-from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.batching.service_time.service_time import WORTH_GROWING, ServiceTime
 
 __all__ = ["LatencyModel", "nearest_size", "size_steps"]
 

@@ -7,9 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.display.figures import COLORS, legend_above
-from streaminfer.batching.service_time._curve_cy import best_size, largest_as_good
 from streaminfer.batching.service_time.latency_model import LatencyModel, nearest_size
-from streaminfer.batching.service_time.service_time import ServiceTime, service_time_axes, service_time_html, whole_ns
+from streaminfer.batching.service_time.service_time import (
+    ServiceTime,
+    best_size,
+    service_time_axes,
+    service_time_html,
+    whole_ns,
+)
 
 __all__ = ["LearnedServiceTime"]
 
@@ -79,13 +84,16 @@ class LearnedServiceTime(LatencyModel):
             RuntimeError: no duration is known yet.
         """
         self._refresh(max_batch_size)
-        best = best_size(self._relative)
+        table = self._relative
+        best = best_size(table)
         limit = int(max(best, min(self.gains_up_to, max_batch_size)))
         larger = [size for size in self._sizes if best < size < limit]
         for above, below in zip([limit, *larger[::-1]], [*larger[::-1], best], strict=True):
-            size = largest_as_good(self._relative, best, below, above, self._unknown_share(best, above))
-            if size > below:
-                return size
+            least = best / table[best] * (1.0 - self._unknown_share(best, above))
+            sizes = np.arange(below + 1, above + 1)
+            as_good = sizes[sizes / table[below + 1 : above + 1] >= least]
+            if as_good.size:
+                return int(as_good[-1])
         return best
 
     def _unknown_share(self, size: int, other: int) -> float:

@@ -28,12 +28,16 @@ from streaminfer._internal.display.figures import COLORS, inline_svg, new_axes
 from streaminfer._internal.files.whole_file import write_whole
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, expected
-from streaminfer.batching.service_time._curve_cy import best_size, fill_times, fill_whole_ns
 
-__all__ = ["ServiceTime", "service_time_axes", "service_time_html", "whole_ns"]
+__all__ = ["WORTH_GROWING", "ServiceTime", "best_size", "service_time_axes", "service_time_html", "whole_ns"]
+
+WORTH_GROWING = 0.95
+"""Power of the size in the worth of a batch: twice the size must bring 3.5 % more throughput."""
 
 _FORMAT = "streaminfer.service_time"
 _VERSION = 1
+_LONGEST_NS = 1e17  # three years: sums of a few such instants still fit into int64
+_NEAR_BEST = 0.98
 
 
 @attrs.frozen(repr=False)
@@ -164,8 +168,13 @@ class ServiceTime:
         Returns:
             Shape (max_batch_size + 1,), float64, seconds; entry 0 is 0.
         """
-        table = np.empty(check_count("max_batch_size", max_batch_size) + 1)
-        fill_times(self.sizes, self.times_s, self.per_item_s, table)
+        sizes = np.arange(check_count("max_batch_size", max_batch_size) + 1)
+        first, last, first_s = self.sizes[0], self.sizes[-1], self.times_s[0]
+        table = np.interp(sizes, self.sizes, self.times_s)
+        table[last:] += self.per_item_s * (sizes[last:] - last)
+        below = sizes[:first]
+        table[:first] = np.maximum(first_s - self._first_slope_s() * (first - below), first_s * below / first)
+        table[0] = 0.0
         return table
 
     def table_ns(self, max_batch_size: int) -> NDArray[np.int64]:
@@ -234,10 +243,23 @@ def whole_ns(table: NDArray[np.float64], unit_ns: float) -> NDArray[np.int64]:
     Returns:
         The same shape, int64, read-only: entry 0 is 0, the others are within 1 … 10**17.
     """
-    rounded = np.empty(len(table), np.int64)
-    fill_whole_ns(table, unit_ns, rounded)
+    times_ns = np.minimum(table, _LONGEST_NS / unit_ns) * unit_ns
+    rounded: NDArray[np.int64] = (np.maximum(times_ns, 1.0) + 0.5).astype(np.int64)
+    rounded[0] = 0
     rounded.flags.writeable = False
     return rounded
+
+
+def best_size(table: NDArray[Any]) -> int:
+    """Return the batch size that `ServiceTime.best_batch_size` describes.
+
+    Args:
+        table: shape (n + 1,), times by size in any unit; entry 0 is not read, the others are positive.
+    """
+    sizes = np.arange(1, len(table))
+    throughput = sizes / table[1:]
+    is_near_best = throughput >= _NEAR_BEST * throughput.max()
+    return int(np.argmax(is_near_best * throughput * sizes ** (WORTH_GROWING - 1.0))) + 1
 
 
 def service_time_axes(ax: Any, purpose: str) -> Any:

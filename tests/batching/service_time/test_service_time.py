@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.batching.service_time.service_time import ServiceTime, best_size, whole_ns
 
 seconds = st.floats(1e-6, 1e3)
 
@@ -72,6 +72,29 @@ def test_best_size_has_98_percent_of_top_throughput(service_time, largest):
     best = service_time.best_batch_size(largest)
     assert 1 <= best <= largest
     assert throughput[best - 1] >= 0.98 * max(throughput) * (1 - 1e-9)
+
+
+@given(st.lists(st.floats(1e-9, 1e3), min_size=1, max_size=60))
+def test_best_size_has_most_worth_near_top_throughput(times):
+    """The best size has the most worth among the sizes close to the highest throughput."""
+    table = np.array([0.0, *sorted(times)])
+    sizes = np.arange(1, len(table))
+    throughput = sizes / table[1:]
+    worth = throughput * sizes**-0.05
+
+    best = best_size(table)
+
+    assert throughput[best - 1] >= 0.98 * throughput.max() * (1 - 1e-12)
+    assert worth[best - 1] >= worth[throughput >= 0.98 * throughput.max()].max() * (1 - 1e-12)
+
+
+@given(st.lists(st.floats(1e-9, 1e3), min_size=1, max_size=60), st.floats(1e-3, 1e12))
+def test_whole_nanoseconds_are_positive_and_bounded(times, unit_ns):
+    """Whole nanoseconds are at least 1 and at most three years."""
+    table = np.array([0.0, *sorted(times)])
+    whole = whole_ns(table, unit_ns)
+    assert whole[0] == 0
+    np.testing.assert_allclose(whole[1:], np.clip(table * unit_ns, 1.0, 1e17)[1:], rtol=1e-12, atol=0.5)
 
 
 def test_best_sizes_of_known_devices():
