@@ -16,6 +16,7 @@ from streaminfer._internal.validation import expected
 from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.capacity.find import find_capacity
 from streaminfer.loadtest.capacity.search import Capacity
+from streaminfer.loadtest.path.cdn_edge import CdnEdge
 from streaminfer.loadtest.path.device_group import run_devices
 from streaminfer.loadtest.quantiles import say_share
 from streaminfer.loadtest.report.junit import make_junit
@@ -109,7 +110,9 @@ def _run(scenario: Scenario) -> Report:
 
 async def _run_devices(scenario: Scenario, service: object, settings: dict[str, Any]) -> Report:
     async with contextlib.AsyncExitStack() as stack:
-        edge = None if scenario.edge is None else await stack.enter_async_context(scenario.edge)
+        edge = None
+        if scenario.edge is not None:
+            edge = await stack.enter_async_context(CdnEdge(consumers=scenario.edge.consumers))
         return await run_devices(
             service, scenario.devices, score=scenario.score, edge=edge, progress=_print_progress, **settings
         )

@@ -42,11 +42,10 @@ from streaminfer._internal.validation import (
 )
 from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay, check_run_s
 from streaminfer.loadtest.capacity.search import check_rates
-from streaminfer.loadtest.path.cdn_edge import CdnEdge
 from streaminfer.loadtest.path.device_group import DeviceGroup, as_tuple
 from streaminfer.loadtest.path.path_service import Score
 
-__all__ = ["CapacitySettings", "RandomInput", "Scenario", "ServiceSettings", "inference_server"]
+__all__ = ["CapacitySettings", "EdgeSettings", "RandomInput", "Scenario", "ServiceSettings", "inference_server"]
 
 Protocol = Literal["grpc", "http"]
 _RANDOM_ROWS = 64
@@ -159,6 +158,13 @@ class CapacitySettings:
 
 
 @attrs.frozen(kw_only=True)
+class EdgeSettings:
+    """Hop of the devices through a CDN; see `CdnEdge`."""
+
+    consumers: int = attrs.field(default=1, validator=field_check(check_count))
+
+
+@attrs.frozen(kw_only=True)
 class Scenario:
     """A load test as data.
 
@@ -176,7 +182,7 @@ class Scenario:
         capacity: settings of a search for the capacity after the run; ``None``: no search.
         devices: cameras and microphones, in place of ``inputs`` and ``arrivals``; see `DeviceGroup`.
         score: returns the quality of a response to a frame, as for `run_devices`; ``None``: no score.
-        edge: a CDN hop for the frames; ``None``: no hop.
+        edge: settings of a CDN hop for the frames; ``None``: no hop.
     """
 
     name: str = attrs.field(validator=_TEXT)
@@ -197,7 +203,7 @@ class Scenario:
         default=(), validator=field_check(check_instance, _are_groups, "a tuple of DeviceGroup")
     )
     score: Score | None = None
-    edge: CdnEdge | None = None
+    edge: EdgeSettings | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.devices and (self.inputs or self.arrivals is not None or self.senders or self.capacity is not None):
@@ -246,7 +252,7 @@ class Scenario:
             ("arrivals", partial(_build_arrivals, folder)),
             ("inputs", _build_inputs),
             ("capacity", lambda table: make_from_table(CapacitySettings, table, "capacity")),
-            ("edge", lambda table: make_from_table(CdnEdge, table, "edge")),
+            ("edge", lambda table: make_from_table(EdgeSettings, table, "edge")),
         ):
             if name in fields:
                 check_instance(name, fields[name], lambda value: isinstance(value, Mapping), "a table")

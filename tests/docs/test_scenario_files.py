@@ -3,21 +3,23 @@
 import inspect
 from pathlib import Path
 
+import attrs
 import pytest
 
 from streaminfer.loadtest.arrivals import ARRIVALS, Rates, Replay
-from streaminfer.loadtest.path.cdn_edge import CdnEdge
 from streaminfer.loadtest.path.device_group import DeviceGroup
-from streaminfer.loadtest.scenario import CapacitySettings, RandomInput, Scenario, ServiceSettings
+from streaminfer.loadtest.scenario import CapacitySettings, EdgeSettings, RandomInput, Scenario, ServiceSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "scenario-files.md").read_text(encoding="utf-8")
 TABLES = {"service", "arrivals", "inputs", "capacity", "devices", "edge"}
 
 
-@pytest.mark.parametrize("settings", [Scenario, ServiceSettings, RandomInput, CapacitySettings, DeviceGroup, CdnEdge])
+@pytest.mark.parametrize(
+    "settings", [Scenario, ServiceSettings, RandomInput, CapacitySettings, DeviceGroup, EdgeSettings]
+)
 def test_every_field_is_named(settings):
     """The page names each field as code, alone or with its default; tables are exempt, because they have sections."""
-    names = set(inspect.signature(settings).parameters) - TABLES
+    names = {field.name for field in attrs.fields(settings)} - TABLES
 
     assert not {name for name in names if f"`{name}`" not in PAGE and f"`{name} = " not in PAGE}
 
