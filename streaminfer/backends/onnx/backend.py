@@ -46,7 +46,6 @@ __all__ = ["OnnxBackend"]
 class OnnxBackend(Node):
     """Runs batches on an ONNX model; needs the extra ``onnx``.
 
-    A request has one array if the model reads one input, or a mapping of input name to array, never with a
     A request has one array if the model reads one input, or a mapping of input name to array, never with a batch axis.
     Its result is one array if the model has one output, or a ``dict`` of output name to array. These arrays are views
     of the batch's outputs: copy an array that you store for long. :meth:`validate` checks a request against the model
