@@ -410,7 +410,7 @@ def test_options_of_tensorrt(tmp_path, monkeypatch):
     ):
         with pytest.raises(error, match=what):
             tensorrt_provider(None, **arguments)
-    with pytest.raises(TypeError, match="cache: expected a folder"):
+    with pytest.raises(TypeError, match="cache: expected a path"):
         tensorrt_provider(3)
 
 
