@@ -9,7 +9,7 @@ cdef int MAX_GAP
 cpdef object write_histogram(
     CProtobufWriter family, bytes labels, int field, object point, tuple bounds, dict exemplars, bytes created)
 
-@cython.locals(bucket=CProtobufWriter, number=cython.Py_ssize_t)
+@cython.locals(buffer=bytearray, tail=bytes, number=cython.Py_ssize_t, size=cython.int)
 cdef object _write_classic(
     CProtobufWriter message, const long long[::1] cumulative, tuple bounds, dict exemplars)
 

@@ -53,13 +53,17 @@ def write_histogram(
 def _write_classic(
     message: ProtobufWriter, cumulative: Any, bounds: tuple[bytes, ...], exemplars: dict[int, bytes]
 ) -> None:
-    bucket = ProtobufWriter()
+    buffer = message._buffer
     for number in range(len(cumulative)):
         tail = bounds[number] + exemplars.get(number, b"") if exemplars else bounds[number]
-        bucket._buffer = bytearray()
-        bucket.varint(1, cumulative[number])
-        bucket._buffer += tail
-        message.message(3, bucket)
+        size = 1
+        while cumulative[number] >> 7 * size:
+            size += 1
+        _protobuf_cy._append_varint(buffer, 0x1A)  # field 3, a message: no object of its own, there are many
+        _protobuf_cy._append_varint(buffer, 1 + size + len(tail))
+        _protobuf_cy._append_varint(buffer, 0x08)  # its field 1, a varint
+        _protobuf_cy._append_varint(buffer, cumulative[number])
+        buffer += tail
 
 
 def _write_native(message: ProtobufWriter, indexes: Any, counts: Any) -> None:

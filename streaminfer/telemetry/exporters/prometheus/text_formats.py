@@ -21,28 +21,28 @@ def write_text(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[str]:
         name = metric.prometheus
         lines = [f"# HELP {name} {_escape_help(metric.help)}", f"# TYPE {name} {metric.kind}"]
         for sample in samples:
-            lines += _series(metric, sample, with_exemplars=False)
+            lines += _series(name, sample, with_exemplars=False)
         yield "\n".join(lines) + "\n"
 
 
 def write_openmetrics(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[str]:
     """Yield the OpenMetrics text of one family after another, and the end marker."""
     for metric, samples in families.items():
-        name = metric.family
+        name, series = metric.family, metric.prometheus
         lines = [f"# TYPE {name} {metric.kind}"]
         if metric.unit:
             lines.append(f"# UNIT {name} {metric.unit}")
         lines.append(f"# HELP {name} {_escape(metric.help)}")
         for sample in samples:
-            lines += _series(metric, sample, with_exemplars=True)
+            lines += _series(series, sample, with_exemplars=True)
             if metric.kind != "gauge":
                 lines.append(f"{name}_created{{{_labels(sample.labels)}}} {sample.created_ns / 1e9:.3f}")
         yield "\n".join(lines) + "\n"
     yield "# EOF\n"
 
 
-def _series(metric: Metric, sample: Sample, *, with_exemplars: bool) -> list[str]:
-    name, labels, point = metric.prometheus, _labels(sample.labels), sample.value
+def _series(name: str, sample: Sample, *, with_exemplars: bool) -> list[str]:
+    labels, point = _labels(sample.labels), sample.value
     if not isinstance(point, HistogramPoint):
         return [f"{name}{{{labels}}} {_number(point)}"]
     begin = f"{name}_bucket{{{labels},"
