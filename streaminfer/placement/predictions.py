@@ -20,7 +20,7 @@ from streaminfer.placement.solver.latency import BINS, sum_quantile
 __all__ = ["Prediction", "predict"]
 
 _BINS = BINS + 20
-"""Bins to beyond the expected latency; sums of values that are rounded up may need some."""
+"""Bins of a latency: those up to the expected one, and some beyond, for sums of values that are rounded up."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -27,6 +27,7 @@ References: the same question is MLPerf's "max QPS under a latency constraint", 
 error; the fit is a quantal response model as in bioassay (D. J. Finney, "Probit analysis", 1971).
 """
 
+import html
 import math
 from collections.abc import Mapping
 from typing import Any, Self
@@ -147,6 +148,9 @@ class Capacity(Snapshot):
         low, high = self.interval
         text = f"capacity {self.rate:,.4g}/s ({low:,.4g} to {high:,.4g}, {self.confidence:.0%} interval)"
         return f"{text}: {self.reason}" if self.reason else text
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"  # a table of statistics would show rates as shares
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:

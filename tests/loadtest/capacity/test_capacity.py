@@ -1,12 +1,13 @@
 """Capacity at an SLO, of simulated devices with a known capacity."""
 
 import asyncio
+import math
 
 import numpy as np
 import pytest
 
 from streaminfer.loadtest import Constant, find_capacity
-from streaminfer.loadtest.capacity.search import CapacitySearch, Step
+from streaminfer.loadtest.capacity.search import Capacity, CapacitySearch, Step
 
 SLO_S = 0.05
 
@@ -350,3 +351,11 @@ def test_wrong_argument(virtually, device, wrong, message):
 
     with pytest.raises((TypeError, ValueError), match=message):
         virtually(lambda: find_capacity(device(0.005), **options))
+
+
+def test_a_notebook_shows_a_capacity_as_text():
+    """Its steps hold arrays, and its rates are no shares."""
+    step = Step(2.0, np.array([1, 2]), np.array([0, 1]))
+    capacity = Capacity(3.0, (1.0, math.inf), 0.95, 0.99, (step,), "a < b")
+
+    assert capacity._repr_html_() == "<pre>capacity 3/s (1 to inf, 95% interval): a &lt; b</pre>"
