@@ -151,7 +151,7 @@ class StatefulBackend(StackClock, Wrapper):
             self._store.clear()
 
     def bind_clock(self, clock: Clock) -> None:
-        """Use the clock of a `Stack`, unless the constructor got a clock."""
+        """Use the clock of the first `Stack`, unless the constructor got a clock."""
         StackClock.bind_clock(self, clock)
         Wrapper.bind_clock(self, clock)
 
