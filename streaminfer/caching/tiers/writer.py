@@ -158,7 +158,7 @@ class TierWriter:
         return lambda entry: entry.stored_ns < replaced_ns or is_erased(entry, pending)
 
     def _is_excluded(self, key: str | bytes, entry: Entry) -> bool:
-        """Return whether an entry must not be used now; like ``excluded``, but without checking each erasure."""
+        """Return whether an entry must not be used now; like ``excluded``, but without checking each failed erasure."""
         return entry.stored_ns < self._newer.since_ns(key) or self.erasures.matches(entry)
 
     def statistics(self) -> TierUsage:

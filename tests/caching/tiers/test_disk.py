@@ -1058,6 +1058,27 @@ def test_put_waits_for_another_process_once(tier):
     assert asyncio.run(main()) == (1, None)
 
 
+def test_failed_put_leaves_a_later_value(tier, tmp_path, wall):
+    """A put that fails neither hides what another process stores later, nor deletes it at the next purge."""
+
+    async def main():
+        async with tier, DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as other:
+            await tier.put("k", entry("old"))
+            await limit_file(tier, "PRAGMA busy_timeout = 0")
+            busy = sqlite3.connect(tier._store._file, isolation_level=None)
+            busy.execute("BEGIN IMMEDIATE")
+            assert not await tier.put("k", entry("new"))
+            busy.close()
+            assert await tier.get("k") is None
+            wall.now_ns += 5 * S
+            assert await other.put("k", entry("latest", stored_ns=NOW + S))
+            before = await tier.get("k")
+            await tier.purge()
+            return before.value, (await other.get("k")).value
+
+    assert asyncio.run(main()) == ("latest", "latest")
+
+
 def test_read_only_disk_serves_and_fails_erasures(tier):
     """A read-only disk serves its entries, and an erasure on it raises `BackendError`."""
 

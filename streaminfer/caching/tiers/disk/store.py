@@ -75,7 +75,7 @@ class DiskStore:
         self._lock = -1
         self._identity = (0, 0)  # of the file that is open
         self._may_have_leftovers = True  # assumed until a search finds none
-        self._outdated: dict[bytes, None] = {}  # names of entries that a failed put would have replaced
+        self._outdated: dict[bytes, int] = {}  # by name of an entry: instant of the failed put that would replace it
         self._searched_version = -1  # the version of the file when leftovers were last looked for
         call_in_child(self.leave_to_parent)
 
@@ -286,7 +286,7 @@ class DiskStore:
         """Return the entry of a key, or ``None``. Raises on failure."""
         name = self._records.name(b"k", key)
         row = self._opened().execute("SELECT id, record FROM entries WHERE key = ?", (name,)).fetchone()
-        if row is None or name in self._outdated:
+        if row is None or (name in self._outdated and not self._has_later(name, self._outdated[name])):
             return None
         try:
             entry = self._records.unpack(name, row[1])
@@ -307,7 +307,7 @@ class DiskStore:
         try:
             is_stored = self._put(name, entry)
         except Exception as error:
-            self._outdated[name] = None
+            self._outdated[name] = self._now() if entry is None else entry.stored_ns
             if len(self._outdated) > _MAX_OUTDATED:
                 del self._outdated[next(iter(self._outdated))]
             if code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
@@ -318,9 +318,9 @@ class DiskStore:
         return is_stored
 
     def _delete_outdated(self) -> None:
-        for name in list(self._outdated):
+        for name, stored_ns in list(self._outdated.items()):
             try:
-                self._delete_replaced(name)
+                self._delete_replaced(name, stored_ns)
             except sqlite3.Error as error:
                 if code_of(error) != sqlite3.SQLITE_FULL:
                     raise
@@ -339,7 +339,7 @@ class DiskStore:
         subject = None if entry.subject is None else records.name(b"s", entry.subject)
         expires_ns = None if entry.expires_ns is None else min(entry.expires_ns, 2**63 - 1)
         with transaction(self._opened()) as db:
-            if db.execute(LATER, (name, entry.stored_ns, self._now())).fetchone():  # of another process
+            if self._has_later(name, entry.stored_ns):
                 self._counters.rejected += 1
                 return False
             replaced = self._remove_replaced(db, name)
@@ -375,8 +375,14 @@ class DiskStore:
         self._count_deleted(deleted)
         return deleted
 
-    def _delete_replaced(self, name: bytes) -> None:
+    def _has_later(self, name: bytes, stored_ns: int) -> bool:
+        """Return whether another process has stored a value that was computed later."""
+        return self._opened().execute(LATER, (name, stored_ns, self._now())).fetchone() is not None
+
+    def _delete_replaced(self, name: bytes, stored_ns: int | None = None) -> None:
         with transaction(self._opened()) as db:
+            if stored_ns is not None and self._has_later(name, stored_ns):
+                return
             counts = self._remove_replaced(db, name, FREE)
         self._count_deleted(*counts)
 
