@@ -155,7 +155,7 @@ class RequestSplitter:
         inputs, rows = {name: array[part] for name, array in inputs.items()}, rows[part]
         try:
             return await self._infer_rows(inputs, len(rows), rows, deadline_ns)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the rows of the other part go on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the rows of the other part continue
             return [error] * len(rows)
 
     async def _infer_row(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:

@@ -1,8 +1,8 @@
 """Order within streams: if a model has state per stream, its requests run one at a time and in order of arrival.
 
 A request is *held back* while an earlier one of its stream is live: it is in the line of its stream, and in no list of
-the queue. It is queued when the earlier one ends, so no policy, bucket or retry can let one overtake the other. O(1)
-per request; O(requests of its stream) for one that leaves the line before its turn.
+the queue. It is queued when the earlier one ends, so no policy, bucket or retry can let one overtake the other. A turn
+moves the pointers of the line, and one that leaves before its turn is searched for: O(requests of its stream).
 
 Invariant: the first request of a line is not held back, all others are. One source, compiled with the C types of
 ``_stream_order_cy.pxd`` or run uncompiled.

@@ -243,7 +243,7 @@ def whole_ns(table: NDArray[np.float64], unit_ns: float) -> NDArray[np.int64]:
     Returns:
         The same shape, int64, read-only: entry 0 is 0, the others are within 1 … 10**17.
     """
-    times_ns = np.minimum(table, _LONGEST_NS / unit_ns) * unit_ns
+    times_ns = np.minimum(np.minimum(table, _LONGEST_NS / unit_ns) * unit_ns, _LONGEST_NS)  # the product is rounded
     rounded: NDArray[np.int64] = (np.maximum(times_ns, 1.0) + 0.5).astype(np.int64)
     rounded[0] = 0
     rounded.flags.writeable = False
