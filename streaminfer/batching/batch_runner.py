@@ -27,7 +27,7 @@ from streaminfer.protocols import adapt
 __all__ = ["BatchRunner"]
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class BatchRunner:
     """Runs the batches of one queue on one backend or function.
 
