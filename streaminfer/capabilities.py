@@ -317,5 +317,5 @@ class Capabilities(NamedTuple):
         """
         example = None if self.example_inputs is None else self.example_inputs()
         expectation = "None, or streaminfer.protocols.ExampleInputs(inputs, infer)"
-        check_instance("example_inputs", example, lambda it: isinstance(it, ExampleInputs | None), expectation)
+        check_instance("example_inputs", example, ExampleInputs | None, expectation)
         return example

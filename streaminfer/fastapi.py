@@ -67,10 +67,10 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
         RuntimeError: it was called for this application before.
         TypeError, ValueError: an argument is wrong.
     """
-    check_instance("app", app, lambda it: isinstance(it, fastapi.FastAPI), "a FastAPI application")
+    check_instance("app", app, fastapi.FastAPI, "a FastAPI application")
     for stack in stacks:
-        check_instance("stacks", stack, lambda it: isinstance(it, Stack), "a Stack")
-    check_instance("health", health, lambda it: it is None or isinstance(it, str), "a path, or None")
+        check_instance("stacks", stack, Stack, "a Stack")
+    check_instance("health", health, str | None, "a path, or None")
     if health is not None and not health.startswith("/"):  # no request has such a path
         raise ValueError(expected("health", "a path that begins with '/'", health))
     if any(isinstance(it.cls, type) and issubclass(it.cls, _ExchangeMiddleware) for it in app.user_middleware):
@@ -117,7 +117,7 @@ def bind(stack: Stack, *, timeout_s: float | None = None) -> Callable[[HTTPConne
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    check_instance("stack", stack, lambda it: isinstance(it, Stack), "a Stack")
+    check_instance("stack", stack, Stack, "a Stack")
     if timeout_s is not None:
         timeout_s = check_duration("timeout_s", timeout_s, positive=True)
 

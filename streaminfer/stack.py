@@ -204,7 +204,7 @@ class Stack(Wrapper):
         if concurrency is None:
             concurrency = many_calls.default_concurrency(self._offered)
         check_count("concurrency", concurrency)
-        check_instance("inputs", inputs, lambda value: isinstance(value, Iterable), "an iterable of what each brings")
+        check_instance("inputs", inputs, Iterable, "an iterable of what each brings")
         settings["tags"] = many_calls.check_settings("map", settings).tags  # they may be an iterator
 
         def send(item: Any) -> Any:

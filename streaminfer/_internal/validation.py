@@ -9,7 +9,8 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeAlias, TypeVar
 
 from streaminfer._internal.signatures import signature_of
 
@@ -31,6 +32,7 @@ __all__ = [
     "check_whole",
     "expected",
     "field_check",
+    "is_name",
     "make_from_table",
 ]
 
@@ -46,6 +48,7 @@ def expected(name: str, expectation: str, value: object) -> str:
     return f"{name}: expected {expectation}, got {brief(value)} ({type(value).__name__})"
 
 
+Accepted: TypeAlias = type | UnionType | Callable[[Any], Any]
 C = TypeVar("C", bound=str)
 T = TypeVar("T")
 
@@ -217,21 +220,32 @@ def check_choice(name: str, value: object, choices: tuple[C, ...]) -> C:
         ValueError: another string.
     """
     expectation = "one of " + ", ".join(map(repr, choices))
-    check_instance(name, value, lambda it: isinstance(it, str), expectation)
+    check_instance(name, value, str, expectation)
     for choice in choices:
         if choice == value:
             return choice
     raise ValueError(expected(name, expectation, value))
 
 
-def check_instance(name: str, value: Any, test: Callable[[Any], bool], expectation: str) -> None:
-    """Check a value with ``test``; ``expectation`` describes the accepted values.
+def check_instance(name: str, value: Any, accepted: Accepted, expectation: str) -> None:
+    """Check a value; ``expectation`` describes the accepted ones.
+
+    Args:
+        name: the argument's name.
+        value: the value.
+        accepted: the types that are accepted, or a function that tells whether a value is.
+        expectation: what is accepted, in words.
 
     Raises:
-        TypeError: ``test`` is false.
+        TypeError: the value is not accepted.
     """
-    if not test(value):
+    if not (isinstance(value, accepted) if isinstance(accepted, type | UnionType) else accepted(value)):
         raise TypeError(expected(name, expectation, value))
+
+
+def is_name(value: Any) -> bool:
+    """Return whether a value is text that is not empty."""
+    return isinstance(value, str) and value != ""
 
 
 def check_path(name: str, value: Any) -> Path:
@@ -295,7 +309,7 @@ def make_from_table(make: Callable[..., T], table: Mapping[str, Any], path: str,
         TypeError, ValueError: the table does not fit.
     """
     where = path or description
-    check_instance(where, table, lambda it: isinstance(it, Mapping), "a table")
+    check_instance(where, table, Mapping, "a table")
     parameters = signature_of(make).parameters
     for key in table:
         if key not in parameters:

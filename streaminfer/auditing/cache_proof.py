@@ -131,10 +131,10 @@ def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFold
         TypeError: ``http_caches`` are not `NginxFolder` objects.
         BackendError: a medium or the retention log cannot be read, so nothing is proven.
     """
-    check_instance("http_caches", http_caches, lambda it: isinstance(it, Iterable), "folders of HTTP caches")
+    check_instance("http_caches", http_caches, Iterable, "folders of HTTP caches")
     folders = list(http_caches)
     for folder in folders:
-        check_instance("http_caches", folder, lambda it: isinstance(it, NginxFolder), "an NginxFolder")
+        check_instance("http_caches", folder, NginxFolder, "an NginxFolder")
     remains = _RemainCounts()
     judges = [_Judge(cache) for cache in caches]
     gc.collect()  # frees objects that only a cycle holds

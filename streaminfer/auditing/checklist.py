@@ -76,7 +76,7 @@ def privacy_checklist(audit: Audit) -> PrivacyChecklist:
     Raises:
         TypeError: ``audit`` is not an `Audit`.
     """
-    check_instance("audit", audit, lambda it: isinstance(it, Audit), "an Audit, which audit(stack) returns")
+    check_instance("audit", audit, Audit, "an Audit, which audit(stack) returns")
     answers = []
     for question, checks in _QUESTIONS:
         findings = [it for it in audit.findings if it.check in checks]

@@ -145,7 +145,7 @@ def record_of_processing(
     texts = (controller, purpose, legal_basis, subjects, recipients, transfers)
     stated = dict(zip(_STATED, texts, strict=True))
     for name, text in stated.items():
-        check_instance(name, text, lambda it: isinstance(it, str), "a string")
+        check_instance(name, text, str, "a string")
     findings = audit(stack).findings
     parts = [(part.where, part.obj) for part in walk(stack)]
     caches = [(where, obj) for where, obj in parts if is_a(obj, EdgeCache)]

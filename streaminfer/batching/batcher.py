@@ -129,7 +129,7 @@ class AdaptiveBatcher(Node):
         self._in_flight_given = max_in_flight is not None
         in_flight = 1 if max_in_flight is None else max_in_flight
         self.max_in_flight = check_count("max_in_flight", in_flight, at_most=_LARGEST)
-        check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
+        check_instance("stack", stack, bool, "True or False")
         self.stack = stack
         self.fair = fair
         self._weights = _as_weights(fair)
@@ -156,7 +156,7 @@ class AdaptiveBatcher(Node):
         if device is not None:
             from streaminfer.batching.device.device import Device  # noqa: PLC0415 - only who shares one loads it
 
-            check_instance("device", device, lambda it: isinstance(it, Device), "a Device or None")
+            check_instance("device", device, Device, "a Device or None")
         self.device = device
         self._clock = check_clock("clock", clock)
         self._overhead: PipelineOverhead | None = None
@@ -359,18 +359,16 @@ class AdaptiveBatcher(Node):
         from streaminfer.batching.service_time.service_time import ServiceTime  # noqa: PLC0415
 
         if self.buckets is None:
-            check_instance(
-                "service_time", priors, lambda it: it is None or isinstance(it, ServiceTime), "a ServiceTime"
-            )
+            check_instance("service_time", priors, ServiceTime | None, "a ServiceTime")
             return LearnedServiceTime(prior=priors)
         lengths = self.buckets.lengths
         expectation = f"a mapping of bucket lengths, of {lengths}, to ServiceTime"
-        check_instance("service_time", priors, lambda it: it is None or isinstance(it, Mapping), expectation)
+        check_instance("service_time", priors, Mapping | None, expectation)
         priors = priors or {}
         if not set(priors) <= set(lengths):
             raise ValueError(expected("service_time", expectation, priors))
         for prior in priors.values():
-            check_instance("service_time", prior, lambda it: isinstance(it, ServiceTime), expectation)
+            check_instance("service_time", prior, ServiceTime, expectation)
         return {length: LearnedServiceTime(prior=priors.get(length)) for length in lengths}
 
     def _policy_for(self, workers: int) -> Policy:
@@ -424,7 +422,7 @@ def _as_weights(fair: Any) -> Mapping[Hashable, float] | None:
     expectation = "True, False or a mapping of stream id to weight, from 0.001 to 1000"
     if isinstance(fair, bool):
         return {} if fair else None
-    check_instance("fair", fair, lambda value: isinstance(value, Mapping), expectation)
+    check_instance("fair", fair, Mapping, expectation)
     for weight in fair.values():
         check_number("fair", weight, expectation, lambda number: 0.001 <= number <= 1000)
     return dict(fair)

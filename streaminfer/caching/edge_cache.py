@@ -132,7 +132,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             clock,
         )
         super().__init__(memory, retention is not None)
-        check_instance("tiers", tiers, lambda it: isinstance(it, Iterable), "several tiers, as in a tuple")
+        check_instance("tiers", tiers, Iterable, "several tiers, as in a tuple")
         several = tuple(tiers)
         self.tiers: TierSet | None = None
         if several:
@@ -447,4 +447,4 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
 
 def _check_key(key: Any) -> None:
-    check_instance("key", key, lambda it: isinstance(it, (str, bytes)), "a string or bytes, which tiers can name")
+    check_instance("key", key, (str, bytes), "a string or bytes, which tiers can name")

@@ -69,7 +69,7 @@ def content_key(
         False
     """
     if tenant is not None and type(tenant) is not str:
-        check_instance("tenant", tenant, lambda it: isinstance(it, str), "a string or None")
+        check_instance("tenant", tenant, str, "a string or None")
     try:
         maker = key_maker(model, version, preprocessing, secret)
     except TypeError:
@@ -105,6 +105,6 @@ def _digest_by(secret: bytes | None) -> Callable[[Any], bytes]:
 
 def _check(model: Any, version: Any, preprocessing: Any, secret: Any) -> None:
     for name, value in (("model", model), ("version", version), ("preprocessing", preprocessing)):
-        check_instance(name, value, lambda it: isinstance(it, str), "a string")
+        check_instance(name, value, str, "a string")
     if secret is not None:
         check_secret("secret", secret)

@@ -172,7 +172,7 @@ def verified(
     """
     if head is not None:
         expectation = "64 hexadecimal digits, as RetentionLog.head gives, or None"
-        check_instance("head", head, lambda it: isinstance(it, str), expectation)
+        check_instance("head", head, str, expectation)
         if not _DIGEST.fullmatch(head):
             raise ValueError(expected("head", expectation, head))
     first = chain.number

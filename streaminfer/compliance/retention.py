@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import attrs
 
-from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected, field_check
+from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected, field_check, is_name
 from streaminfer.compliance.retention_log import RetentionLog
 
 __all__ = ["PRESERVED", "Holding", "Residual", "Retention", "Rule", "StorageTraits"]
@@ -88,10 +88,6 @@ class Rule(NamedTuple):
         )
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
 @attrs.frozen
 class Residual:
     """Copies that the cache's erasures do not reach: backups, replicas, an append-only file, a CDN, traces.
@@ -102,14 +98,14 @@ class Residual:
             the audit warns.
     """
 
-    name: str = attrs.field(validator=field_check(check_instance, _is_name, "words"))
+    name: str = attrs.field(validator=field_check(check_instance, is_name, "words"))
     within_s: float | None = attrs.field(
         default=None, validator=field_check(check_duration, positive=True, optional=True)
     )
 
 
-_check_flag = field_check(check_instance, lambda it: isinstance(it, bool), "True or False")
-_check_log = field_check(check_instance, lambda it: isinstance(it, RetentionLog), "a RetentionLog", optional=True)
+_check_flag = field_check(check_instance, bool, "True or False")
+_check_log = field_check(check_instance, RetentionLog, "a RetentionLog", optional=True)
 
 
 def _several(value: Any) -> Any:
@@ -170,10 +166,10 @@ class Retention:
     def __attrs_post_init__(self) -> None:
         if self.min_age_s > self.max_age_s:
             raise ValueError(expected("min_age_s", f"at most max_age_s, {float(self.max_age_s):g}", self.min_age_s))
-        check_instance("classes", self.classes, lambda it: isinstance(it, Mapping), "a mapping of name to Retention")
+        check_instance("classes", self.classes, Mapping, "a mapping of name to Retention")
         for name, inner in self.classes.items():
-            check_instance("classes", name, _is_name, "names that are strings and not empty")
-            check_instance(f"classes[{name!r}]", inner, lambda it: isinstance(it, Retention), "a Retention")
+            check_instance("classes", name, is_name, "names that are strings and not empty")
+            check_instance(f"classes[{name!r}]", inner, Retention, "a Retention")
             if inner.classes or inner.residual or inner.log is not None:
                 raise ValueError(f"classes[{name!r}]: expected a Retention without classes, residual or log of its own")
 

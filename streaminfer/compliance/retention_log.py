@@ -132,9 +132,9 @@ class RetentionLog:
         """
         check_choice("action", action, ACTIONS)
         for name, text in (("where", where), ("data_class", data_class), ("reason", reason)):
-            check_instance(name, text, lambda it: isinstance(it, str), "a string")
+            check_instance(name, text, str, "a string")
         for name, label in (("subject", subject), ("tag", tag)):
-            check_instance(name, label, lambda it: it is None or isinstance(it, str), "a string or None")
+            check_instance(name, label, str | None, "a string or None")
         number = check_count("count", count, at_least=0)
         if subject:
             for written in dict.fromkeys((subject, repr(subject)[1:-1], ascii(subject)[1:-1])):  # as messages quote it
@@ -210,7 +210,7 @@ class RetentionLog:
         Raises:
             TypeError: ``subject`` is not a string.
         """
-        check_instance("subject", subject, lambda it: isinstance(it, str), "a string")
+        check_instance("subject", subject, str, "a string")
         return self._chain.pseudonym(subject)
 
     def events_about(self, subject: str) -> tuple[RetentionEvent, ...]:

@@ -187,11 +187,11 @@ def build_report(
         TypeError, ValueError: an argument has the wrong type.
         BackendError, ValueError: the log cannot be read, or was altered while it was open.
     """
-    check_instance("policy", policy, lambda it: isinstance(it, Retention), "a Retention")
-    check_instance("purge_bounds_s", purge_bounds_s, lambda it: isinstance(it, Mapping), "a mapping of seconds")
-    check_instance("at_ns", at_ns, lambda it: it is None or isinstance(it, int), "an integer or None")
+    check_instance("policy", policy, Retention, "a Retention")
+    check_instance("purge_bounds_s", purge_bounds_s, Mapping, "a mapping of seconds")
+    check_instance("at_ns", at_ns, int | None, "an integer or None")
     bounds = {where: check_duration(f"purge_bounds_s[{where!r}]", bound) for where, bound in purge_bounds_s.items()}
-    check_instance("log", log, lambda it: it is None or isinstance(it, RetentionLog), "a RetentionLog or None")
+    check_instance("log", log, RetentionLog | None, "a RetentionLog or None")
     recorded = RetentionLog() if log is None else log
     verification = recorded.verify()
     if verification.ok:

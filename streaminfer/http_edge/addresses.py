@@ -48,13 +48,13 @@ def content_path(body: bytes | bytearray | memoryview, *, version: str, prefix: 
     """
     _check("version", version, _SEGMENT, "letters, digits, . _ ~ or -, not beginning with a dot")
     _check("prefix", prefix, _PREFIX, "a path such as '/v1/infer', without a slash at its end")
-    check_instance("body", body, lambda it: isinstance(it, bytes | bytearray | memoryview), "bytes")
+    check_instance("body", body, bytes | bytearray | memoryview, "bytes")
     if isinstance(body, memoryview) and not body.c_contiguous:
         body = body.tobytes()
     return f"{prefix}/{version}/{hashlib.sha256(body).hexdigest()}"
 
 
 def _check(name: str, value: Any, pattern: re.Pattern[str], expectation: str) -> None:
-    check_instance(name, value, lambda it: isinstance(it, str), f"a string of {expectation}")
+    check_instance(name, value, str, f"a string of {expectation}")
     if not pattern.fullmatch(value):
         raise ValueError(expected(name, expectation, value))

@@ -47,7 +47,7 @@ def _check_seconds(name: str, value: Any) -> float:
     return seconds
 
 
-_is_flag = field_check(check_instance, lambda it: isinstance(it, bool), "True or False")
+_is_flag = field_check(check_instance, bool, "True or False")
 
 
 @attrs.frozen(kw_only=True)
@@ -90,9 +90,9 @@ class EdgePolicy:
         if self.client_s is not None and (self.stale_while_revalidate_s or self.stale_if_error_s):
             expectation = "None where there is a stale window, since s-maxage forbids one"
             raise ValueError(expected("client_s", expectation, self.client_s))
-        check_instance("vary", self.vary, lambda it: isinstance(it, tuple), "names of request headers")
+        check_instance("vary", self.vary, tuple, "names of request headers")
         for name, value in (*(("vary", each) for each in self.vary), ("credentials", self.credentials)):
-            check_instance(name, value, lambda it: isinstance(it, str), "the name of a request header")
+            check_instance(name, value, str, "the name of a request header")
             if not _TOKEN.fullmatch(value) or value == "*":
                 raise ValueError(expected(name, "the name of a request header", value))
         varying = dict.fromkeys(each.lower() for each in (*self.vary, self.credentials))
@@ -144,14 +144,14 @@ def edge_headers(
         'no-store'
     """
     if type(policy) is not EdgePolicy or type(request) is not Request or type(response) is not Response:
-        check_instance("policy", policy, lambda it: isinstance(it, EdgePolicy), "an EdgePolicy")
-        check_instance("request", request, lambda it: isinstance(it, Request), "a Request")  # not a framework's
-        check_instance("response", response, lambda it: isinstance(it, Response), "a Response")
+        check_instance("policy", policy, EdgePolicy, "an EdgePolicy")
+        check_instance("request", request, Request, "a Request")  # not a framework's
+        check_instance("response", response, Response, "a Response")
     now = _whole_second("now_s", now_s)
     headers = {"cache-control": "no-store", "date": http_date(now), "vary": policy.vary_field}
     if etag is not None:
         if type(etag) is not str:
-            check_instance("etag", etag, lambda it: isinstance(it, str), _A_TAG)
+            check_instance("etag", etag, str, _A_TAG)
         if not is_entity_tag(etag):
             raise ValueError(expected("etag", _A_TAG, etag))
     computed = now if computed_s is None else _whole_second("computed_s", computed_s)

@@ -50,7 +50,7 @@ def entity_tag(content: bytes | bytearray | memoryview, *, weak: bool = False) -
     if _digest is None:
         _digest = require("xxhash", extra="cache", purpose="an entity tag").xxh3_128_hexdigest
     if not isinstance(content, bytes):
-        check_instance("content", content, lambda it: isinstance(it, bytearray | memoryview), "bytes")
+        check_instance("content", content, bytearray | memoryview, "bytes")
         if isinstance(content, memoryview) and not content.c_contiguous:
             content = content.tobytes()
     return f'W/"{_digest(content)}"' if weak else f'"{_digest(content)}"'

@@ -64,7 +64,7 @@ async def run(
     objective = check_share("objective", objective)
     seed = check_count("seed", seed, at_least=0)
     senders = check_count("senders", senders, at_least=0)
-    check_instance("name", name, lambda it: isinstance(it, str), "a string")
+    check_instance("name", name, str, "a string")
     check_instance("progress", progress, lambda it: it is None or callable(it), "a function or None")
     drain_s = max(DRAIN_S, DRAIN_SLOS * slo_s) if drain_s is None else check_duration("drain_s", drain_s)
     process = as_arrivals(arrivals)

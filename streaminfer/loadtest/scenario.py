@@ -50,7 +50,7 @@ __all__ = ["CapacitySettings", "EdgeSettings", "RandomInput", "Scenario", "Servi
 Protocol = Literal["grpc", "http"]
 _RANDOM_ROWS = 64
 _MAX_AXIS = 10**9
-_TEXT = field_check(check_instance, lambda value: isinstance(value, str), "a string")
+_TEXT = field_check(check_instance, str, "a string")
 _SHARE = field_check(check_share)
 _POSITIVE = field_check(check_number, "a finite number > 0", lambda number: 0 < number < float("inf"))
 
@@ -122,7 +122,7 @@ class RandomInput:
     dtype: str = attrs.field(default="float32", validator=_TEXT)
 
     def __attrs_post_init__(self) -> None:
-        check_instance("shape", self.shape, lambda it: isinstance(it, tuple), "a list of whole numbers ≥ 1")
+        check_instance("shape", self.shape, tuple, "a list of whole numbers ≥ 1")
         for axis in self.shape:
             check_count("shape", axis, at_most=_MAX_AXIS)
         try:
@@ -186,9 +186,7 @@ class Scenario:
     """
 
     name: str = attrs.field(validator=_TEXT)
-    service: ServiceSettings = attrs.field(
-        validator=field_check(check_instance, lambda it: isinstance(it, ServiceSettings), "a ServiceSettings")
-    )
+    service: ServiceSettings = attrs.field(validator=field_check(check_instance, ServiceSettings, "a ServiceSettings"))
     inputs: str | Mapping[str, RandomInput] = attrs.field(
         default="", validator=field_check(check_instance, _are_inputs, "a string, or a mapping of names to RandomInput")
     )
@@ -245,7 +243,7 @@ class Scenario:
         Raises:
             ValueError, TypeError: a field is missing, unknown or wrong.
         """
-        check_instance("scenario", tables, lambda it: isinstance(it, Mapping), "a table")
+        check_instance("scenario", tables, Mapping, "a table")
         folder, fields = check_path("folder", folder), dict(tables)
         for name, make in (
             ("service", lambda table: make_from_table(ServiceSettings, table, "service")),
@@ -255,10 +253,10 @@ class Scenario:
             ("edge", lambda table: make_from_table(EdgeSettings, table, "edge")),
         ):
             if name in fields:
-                check_instance(name, fields[name], lambda value: isinstance(value, Mapping), "a table")
+                check_instance(name, fields[name], Mapping, "a table")
                 fields[name] = make(fields[name])
         if "devices" in fields:
-            check_instance("devices", fields["devices"], lambda value: isinstance(value, list), "a list of tables")
+            check_instance("devices", fields["devices"], list, "a list of tables")
             fields["devices"] = tuple(_build_devices(folder, table) for table in fields["devices"])
         if "score" in fields:
             fields["score"] = load_function("score", fields["score"])
@@ -285,7 +283,7 @@ def load_function(argument: str, target: str) -> Callable[..., Any]:
         ValueError: the function cannot be imported.
     """
     expectation = '"module:function" that can be imported'
-    check_instance(argument, target, lambda it: isinstance(it, str), expectation)
+    check_instance(argument, target, str, expectation)
     module, separator, name = target.partition(":")
     if not (separator and module and name):
         raise ValueError(expected(argument, expectation, target))
@@ -319,7 +317,7 @@ def _path_in(folder: Path, argument: str, path: Any) -> Path:
 
 
 def _build_devices(folder: Path, table: Mapping[str, Any]) -> DeviceGroup:
-    check_instance("devices", table, lambda it: isinstance(it, Mapping), "a list of tables")
+    check_instance("devices", table, Mapping, "a list of tables")
     fields = dict(table)
     for name in {"source", "device", "network"} & fields.keys():
         if name == "source" or str(fields[name]).endswith((".toml", ".json")):
@@ -332,12 +330,12 @@ def _build_devices(folder: Path, table: Mapping[str, Any]) -> DeviceGroup:
 
 def _build_inputs(table: Mapping[str, Any]) -> str | dict[str, RandomInput]:
     if set(table) == {"make"}:
-        check_instance("inputs.make", table["make"], lambda value: isinstance(value, str), "a string")
+        check_instance("inputs.make", table["make"], str, "a string")
         return str(table["make"])
     if set(table) != {"random"}:
         raise ValueError(expected("inputs", "either make or random", ", ".join(table)))
     random = table["random"]
-    check_instance("inputs.random", random, lambda value: isinstance(value, Mapping), "a table")
+    check_instance("inputs.random", random, Mapping, "a table")
     if not isinstance(random.get("shape", {}), Mapping):  # not an input named "shape"
         return {"": make_from_table(RandomInput, random, "inputs.random")}
     return {name: make_from_table(RandomInput, fields, f"inputs.random.{name}") for name, fields in random.items()}

@@ -129,7 +129,7 @@ def replay(plan: Plan, *, requests: int = 20_000, seed: int = 0) -> PlanCheck:
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
-    check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
+    check_instance("plan", plan, Plan, "a Plan")
     requests = check_count("requests", requests, at_least=100)
     rng = np.random.default_rng(check_count("seed", seed, at_least=0))
     problem = plan.problem

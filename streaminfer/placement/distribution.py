@@ -123,7 +123,7 @@ class Distribution:
             Shape (count,), float64, seconds.
         """
         count = check_count("count", count, at_least=0, at_most=_MAX_SAMPLES)
-        check_instance("rng", rng, lambda it: isinstance(it, np.random.Generator), "a NumPy Generator")
+        check_instance("rng", rng, np.random.Generator, "a NumPy Generator")
         return rng.choice(self.values_s, size=count, p=self.shares)
 
     def __eq__(self, other: object) -> bool:

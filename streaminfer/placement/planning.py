@@ -64,7 +64,7 @@ def plan(
         TimeoutError: no plan was found within ``time_limit_s``.
         MissingExtra: highspy is not installed, and the method is exact or the greedy choice meets a limit.
     """
-    check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
+    check_instance("problem", problem, Problem, "a Problem")
     check_choice("method", method, _METHODS)
     if budget is not None:
         budget = check_number("budget", budget, "a number ≥ 0", lambda it: it >= 0)
@@ -72,7 +72,7 @@ def plan(
         migrations = check_count("migrations", migrations, at_least=0)
     gap, time_limit_s = check_search(gap, time_limit_s)
     if running is not None:
-        check_instance("running", running, lambda it: isinstance(it, Plan), "a Plan or None")
+        check_instance("running", running, Plan, "a Plan or None")
     chosen = None if hours is None else _checked_hours(problem, hours)
     settings = Settings(budget=budget, running=_homes(problem, running), migrations=migrations)
     candidates = find_candidates(problem, chosen)
@@ -104,7 +104,7 @@ def _homes(problem: Problem, running: Plan | None) -> dict[tuple[Any, ...], int]
 
 
 def _checked_hours(problem: Problem, hours: Iterable[int]) -> tuple[int, ...]:
-    check_instance("hours", hours, lambda it: isinstance(it, Iterable), "whole numbers or None")
+    check_instance("hours", hours, Iterable, "whole numbers or None")
     chosen = tuple(check_count("hours", hour, at_least=0, at_most=problem.hours - 1) for hour in hours)
     if not chosen:
         raise ValueError(expected("hours", "at least one hour", hours))
@@ -137,7 +137,7 @@ def plan_hours(
         InfeasiblePlacement: there is no plan for an hour.
         TimeoutError: no plan for an hour was found within ``time_limit_s``.
     """
-    check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
+    check_instance("problem", problem, Problem, "a Problem")
     if migrations is not None:
         migrations = check_count("migrations", migrations, at_least=0)
     plans: list[Plan] = []
@@ -162,7 +162,7 @@ def repair(running: Plan, lost: Iterable[str]) -> Plan:
         TypeError, ValueError: an argument of the wrong type, or not the name of a site.
         MissingExtra: the greedy choice meets a limit, and highspy is not installed.
     """
-    check_instance("running", running, lambda it: isinstance(it, Plan), "a Plan")
+    check_instance("running", running, Plan, "a Plan")
     check_instance("lost", lost, lambda it: isinstance(it, Iterable) and not isinstance(it, str), "names of sites")
     problem = running.problem
     index = {site.name: at for at, site in enumerate(problem.sites)}

@@ -84,7 +84,7 @@ def prices(
         MissingExtra: highspy is not installed.
         TimeoutError: a solution was not found within ``time_limit_s``.
     """
-    check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
+    check_instance("plan", plan, Plan, "a Plan")
     slo_step_s = check_duration("slo_step_s", slo_step_s, positive=True)
     gap, time_limit_s = check_search(gap, time_limit_s)
     instance = plan.instance

@@ -24,6 +24,7 @@ from streaminfer._internal.validation import (
     check_share,
     expected,
     field_check,
+    is_name,
 )
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.placement.distribution import Distribution
@@ -49,7 +50,7 @@ ANY_SITE = "any site"
 """Value of `Problem.failures`: the plan must survive the loss of each one of the sites."""
 
 _NO_ENTRIES: Mapping[str, Any] = {}
-_DISTRIBUTION = field_check(check_instance, lambda it: isinstance(it, Distribution), "a Distribution")
+_DISTRIBUTION = field_check(check_instance, Distribution, "a Distribution")
 
 
 def _number(expectation: str, fits: Callable[[float], bool], **options: Any) -> Any:
@@ -57,7 +58,7 @@ def _number(expectation: str, fits: Callable[[float], bool], **options: Any) -> 
 
 
 def _text(**options: Any) -> Any:
-    return attrs.field(validator=field_check(check_instance, _is_name, "a name", optional=bool(options)), **options)
+    return attrs.field(validator=field_check(check_instance, is_name, "a name", optional=bool(options)), **options)
 
 
 def _amount(default: float = 0.0) -> Any:
@@ -82,12 +83,8 @@ def _records(kind: type, **options: Any) -> Any:
 
 
 def _names(**options: Any) -> Any:
-    check = field_check(check_instance, lambda it: isinstance(it, tuple) and all(map(_is_name, it)), "a list of names")
+    check = field_check(check_instance, lambda it: isinstance(it, tuple) and all(map(is_name, it)), "a list of names")
     return attrs.field(converter=_tuple, validator=check, **options)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 def _tuple(value: Iterable[Any]) -> Any:
@@ -174,7 +171,7 @@ class UserCluster:
 
     @rates.validator
     def _check_rates(self, _attribute: object, value: tuple[float, ...]) -> None:
-        check_instance("rates", value, lambda it: isinstance(it, tuple), "requests per second by hour")
+        check_instance("rates", value, tuple, "requests per second by hour")
         if not value:
             raise ValueError(expected("rates", "at least one", value))
         for rate in value:
@@ -287,7 +284,7 @@ class Scenario:
     name: str = _text()
     access: Mapping[str, str] = attrs.field(
         default=_NO_ENTRIES,
-        validator=field_check(check_instance, lambda it: isinstance(it, Mapping), "a mapping of clusters to profiles"),
+        validator=field_check(check_instance, Mapping, "a mapping of clusters to profiles"),
     )
     rate_factor: float = _amount(1.0)
 
@@ -412,9 +409,7 @@ def _check_scenarios(problem: Problem) -> None:
     if isinstance(problem.failures, str):
         check_choice("failures", problem.failures, (ANY_SITE,))
     else:
-        check_instance(
-            "failures", problem.failures, lambda it: isinstance(it, tuple), f"groups of sites, or {ANY_SITE!r}"
-        )
+        check_instance("failures", problem.failures, tuple, f"groups of sites, or {ANY_SITE!r}")
         for at, group in enumerate(problem.failures):
             check_instance(f"failures[{at}]", group, lambda it: isinstance(it, tuple) and bool(it), "names of sites")
             for name in group:
@@ -423,13 +418,13 @@ def _check_scenarios(problem: Problem) -> None:
 
 def _check_links(path: str, links: Mapping[str, Mapping[str, Link]], starts: set[str], problem: Problem) -> None:
     sites = {it.name for it in problem.sites}
-    check_instance(path, links, lambda it: isinstance(it, Mapping), "a mapping of names to Links by site")
+    check_instance(path, links, Mapping, "a mapping of names to Links by site")
     for start, row in links.items():
         _check_known(path, start, starts, "name")
-        check_instance(f"{path}[{start!r}]", row, lambda it: isinstance(it, Mapping), "Links by site")
+        check_instance(f"{path}[{start!r}]", row, Mapping, "Links by site")
         for end, link in row.items():
             _check_known(f"{path}[{start!r}]", end, sites, "site")
-            check_instance(f"{path}[{start!r}][{end!r}]", link, lambda it: isinstance(it, Link), "a Link")
+            check_instance(f"{path}[{start!r}][{end!r}]", link, Link, "a Link")
 
 
 def check_unique(name: str, names: Sequence[str]) -> None:

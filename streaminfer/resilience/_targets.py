@@ -46,7 +46,7 @@ def exception_classes(
         selection = (selection,)
     elif callable(selection):
         return (), selection
-    check_instance(argument, selection, lambda it: isinstance(it, Iterable), expectation)
+    check_instance(argument, selection, Iterable, expectation)
     classes = tuple(selection)
     for each in classes:
         check_instance(argument, each, lambda it: isinstance(it, type) and issubclass(it, BaseException), expectation)

@@ -67,12 +67,12 @@ def served_models(stacks: Mapping[str, Stack]) -> dict[str, ModelRequests]:
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    check_instance("stacks", stacks, lambda it: isinstance(it, Mapping), "a mapping of model name to Stack")
+    check_instance("stacks", stacks, Mapping, "a mapping of model name to Stack")
     if not stacks:
         raise ValueError(expected("stacks", "at least one Stack", stacks))
     name: Any  # checked at run time, whatever the annotation says
     for name, stack in stacks.items():
-        check_instance(f"stacks[{name!r}]", stack, lambda it: isinstance(it, Stack), "a Stack")
+        check_instance(f"stacks[{name!r}]", stack, Stack, "a Stack")
         if not isinstance(name, str) or not name or "/" in name:
             raise ValueError(expected("stacks", "names without '/', none empty", name))
     return {name: ModelRequests(name, stack) for name, stack in stacks.items()}

@@ -2,7 +2,14 @@
 
 import math
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import (
+    check_count,
+    check_duration,
+    check_instance,
+    check_number,
+    expected,
+    is_name,
+)
 from streaminfer.telemetry.exporters.names import METRICS
 from streaminfer.telemetry.exporters.rules.queries import duration, number, quoted, slug
 from streaminfer.telemetry.exporters.rules.scaled_object import scaled_object
@@ -43,7 +50,7 @@ def keda_scaled_object(
         TypeError, ValueError: an argument is wrong.
     """
     for name, text in (("service", service), ("deployment", deployment), ("prometheus_url", prometheus_url)):
-        check_instance(name, text, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
+        check_instance(name, text, is_name, "a text that is not empty")
     if slug(deployment) != deployment:
         raise ValueError(expected("deployment", "a name of Kubernetes: lower case letters, digits, dashes", deployment))
     queue_delay_s = check_duration("queue_delay_s", queue_delay_s, positive=True)

@@ -39,5 +39,5 @@ def checked_limits(limits: Limits | None) -> Limits:
     Raises:
         TypeError: ``limits`` is neither.
     """
-    check_instance("limits", limits, lambda it: it is None or isinstance(it, Limits), "Limits or None")
+    check_instance("limits", limits, Limits | None, "Limits or None")
     return limits or Limits()

@@ -104,7 +104,7 @@ class DecisionLog:
         Raises:
             TypeError: ``events`` is not an `EventRing`.
         """
-        check_instance("events", events, lambda value: isinstance(value, EventRing), "an EventRing")
+        check_instance("events", events, EventRing, "an EventRing")
         return cls(**events.snapshot())
 
     @property

@@ -108,7 +108,7 @@ async def profile(
     """
     max_batch_size = check_count("max_batch_size", max_batch_size)
     budget_s = check_duration("budget_s", budget_s, positive=True)
-    check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
+    check_instance("stack", stack, bool, "True or False")
     clock = check_clock("clock", clock)
     expectation = "a backend (an object with infer) or a batch function"
     check_instance("inner", inner, lambda it: is_backend(it) or callable(it), expectation)
@@ -181,7 +181,7 @@ async def _run(calls: ModelCalls, rows: list[Any], size: int) -> int:
 def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool) -> dict[int, list[Any]]:
     """Return the example inputs by bucket, checked against the model and each other."""
     expectation = "a list or tuple of what requests bring, at least one"
-    check_instance("examples", examples, lambda it: isinstance(it, (list, tuple)), expectation)
+    check_instance("examples", examples, (list, tuple), expectation)
     if not examples:
         raise ValueError(expected("examples", expectation, examples))
     validate = adapt(inner).capabilities().validate

@@ -287,9 +287,7 @@ def what_if(
         >>> table.best().policy
         'lookahead'
     """
-    check_instance(
-        "trace", trace, lambda it: isinstance(it, Trace), "a Trace; DecisionLog.to_trace() gives that of a batcher"
-    )
+    check_instance("trace", trace, Trace, "a Trace; DecisionLog.to_trace() gives that of a batcher")
     devices = _devices(service_time)
     settings = {
         "service_time": list(devices),

@@ -132,7 +132,7 @@ def durations_in_ns(service_time: ServiceTime, max_batch_size: int) -> NDArray[n
         ValueError: ``max_batch_size`` is too large.
     """
     expectation = "a ServiceTime; fitted() gives that of a learned one"
-    check_instance("service_time", service_time, lambda value: isinstance(value, ServiceTime), expectation)
+    check_instance("service_time", service_time, ServiceTime, expectation)
     return service_time.table_ns(check_count("max_batch_size", max_batch_size, at_most=_MOST))
 
 

@@ -39,7 +39,7 @@ class BlockingStreamSession:
     """
 
     def __init__(self, infer: BlockingStack, **options: Any) -> None:
-        check_instance("infer", infer, lambda it: isinstance(it, BlockingStack), "a BlockingStack")
+        check_instance("infer", infer, BlockingStack, "a BlockingStack")
         self._infer = infer
         self._session = StreamSession(infer.stack, **options)
 

@@ -88,7 +88,7 @@ class LatestOnly:
         """Return nothing: every frame is of interest."""
 
 
-_check_then = field_check(check_instance, lambda it: isinstance(it, (Block, LatestOnly)), "a Block or a LatestOnly")
+_check_then = field_check(check_instance, Block | LatestOnly, "a Block or a LatestOnly")
 _check_per_s = field_check(check_number, "a number of frames a second, from 1e-6 to 1e6", lambda it: 1e-6 <= it <= 1e6)
 
 

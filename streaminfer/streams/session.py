@@ -110,8 +110,8 @@ class StreamSession(AsyncClosing):
         if isinstance(service, BlockingStack):
             raise TypeError("service: expected a Stack or another service; for a BlockingStack: BlockingStreamSession")
         check_instance("service", service, is_service, "a service (an object with call)")
-        check_instance("resets_after_gap", resets_after_gap, lambda it: isinstance(it, bool), "True or False")
-        check_instance("tenant", tenant, lambda it: it is None or isinstance(it, str), "a string or None")
+        check_instance("resets_after_gap", resets_after_gap, bool, "True or False")
+        check_instance("tenant", tenant, str | None, "a string or None")
         clock = check_clock("clock", clock)
         _check_stream_id(stream_id)
         check_priority(priority)

@@ -165,9 +165,7 @@ class TelemetryStatistics(Snapshot):
 
     def since(self, earlier: "TelemetryStatistics") -> "TelemetryStatistics":
         """Return the statistics after ``earlier``, a snapshot of the same service without a reset in between."""
-        check_instance(
-            "earlier", earlier, lambda it: isinstance(it, TelemetryStatistics), "earlier TelemetryStatistics"
-        )
+        check_instance("earlier", earlier, TelemetryStatistics, "earlier TelemetryStatistics")
         before = {each.labels: each for each in earlier.labeled}
         labeled = [each.since(before.get(each.labels)) for each in self.labeled]
         histograms: dict[str, Any] = {name: getattr(self, name).since(getattr(earlier, name)) for name in HISTOGRAMS}

@@ -57,7 +57,7 @@ class Telemetry(StackClock):
         max_label_sets: int = 64,
         clock: Clock | None = None,
     ) -> None:
-        check_instance("name", name, lambda value: isinstance(value, str), "a string")
+        check_instance("name", name, str, "a string")
         clock = self._accept_clock(clock)
         self.name = name
         self.slo = slo
@@ -244,9 +244,9 @@ def _recorder_with(
     from streaminfer.telemetry.objectives._budget_recorder_cy import BudgetRecorder  # noqa: PLC0415
     from streaminfer.telemetry.objectives.slo import SLO  # noqa: PLC0415
 
-    check_instance("slo", slo, lambda value: isinstance(value, SLO | None), "an SLO or None")
+    check_instance("slo", slo, SLO | None, "an SLO or None")
     expectation = "a RollingHistogram or None"
-    check_instance("recent", recent, lambda value: isinstance(value, RollingHistogram | None), expectation)
+    check_instance("recent", recent, RollingHistogram | None, expectation)
     return BudgetRecorder(slo, recent, *histograms)
 
 

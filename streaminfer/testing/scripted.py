@@ -49,7 +49,7 @@ class ScriptedBackend:
         if not callable(duration_s):
             duration_s = check_duration("duration_s", duration_s)
         check_instance("then", then, lambda it: it is None or callable(it), "a function of the batch or None")
-        check_instance("batch_axes", batch_axes, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
+        check_instance("batch_axes", batch_axes, Mapping | None, "a mapping or None")
         self.batches: list[Batch] = []
         self.batch_axes = dict(batch_axes or {})
         self.calibration_sizes: list[int] = []

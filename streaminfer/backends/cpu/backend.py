@@ -141,17 +141,15 @@ class CpuBackend(Node):
         check_choice("executor", executor, ("thread", "process", "inline"))
         workers = check_count("workers", workers, at_most=MAX_WORKERS)
         hang_grace_s = check_duration("hang_grace_s", hang_grace_s)
-        check_instance("version", version, lambda it: it is None or isinstance(it, str), "a string, or None")
-        check_instance(
-            "residency", residency, lambda it: it is None or isinstance(it, Residency), "a Residency, or None"
-        )
+        check_instance("version", version, str | None, "a string, or None")
+        check_instance("residency", residency, Residency | None, "a Residency, or None")
         self.residency = residency
         self.fingerprint = fingerprint_of_function(fn, version)
         self._name = _name(fn)
-        check_instance("copy_outputs", copy_outputs, lambda it: isinstance(it, bool), "True or False")
+        check_instance("copy_outputs", copy_outputs, bool, "True or False")
         self._example = example
         expectation = "a sequence of axes, or a mapping of input name to such"
-        check_instance("free_axes", free_axes, lambda it: isinstance(it, (Sequence, Mapping)), expectation)
+        check_instance("free_axes", free_axes, (Sequence, Mapping), expectation)
         if example is None and free_axes:
             raise ValueError(expected("free_axes", "none without an example, whose axes they are", free_axes))
         signature = signature_of_example(example, free_axes)

@@ -142,7 +142,7 @@ class OnnxBackend(Node):
             raise ValueError(expected("sessions", "1 with executor='inline'", sessions))
         hang_grace_s = check_duration("hang_grace_s", hang_grace_s)
         check_choice("non_finite", non_finite, ("allow", "reject"))
-        check_instance("warmup", warmup, lambda one: isinstance(one, Sequence), "a sequence of batch sizes")
+        check_instance("warmup", warmup, Sequence, "a sequence of batch sizes")
         self._new_options = functools.partial(_run_options, runtime)
         self._loader = ModelLoader(
             runtime=runtime,
@@ -422,7 +422,7 @@ class OnnxBackend(Node):
 
 
 def _by_name(argument: str, value: Any) -> dict[str, Any]:
-    check_instance(argument, value, lambda one: one is None or isinstance(one, Mapping), "a mapping by name, or None")
+    check_instance(argument, value, Mapping | None, "a mapping by name, or None")
     return dict(value or {})
 
 

@@ -52,9 +52,7 @@ def make_options(runtime: ModuleType, threads: int | None, session_options: Any)
     """Return the given session options, else new ones with ``threads`` threads, none of which spins."""
     if session_options is not None:
         kind = runtime.SessionOptions
-        check_instance(
-            "session_options", session_options, lambda it: isinstance(it, kind), "an onnxruntime.SessionOptions"
-        )
+        check_instance("session_options", session_options, kind, "an onnxruntime.SessionOptions")
         if threads is not None:
             raise ValueError(expected("threads", "None beside session_options, which say the threads", threads))
         return session_options

@@ -46,7 +46,7 @@ def cuda_provider(
     }
     if memory_limit_bytes is not None:
         options["gpu_mem_limit"] = str(check_count("memory_limit_bytes", memory_limit_bytes))
-    check_instance("cuda_graph", cuda_graph, lambda one: isinstance(one, bool), "True or False")
+    check_instance("cuda_graph", cuda_graph, bool, "True or False")
     if cuda_graph:
         options["enable_cuda_graph"] = "1"
     return "CUDAExecutionProvider", options

@@ -124,12 +124,12 @@ class TritonBackend(StackClock, Node):
         clock: Clock | None = None,
     ) -> None:
         check_choice("protocol", protocol, ("grpc", "http"))
-        check_instance("model", model, lambda it: isinstance(it, str), "the model's name")
+        check_instance("model", model, str, "the model's name")
         if not model:
             raise ValueError(expected("model", "the model's name", model))
         expectation = "a version as digits, or an empty string"
-        check_instance("version", version, lambda it: isinstance(it, str), expectation)
-        check_instance("shared_memory", shared_memory, lambda it: isinstance(it, bool), "True or False")
+        check_instance("version", version, str, expectation)
+        check_instance("shared_memory", shared_memory, bool, "True or False")
         check_choice("non_finite", non_finite, ("allow", "reject"))
         clock = self._accept_clock(clock)
         if statistics_every_s is not None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from streaminfer._internal.validation import check_instance, expected, field_check
+from streaminfer._internal.validation import check_instance, expected, field_check, is_name
 
 __all__ = ["Endpoint", "Protocol", "Tls", "find_endpoint"]
 
@@ -28,10 +28,8 @@ _ENCRYPTED = {"grpc": False, "grpcs": True, "http": False, "https": True}
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
 
 
-_PEM = field_check(
-    check_instance, lambda it: isinstance(it, str | os.PathLike | bytes), "a path, PEM bytes, or None", optional=True
-)
-_NAME = field_check(check_instance, lambda it: isinstance(it, str) and it != "", "a name, or None", optional=True)
+_PEM = field_check(check_instance, str | os.PathLike | bytes, "a path, PEM bytes, or None", optional=True)
+_NAME = field_check(check_instance, is_name, "a name, or None", optional=True)
 
 
 @attrs.frozen
@@ -149,9 +147,9 @@ def find_endpoint(url: str, protocol: Protocol, tls: "Tls | bool | None", insecu
         TypeError: an argument is of the wrong type.
         ValueError: the address is invalid, arguments contradict each other, or another machine is named without TLS.
     """
-    check_instance("url", url, lambda it: isinstance(it, str), "an address")
-    check_instance("tls", tls, lambda it: it is None or isinstance(it, bool | Tls), "a Tls, True, False or None")
-    check_instance("insecure", insecure, lambda it: isinstance(it, bool), "True or False")
+    check_instance("url", url, str, "an address")
+    check_instance("tls", tls, bool | Tls | None, "a Tls, True, False or None")
+    check_instance("insecure", insecure, bool, "True or False")
     requested_tls = Tls() if tls is True else tls or None
     if url.startswith("unix:"):
         path = url.removeprefix("unix:")

@@ -71,7 +71,7 @@ def _inputs(value: Any) -> frozenset[str] | None:
 
 
 def _optional_name(_: Any, attribute: Any, value: Any) -> None:
-    check_instance(attribute.name, value, lambda it: it is None or isinstance(it, str), "the name of an input, or None")
+    check_instance(attribute.name, value, str | None, "the name of an input, or None")
 
 
 @attrs.frozen

@@ -10,7 +10,14 @@ from weakref import WeakKeyDictionary
 import attrs
 
 from streaminfer._internal.display.unique_name import unique_name
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import (
+    check_count,
+    check_duration,
+    check_instance,
+    check_number,
+    expected,
+    is_name,
+)
 from streaminfer.batching.device.interference import Interference
 from streaminfer.batching.device.member import DeviceMember, Residence
 from streaminfer.batching.device.preemption import Preemption
@@ -96,19 +103,19 @@ class Device:
         memory_bytes: int | None = None,
         preemptive: bool = False,
     ) -> None:
-        check_instance("name", name, lambda it: isinstance(it, str) and bool(it), "a name")
+        check_instance("name", name, is_name, "a name")
         self.name = name
         self._number = next(_NUMBERS)
         self.concurrency = check_count("concurrency", concurrency)
         expectation = "a mapping of name to weight"
-        check_instance("weights", weights, lambda it: it is None or isinstance(it, Mapping), expectation)
+        check_instance("weights", weights, Mapping | None, expectation)
         self.weights = dict(weights or {})
         for model, weight in self.weights.items():
-            check_instance("weights", model, lambda it: isinstance(it, str), expectation)
+            check_instance("weights", model, str, expectation)
             check_number("weights", weight, "numbers from 0.001 to 1000", lambda it: 0.001 <= it <= 1000)
         self.max_wait_s = check_duration("max_wait_s", max_wait_s, positive=True)
         self._turns = Turns(timeout_ns(self.max_wait_s))
-        check_instance("preemptive", preemptive, lambda it: isinstance(it, bool), "True or False")
+        check_instance("preemptive", preemptive, bool, "True or False")
         self.preemptive = preemptive
         self._preemption = Preemption()
         self._promotions = Promotions(timeout_ns(self.max_wait_s), self._count_promotion)

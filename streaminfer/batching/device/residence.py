@@ -46,7 +46,7 @@ class LiveResidence:
     def __init__(
         self, residency: Residency, dispatcher: "Dispatcher", device: "Device", now_ns: Callable[[], int]
     ) -> None:
-        check_instance("residency", residency, lambda it: isinstance(it, Residency), "a Residency")
+        check_instance("residency", residency, Residency, "a Residency")
         self.memory_bytes = check_count("residency.memory_bytes", residency.memory_bytes)
         check_instance("residency.load", residency.load, callable, "an async function")
         check_instance("residency.unload", residency.unload, callable, "an async function")

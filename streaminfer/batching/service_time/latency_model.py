@@ -86,7 +86,7 @@ class LatencyModel:
     """
 
     def __init__(self, *, prior: ServiceTime | None = None) -> None:
-        check_instance("prior", prior, lambda it: it is None or isinstance(it, ServiceTime), "a ServiceTime or None")
+        check_instance("prior", prior, ServiceTime | None, "a ServiceTime or None")
         self.residuals = ResidualQuantile()
         self.observations = 0
         self.version = 0

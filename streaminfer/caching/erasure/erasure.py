@@ -36,7 +36,7 @@ def check_selection(subject: Any, tag: Any) -> tuple[str | None, str | None]:
     if (subject is None) == (tag is None):
         raise TypeError("erase: expected a subject or a tag, got " + ("neither" if tag is None else "both"))
     for name, word in (("subject", subject), ("tag", tag)):
-        check_instance(name, word, lambda it: it is None or isinstance(it, str), "a string")
+        check_instance(name, word, str | None, "a string")
     return None if subject is None else str(subject), None if tag is None else str(tag)
 
 

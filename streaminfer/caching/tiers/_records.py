@@ -196,7 +196,7 @@ class MediumTier(Tier):
             TypeError: the key is neither a string nor bytes, or ``entry`` is not an `Entry`.
         """
         _check_key(key)
-        check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
+        check_instance("entry", entry, Entry, "an Entry")
         return await self._attempt(False, self._put, key, entry)
 
     async def delete(self, key: str | bytes) -> bool:
@@ -234,7 +234,7 @@ class MediumTier(Tier):
 
 def _check_key(key: Any) -> None:
     """Raise ``TypeError`` unless a key is a string or bytes."""
-    check_instance("key", key, lambda it: isinstance(it, (str, bytes)), "a string or bytes")
+    check_instance("key", key, (str, bytes), "a string or bytes")
 
 
 def selection(subject: Any, tag: Any) -> tuple[bytes, str]:

@@ -135,7 +135,7 @@ class Cipher:
     """
 
     def __init__(self, keys: KeyProvider) -> None:
-        check_instance("keys", keys, lambda it: isinstance(it, KeyProvider), "a key provider")
+        check_instance("keys", keys, KeyProvider, "a key provider")
         self._keys = keys
         self._aes = _aes_gcm()
         self._index_secret = keys.index_secret()
@@ -324,7 +324,7 @@ class StoredKeys:
         Returns:
             The number of keys. Later records of the subject get a new key.
         """
-        check_instance("subject", subject, lambda it: isinstance(it, str), "a string")
+        check_instance("subject", subject, str, "a string")
         return self._destroy("owner = ?", hashed_subject(self._secret, subject))
 
     def index_secret(self) -> bytes:

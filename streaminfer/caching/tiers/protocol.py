@@ -40,11 +40,7 @@ def _tags(tags: Any) -> Any:
 
 
 def _are_tags(value: Any) -> bool:
-    return isinstance(value, frozenset) and all(map(_is_string, value))
-
-
-def _is_string(value: Any) -> bool:
-    return isinstance(value, str)
+    return isinstance(value, frozenset) and all(isinstance(tag, str) for tag in value)
 
 
 @attrs.frozen(kw_only=True)
@@ -74,9 +70,9 @@ class Entry:
         default=frozenset(), converter=_tags, validator=field_check(check_instance, _are_tags, "strings")
     )
     subject: str | None = attrs.field(
-        default=None, validator=field_check(check_instance, _is_string, "a string", optional=True)
+        default=None, validator=field_check(check_instance, str, "a string", optional=True)
     )
-    data_class: str = attrs.field(default="", validator=field_check(check_instance, _is_string, "a string"))
+    data_class: str = attrs.field(default="", validator=field_check(check_instance, str, "a string"))
     min_age_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
 
     @property

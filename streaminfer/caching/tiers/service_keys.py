@@ -52,7 +52,7 @@ class ServiceKeys:
     """
 
     def __init__(self, service: KeyService) -> None:
-        check_instance("service", service, lambda it: isinstance(it, KeyService), "a KeyService: get and destroy")
+        check_instance("service", service, KeyService, "a KeyService: get and destroy")
         self._service = service
         self._secret = service.get(_INDEX_NAME, create=True) or b""
         Key(bytes(_ID_SIZE), self._secret)  # checks the size of the secret
@@ -69,7 +69,7 @@ class ServiceKeys:
 
     def destroy(self, subject: str) -> int:
         """Destroy the key of a subject, so that its records can never be read again; return the number of keys."""
-        check_instance("subject", subject, lambda it: isinstance(it, str), "a string")
+        check_instance("subject", subject, str, "a string")
         return int(self._service.destroy(self._id_of(subject).hex()))
 
     def index_secret(self) -> bytes:

@@ -76,7 +76,7 @@ class TierSet:
         self.workers: list[TierWriter] = []
         self.leasing: TierWriter | None = None
         for position, tier in enumerate(tiers):
-            check_instance("tiers", tier, lambda it: isinstance(it, Tier), "tiers, such as DiskTier and RedisTier")
+            check_instance("tiers", tier, Tier, "tiers, such as DiskTier and RedisTier")
             same = sum(other.tier.name == tier.name for other in self.workers)
             name = tier.name if not same else f"{tier.name} {same + 1}"
             if policy is not None:

@@ -70,7 +70,7 @@ class ArgumentLabels:
     """
 
     def __init__(self, function: Callable[..., Any], subject: str | None, tags: Iterable[str]) -> None:
-        check_instance("subject", subject, lambda it: it is None or isinstance(it, str), "the name of a parameter")
+        check_instance("subject", subject, str | None, "the name of a parameter")
         expectation = "names of parameters, as in a tuple"
         check_instance("tags", tags, lambda it: isinstance(it, Iterable) and not isinstance(it, str), expectation)
         self._subject = subject

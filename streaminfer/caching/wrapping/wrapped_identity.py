@@ -29,7 +29,7 @@ def identity_of(inner: Any) -> tuple[str, bool]:
         mark = mark.hex()
     if mark is not None:
         expectation = "str or bytes, or a function that returns these"
-        check_instance("fingerprint", mark, lambda it: isinstance(it, str), expectation)
+        check_instance("fingerprint", mark, str, expectation)
         return f"fingerprint {mark}", True
     name = name_of_function(inner)
     if name is not None:

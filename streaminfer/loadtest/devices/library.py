@@ -32,13 +32,13 @@ def load_profile(
         ValueError: no profile has this name, or the file holds an invalid one.
         OSError: the file cannot be read.
     """
-    check_instance(argument, source, lambda it: isinstance(it, str | Path), "the name of a profile, or a path")
+    check_instance(argument, source, str | Path, "the name of a profile, or a path")
     path = Path(source)
     if path.suffix in _PARSERS:
         content = path.read_bytes()
         try:
             stored = _PARSERS[path.suffix](content.decode())
-            check_instance("profile", stored, lambda it: isinstance(it, Mapping), "a table")
+            check_instance("profile", stored, Mapping, "a table")
             return parse(stored)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{argument}: {path}: {error}") from error

@@ -13,6 +13,7 @@ from streaminfer._internal.validation import (
     check_number,
     expected,
     field_check,
+    is_name,
     make_from_table,
 )
 from streaminfer.loadtest.devices.delivery import Delivery
@@ -37,7 +38,7 @@ def _number(
 
 
 def _name() -> Any:
-    return attrs.field(validator=field_check(check_instance, lambda it: isinstance(it, str) and bool(it), "a name"))
+    return attrs.field(validator=field_check(check_instance, is_name, "a name"))
 
 
 def _side(name: str, value: object) -> int:
@@ -46,7 +47,7 @@ def _side(name: str, value: object) -> int:
     return side
 
 
-_check_delivery = field_check(check_instance, lambda it: isinstance(it, Delivery), "a Delivery")
+_check_delivery = field_check(check_instance, Delivery, "a Delivery")
 
 
 @attrs.frozen(kw_only=True)

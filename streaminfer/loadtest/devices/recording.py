@@ -32,7 +32,7 @@ def open_recording(av: ModuleType, source: str | Path, *, video: bool) -> tuple[
         OSError: the recording cannot be opened.
         ValueError: FFmpeg finds invalid data, or no such stream.
     """
-    check_instance("source", source, lambda it: isinstance(it, str | Path), "the path of a recording, or its URL")
+    check_instance("source", source, str | Path, "the path of a recording, or its URL")
     container = av.open(str(source))
     streams = container.streams.video if video else container.streams.audio
     if not streams:

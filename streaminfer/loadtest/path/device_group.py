@@ -186,7 +186,7 @@ async def run_devices(
     expectation = "a sequence of DeviceGroup, at least one"
     check_instance("groups", groups, lambda it: isinstance(it, Sequence) and len(it) > 0, expectation)
     for group in groups:
-        check_instance("groups", group, lambda it: isinstance(it, DeviceGroup), expectation)
+        check_instance("groups", group, DeviceGroup, expectation)
     loop = asyncio.get_running_loop()
     workers = check_count("workers", workers)
     async with AsyncExitStack() as stack:

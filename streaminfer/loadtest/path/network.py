@@ -30,6 +30,7 @@ from streaminfer._internal.validation import (
     check_whole,
     expected,
     field_check,
+    is_name,
     make_from_table,
 )
 from streaminfer.loadtest.devices.delivery import check_loss, check_run, draw_jitter_ns
@@ -143,7 +144,7 @@ class NetworkProfile:
         trace: measured delays, in place of ``delay_s`` and ``jitter_s``.
     """
 
-    name: str = attrs.field(validator=field_check(check_instance, lambda it: isinstance(it, str) and it, "a name"))
+    name: str = attrs.field(validator=field_check(check_instance, is_name, "a name"))
     rate: int | None = attrs.field(
         default=None, validator=field_check(check_count, at_least=1_000, at_most=10**15, optional=True)
     )
@@ -155,7 +156,7 @@ class NetworkProfile:
     retransmits: int = attrs.field(default=2, validator=field_check(check_count, at_least=0, at_most=100))
     trace: DelayTrace | None = attrs.field(
         default=None,
-        validator=field_check(check_instance, lambda it: isinstance(it, DelayTrace | None), "a DelayTrace or None"),
+        validator=field_check(check_instance, DelayTrace | None, "a DelayTrace or None"),
     )
 
 
@@ -199,7 +200,7 @@ class Link:
     """
 
     def __init__(self, profile: NetworkProfile, seed: int = 0) -> None:
-        check_instance("profile", profile, lambda it: isinstance(it, NetworkProfile), "a NetworkProfile")
+        check_instance("profile", profile, NetworkProfile, "a NetworkProfile")
         self._profile = profile
         self._rng = random.Random(check_whole("seed", seed, "a whole number"))  # noqa: S311 - repeatable, not secret
         self._losses = GilbertElliott(profile.loss, profile.loss_run, self._rng)

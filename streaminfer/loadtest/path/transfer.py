@@ -73,7 +73,7 @@ class DevicePath(AsyncClosing):
     def __init__(
         self, scene: Scene, network: NetworkProfile, *, kind: str = "", start: int, clock: Clock | None = None
     ) -> None:
-        check_instance("scene", scene, lambda it: isinstance(it, Scene), "a Scene")
+        check_instance("scene", scene, Scene, "a Scene")
         self.scene = scene
         self.name = f"{scene.profile.name}{kind}-{next(self._names)}"
         self.labels: Mapping[str, str] = {"device": scene.profile.name, "network": network.name}

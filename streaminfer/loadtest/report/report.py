@@ -78,7 +78,7 @@ class Report:
         capacity: result of `find_capacity`, for pages and files; ``None`` without a search.
     """
 
-    record: Record = attrs.field(validator=field_check(check_instance, lambda it: isinstance(it, Record), "a Record"))
+    record: Record = attrs.field(validator=field_check(check_instance, Record, "a Record"))
     slo_s: float = attrs.field(kw_only=True, validator=field_check(check_duration, positive=True))
     objective: float = attrs.field(kw_only=True, default=0.99, validator=field_check(check_share))
     duration_s: float = attrs.field(kw_only=True, validator=field_check(check_run_s))

@@ -69,8 +69,8 @@ class OpenLoop(DueRequests):
         on_result: Callable[[int, Any], None] | None = None,
         begin: Begin | None = None,
     ) -> None:
-        check_instance("due_ns", due_ns, lambda it: isinstance(it, Sequence), "a sequence of nanoseconds")
-        check_instance("errors", errors, lambda it: isinstance(it, tuple), "a tuple of exception classes")
+        check_instance("due_ns", due_ns, Sequence, "a sequence of nanoseconds")
+        check_instance("errors", errors, tuple, "a tuple of exception classes")
         check_instance("on_result", on_result, lambda it: it is None or callable(it), "a function or None")
         super().__init__(call, begin, due_ns, errors, on_result, time.monotonic_ns, self._stop)
         self.due_ns = due_ns

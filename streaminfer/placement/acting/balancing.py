@@ -40,7 +40,7 @@ def plan_replicas(
     Raises:
         TypeError, ValueError: the plan does not serve the cluster, or a site that it uses has no service.
     """
-    check_instance("services", services, lambda it: isinstance(it, Mapping), "a mapping of site to services")
+    check_instance("services", services, Mapping, "a mapping of site to services")
     shares = site_shares(plan, hour=hour)
     name = check_choice("cluster", cluster, tuple(shares))
     spill_penalty = check_number("spill_penalty", spill_penalty, "a number above 1", lambda it: it > 1)

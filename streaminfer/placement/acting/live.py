@@ -47,7 +47,7 @@ class RttMeter(SyncLayer):
         self, cluster: str, site: str, *, served_s: Callable[[Response], float] | None = None, keep: int = 4096
     ) -> None:
         for name, value in (("cluster", cluster), ("site", site)):
-            check_instance(name, value, lambda it: isinstance(it, str), "a name")
+            check_instance(name, value, str, "a name")
         check_instance("served_s", served_s, lambda it: it is None or callable(it), "a function or None")
         self.cluster = cluster
         self.site = site
@@ -89,7 +89,7 @@ class RttMeter(SyncLayer):
             TypeError: not a list of meters.
             ValueError: no cluster and site has at least two measurements.
         """
-        check_instance("meters", meters, lambda it: isinstance(it, Iterable), "a list of RttMeters")
+        check_instance("meters", meters, Iterable, "a list of RttMeters")
         return RttSamples.from_rows((meter.cluster, meter.site, rtt_s) for meter in meters for rtt_s in meter.rtt_s)
 
     def __repr__(self) -> str:
@@ -151,10 +151,10 @@ def with_measurements(
 
 
 def _check_types(problem: Any, rtt: Any, service_times: Any, rates: Any) -> None:
-    check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
-    check_instance("rtt", rtt, lambda it: it is None or isinstance(it, RttSamples), "RttSamples or None")
+    check_instance("problem", problem, Problem, "a Problem")
+    check_instance("rtt", rtt, RttSamples | None, "RttSamples or None")
     for name, table in (("service_times", service_times), ("rates", rates)):
-        check_instance(name, table, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
+        check_instance(name, table, Mapping | None, "a mapping or None")
 
 
 _Key = tuple[str, str, str]  # model, variant and kind of device
@@ -194,7 +194,7 @@ def _service_time(key: _Key, source: Any, previous: ServiceTime, max_batch_size:
 
     if isinstance(source, ServiceTime):
         return source
-    check_instance(f"service_times[{key}]", source, lambda it: isinstance(it, AdaptiveBatcher), "an AdaptiveBatcher")
+    check_instance(f"service_times[{key}]", source, AdaptiveBatcher, "an AdaptiveBatcher")
     learned = source.service_time
     if learned is None or isinstance(learned, Mapping):
         raise ValueError(expected(f"service_times[{key}]", "a batcher that learns one service time", source))

@@ -37,7 +37,7 @@ def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, f
     Raises:
         TypeError: the plan has no such hour.
     """
-    check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
+    check_instance("plan", plan, Plan, "a Plan")
     hours = sorted({at for at, _ in plan.assignments})
     check_instance("hour", hour, lambda it: it is None or it in hours, "one of " + ", ".join(map(str, hours)))
     if hour is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_instance, check_number, expected
+from streaminfer._internal.validation import check_instance, check_number, expected, is_name
 from streaminfer.placement.plan_record import Plan
 from streaminfer.placement.problem import check_unique
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
@@ -73,7 +73,7 @@ def plan_workloads(plan: Plan) -> tuple[Workload, ...]:
         TypeError: not a plan.
         ValueError: two workloads would have the same name, such as variant ``c-d`` of ``b`` and ``d`` of ``b-c``.
     """
-    check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
+    check_instance("plan", plan, Plan, "a Plan")
     shards = {(model.name, variant.name): variant.shards for model in plan.problem.models for variant in model.variants}
     counts: Counter[Workload] = Counter()
     rates: dict[Workload, float] = defaultdict(float)
@@ -106,10 +106,10 @@ def zone_of(site: str, zones: Mapping[str, str] | None) -> str:
     Raises:
         TypeError, ValueError: ``zones`` is not a mapping, or Kubernetes allows no label of this value.
     """
-    check_instance("zones", zones, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
+    check_instance("zones", zones, Mapping | None, "a mapping or None")
     zone = (zones or {}).get(site, site)
     expectation = "a value of a Kubernetes label, of up to 63 letters, digits, '-', '_' and '.'"
-    check_instance(f"zones[{site!r}]", zone, lambda it: isinstance(it, str), expectation)
+    check_instance(f"zones[{site!r}]", zone, str, expectation)
     if not _LABEL_VALUE.fullmatch(zone):
         raise ValueError(expected(f"zones[{site!r}]", expectation, zone))
     return zone
@@ -121,7 +121,7 @@ def check_text(name: str, value: object) -> None:
     Raises:
         TypeError: it is not a text, or empty.
     """
-    check_instance(name, value, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
+    check_instance(name, value, is_name, "a text that is not empty")
 
 
 def of_model(name: str, mapping: Mapping[str, Any], key: str) -> Any:
@@ -131,7 +131,7 @@ def of_model(name: str, mapping: Mapping[str, Any], key: str) -> Any:
         TypeError: the argument is not a mapping.
         ValueError: the argument has no value for ``key``.
     """
-    check_instance(name, mapping, lambda it: isinstance(it, Mapping), "a mapping")
+    check_instance(name, mapping, Mapping, "a mapping")
     if key not in mapping:
         raise ValueError(expected(name, f"a value for {key!r}", mapping))
     return mapping[key]

@@ -31,6 +31,7 @@ from streaminfer._internal.validation import (
     check_number,
     check_share,
     expected,
+    is_name,
 )
 from streaminfer.errors import StreamInferError
 from streaminfer.placement.distribution import Distribution
@@ -142,9 +143,9 @@ class FittedAccess:
         Raises:
             TypeError, ValueError: the arguments are not such runs.
         """
-        check_instance("name", name, lambda it: isinstance(it, str) and bool(it), "a name")
+        check_instance("name", name, is_name, "a name")
         for argument, several in (("runs_s", runs_s), ("sent_s", () if sent_s is None else sent_s)):
-            check_instance(argument, several, lambda it: isinstance(it, Sequence | np.ndarray), "a sequence of runs")
+            check_instance(argument, several, Sequence | np.ndarray, "a sequence of runs")
         if not len(runs_s):  # an array of runs has no truth value
             raise ValueError(expected("runs_s", "at least one run", runs_s))
         runs = tuple(Distribution.from_samples(run, points=_POINTS) for run in runs_s)

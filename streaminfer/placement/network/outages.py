@@ -39,7 +39,7 @@ SLOW_S = 0.1
 _JITTER_S = 0.05
 """A delay that rises by less within a stretch is jitter, not another outage: one period between messages."""
 
-_DISTRIBUTION = field_check(check_instance, lambda it: isinstance(it, Distribution), "a Distribution")
+_DISTRIBUTION = field_check(check_instance, Distribution, "a Distribution")
 
 Floats = NDArray[np.float64]
 

@@ -106,10 +106,10 @@ class PromiseWatch:
         self._block = check_count("block", block)
         rate = check_share("false_alarm", false_alarm)
         self._threshold = -math.log(rate)
-        check_instance("promises", promises, lambda it: isinstance(it, Mapping), "LatencyPromises by name")
+        check_instance("promises", promises, Mapping, "LatencyPromises by name")
         self._bets: dict[str, _Bet] = {}
         for name, promise in promises.items():
-            check_instance("promises", promise, lambda it: isinstance(it, LatencyPromise), "LatencyPromises by name")
+            check_instance("promises", promise, LatencyPromise, "LatencyPromises by name")
             check_duration(f"latency_s of {name!r}", promise.latency_s, positive=True)
             check_share(f"share of {name!r}", promise.share)
             self._bets[name] = _Bet(promise)

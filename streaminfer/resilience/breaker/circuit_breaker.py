@@ -118,7 +118,7 @@ class CircuitBreaker(StackClock, BreakerCore):
         max_open_ns = max(check_duration_ns("max_open_s", max_open_s, positive=True), open_ns)
         for argument, function in (("failure_result", failure_result), ("ignore_result", ignore_result)):
             check_instance(argument, function, lambda it: it is None or callable(it), "a function of a result or None")
-        check_instance("name", name, lambda it: isinstance(it, str), "a string")
+        check_instance("name", name, str, "a string")
         clock = self._accept_clock(clock)
         ignored, ignores = exception_classes("ignore", ignore)
         seed = random.getrandbits(31) if seed is None else check_count("seed", seed, at_least=0) % _SEEDS

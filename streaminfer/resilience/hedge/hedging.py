@@ -98,8 +98,8 @@ class Hedge(StackClock):
         self.quantile = check_number("quantile", quantile, "a share above 0 and below 1", lambda it: 0.0 < it < 1.0)
         extra = check_number("max_extra", max_extra, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
         self._min_delay_s = check_duration("min_delay_s", min_delay_s)
-        check_instance("idempotent", idempotent, lambda it: it is None or isinstance(it, bool), "True, False or None")
-        check_instance("name", name, lambda it: isinstance(it, str), "a string")
+        check_instance("idempotent", idempotent, bool | None, "True, False or None")
+        check_instance("name", name, str, "a string")
         clock = self._accept_clock(clock)
         self._to_kind = None if to is None else _kind_of("to", to)
         self.to: Any = to

@@ -103,7 +103,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
         reserve = check_number("reserve", reserve, "a share of at least 0 and below 1", lambda it: 0.0 <= it < 1.0)
         tighten = check_number("tighten", tighten, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
         check_instance("slo", slo, functools.partial(is_slo_or_none, with_threshold=True), "an SLO or None")
-        check_instance("name", name, lambda it: isinstance(it, str), "a string")
+        check_instance("name", name, str, "a string")
         clock = self._accept_clock(clock)
         wait_ns = check_duration_ns("max_wait_s", max_wait_s)
         check_count("max_waiting", max_waiting, at_most=_MAX_CALLS)

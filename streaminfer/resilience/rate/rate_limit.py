@@ -120,8 +120,8 @@ class RateLimit(StackClock):
         clock: Clock | None = None,
     ) -> None:
         self.rate = Rate(per_s, burst)
-        check_instance("tenants", tenants, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
-        check_instance("name", name, lambda it: isinstance(it, str), "a string")
+        check_instance("tenants", tenants, Mapping | None, "a mapping or None")
+        check_instance("name", name, str, "a string")
         clock = self._accept_clock(clock)
         check_count("max_tenants", max_tenants, at_most=_MAX_TENANTS)
         own: dict[Hashable, Bucket | None] = {
@@ -279,5 +279,5 @@ def _limit_sync(limit: RateLimit, function: Callable[..., Any], tenant_of: Calla
 def _bucket_of(argument: str, rate: Rate | None) -> Bucket | None:
     if rate is None:
         return None
-    check_instance(argument, rate, lambda it: isinstance(it, Rate), "a Rate or None")
+    check_instance(argument, rate, Rate, "a Rate or None")
     return rate._bucket()

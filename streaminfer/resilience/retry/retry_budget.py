@@ -119,8 +119,8 @@ class RetryBudget(StackClock):
         self.max_attempts = check_count("max_attempts", max_attempts, at_most=_MAX_ATTEMPTS)
         self._backoff_ns = check_duration("backoff_s", backoff_s) * 1e9
         self._max_wait_ns = check_duration("max_wait_s", max_wait_s) * 1e9
-        check_instance("idempotent", idempotent, lambda it: it is None or isinstance(it, bool), "True, False or None")
-        check_instance("name", name, lambda it: isinstance(it, str), "a string")
+        check_instance("idempotent", idempotent, bool | None, "True, False or None")
+        check_instance("name", name, str, "a string")
         clock = self._accept_clock(clock)
         if seed is not None:
             seed = check_count("seed", seed, at_least=0)

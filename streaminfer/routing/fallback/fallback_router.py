@@ -105,7 +105,7 @@ class FallbackRouter(StackClock, Node):
         check_routes(routes)
         check_default(default)
         check_instance("slo", slo, is_slo_or_none, "an SLO")
-        check_instance("probes", probes, lambda value: isinstance(value, bool), "True or False")
+        check_instance("probes", probes, bool, "True or False")
         clock = self._accept_clock(clock)
         step_ns = check_duration_ns("step_s", step_s, positive=True)
         self.routes = routes

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_amount, check_instance, expected, field_check
+from streaminfer._internal.validation import check_amount, check_instance, expected, field_check, is_name
 from streaminfer.protocols import ModelTensors, adapt, is_backend, is_service
 from streaminfer.request import Request
 from streaminfer.resilience._targets import reject_awaitable
@@ -16,10 +16,10 @@ __all__ = ["Route", "announced_tensors", "as_service", "check_default", "check_r
 
 _Adapt = Callable[[Any], Any]
 _DEFAULT = "a value or a plain function of the request"
-_check_name = field_check(check_instance, lambda it: isinstance(it, str) and bool(it), "a string, not empty")
+_check_name = field_check(check_instance, is_name, "a string, not empty")
 _check_cost = field_check(check_amount, positive=True, optional=True)
 _check_adapter = field_check(check_instance, lambda it: it is None or callable(it), "a function or None")
-_check_device = field_check(check_instance, lambda it: isinstance(it, Hashable), "a hashable value")
+_check_device = field_check(check_instance, Hashable, "a hashable value")
 
 
 def as_service(value: Any, argument: str = "service") -> Any:
@@ -85,7 +85,7 @@ def check_routes(routes: Sequence[Route]) -> None:
     if not routes:
         raise TypeError("routes: expected at least one Route, got none")
     for route in routes:
-        check_instance("routes", route, lambda value: isinstance(value, Route), "Route objects")
+        check_instance("routes", route, Route, "Route objects")
     names = [route.name for route in routes]
     if len(set(names)) < len(names):
         raise ValueError(expected("routes", "different names", names))

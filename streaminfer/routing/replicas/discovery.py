@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.error_log import Log
-from streaminfer._internal.validation import check_duration, check_instance, field_check
+from streaminfer._internal.validation import check_duration, check_instance, field_check, is_name
 from streaminfer._runtime.lifecycle import keep_running
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer.routing.replicas.replica import Replica
@@ -33,10 +33,6 @@ async def _resolve(host: str) -> list[str]:
     """Return the addresses of a name, as the system resolves it."""
     addresses = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return [str(address[4][0]) for address in addresses]
-
-
-def _is_name(host: object) -> bool:
-    return isinstance(host, str) and bool(host)
 
 
 @attrs.frozen
@@ -55,7 +51,7 @@ class DnsDiscovery:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
-    host: str = attrs.field(validator=field_check(check_instance, _is_name, "a name, not empty"))
+    host: str = attrs.field(validator=field_check(check_instance, is_name, "a name, not empty"))
     make: Callable[[str], Replica] = attrs.field(validator=field_check(check_instance, callable, "a function"))
     interval_s: float = attrs.field(default=10.0, kw_only=True, validator=field_check(check_duration, positive=True))
     timeout_s: float = attrs.field(default=5.0, kw_only=True, validator=field_check(check_duration, positive=True))
@@ -168,7 +164,7 @@ class Finder:
 
     async def _add(self, address: str) -> None:
         replica = self._discovery.make(address)
-        check_instance("make", replica, lambda it: isinstance(it, Replica), "a function that returns a Replica")
+        check_instance("make", replica, Replica, "a function that returns a Replica")
         await self._add_replica(replica)
         self._names[address] = replica.name
 

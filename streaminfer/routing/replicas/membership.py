@@ -50,7 +50,7 @@ class Membership:
         Raises:
             TypeError, ValueError: ``replica`` is not a `Replica`, or its name is taken.
         """
-        check_instance("replica", replica, lambda it: isinstance(it, Replica), "a Replica")
+        check_instance("replica", replica, Replica, "a Replica")
         if replica.name in self.by_name:
             raise ValueError(f"name: {replica.name!r} is the name of another replica")
 

@@ -19,7 +19,7 @@ from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 __all__ = ["Replica", "ReplicaHandle"]
 
 
-_check_name = field_check(check_instance, lambda it: isinstance(it, str), "a string")
+_check_name = field_check(check_instance, str, "a string")
 _check_service = field_check(check_instance, is_service, "a service (an object with call, such as a Stack)")
 _check_weight = field_check(check_number, "a finite number above 0", lambda it: 0.0 < it < math.inf)
 

@@ -112,10 +112,10 @@ class Replicas(StackClock, Node):
     ) -> None:
         if not replicas and discovery is None:
             raise TypeError("replicas: expected at least one Replica, got none")
-        check_instance("health", health, lambda it: it is None or isinstance(it, HealthCheck), "a HealthCheck or None")
-        check_instance("discovery", discovery, lambda it: isinstance(it, DnsDiscovery | None), "a DnsDiscovery or None")
-        check_instance("zone", zone, lambda it: isinstance(it, str), "a string")
-        check_instance("retry", retry, lambda it: isinstance(it, bool), "True or False")
+        check_instance("health", health, HealthCheck | None, "a HealthCheck or None")
+        check_instance("discovery", discovery, DnsDiscovery | None, "a DnsDiscovery or None")
+        check_instance("zone", zone, str, "a string")
+        check_instance("retry", retry, bool, "True or False")
         clock = self._accept_clock(clock)
         share = check_number("max_ejected", max_ejected, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
         factor = 0.0

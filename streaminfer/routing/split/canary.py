@@ -88,7 +88,7 @@ class Canary(Node):
         name: str = "",
     ) -> None:
         check_instance("by", by, lambda it: it is None or callable(it), "a function of a Request, or None")
-        check_instance("name", name, lambda it: isinstance(it, str), "a string")
+        check_instance("name", name, str, "a string")
         self.name = name
         self._clock: Clock = time.monotonic_ns
         self._by = by or (lambda request: request.stream_id if request.tenant is None else request.tenant)

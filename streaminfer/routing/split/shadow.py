@@ -99,7 +99,7 @@ class Shadow(StackClock):
         self._rule = repeats(self.copy, None)
         if self._rule is False:
             raise ValueError(expected("copy", "a service that may see copies (not idempotent = False)", copy))
-        check_instance("name", name, lambda it: isinstance(it, str), "a string")
+        check_instance("name", name, str, "a string")
         self._share = RequestShare(check_share(share), name)
         self._max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_MAX_COPIES)
         self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)

@@ -73,11 +73,9 @@ def ray_deployment(
         lambda it: callable(it) and not isinstance(it, Stack),
         "a function that returns a Stack",
     )
-    check_instance("headroom_router", headroom_router, lambda it: isinstance(it, bool), "True or False")
-    check_instance(
-        "autoscaling", autoscaling, lambda it: it is None or isinstance(it, Autoscaling), "Autoscaling or None"
-    )
-    check_instance("model", model, lambda it: isinstance(it, str), "a name")
+    check_instance("headroom_router", headroom_router, bool, "True or False")
+    check_instance("autoscaling", autoscaling, Autoscaling | None, "Autoscaling or None")
+    check_instance("model", model, str, "a name")
     if not model or "/" in model:
         raise ValueError(expected("model", "a name without '/', not empty", model))
     if stop_timeout_s is not None:

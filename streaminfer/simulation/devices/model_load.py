@@ -69,7 +69,7 @@ def check_loads(loads: Any, expectation: str) -> None:
     Raises:
         TypeError: not a mapping of texts to `ModelLoad` objects.
     """
-    check_instance("loads", loads, lambda it: isinstance(it, Mapping), expectation)
+    check_instance("loads", loads, Mapping, expectation)
     for name, load in loads.items():
-        check_instance("loads", name, lambda it: isinstance(it, str), expectation)
-        check_instance("loads", load, lambda it: isinstance(it, ModelLoad), expectation)
+        check_instance("loads", name, str, expectation)
+        check_instance("loads", load, ModelLoad, expectation)

@@ -35,13 +35,11 @@ class _MediaSource(Source):
         options: Mapping[str, str] | None,
         clock: Clock | None,
     ) -> None:
-        check_instance(
-            "reconnect", reconnect, lambda it: it is None or isinstance(it, Reconnect), "a Reconnect or None"
-        )
+        check_instance("reconnect", reconnect, Reconnect | None, "a Reconnect or None")
         timeout_s = check_duration("timeout_s", timeout_s, positive=True)
-        check_instance("live", live, lambda it: it is None or isinstance(it, bool), "True, False or None")
-        check_instance("realtime", realtime, lambda it: isinstance(it, bool), "True or False")
-        check_instance("format", format, lambda it: it is None or isinstance(it, str), "a name of FFmpeg, or None")
+        check_instance("live", live, bool | None, "True, False or None")
+        check_instance("realtime", realtime, bool, "True or False")
+        check_instance("format", format, str | None, "a name of FFmpeg, or None")
         check_instance("options", options, _are_options, "a mapping of text to text, as {'framerate': '30'}, or None")
         clock = check_clock("clock", clock)
         av = require("av", extra="media", purpose=type(self).__name__)

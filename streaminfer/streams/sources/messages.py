@@ -155,7 +155,7 @@ def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = N
 
 def _check_messages(messages: object) -> None:
     expectation = "an asynchronous iterable of bytes"
-    check_instance("messages", messages, lambda it: isinstance(it, AsyncIterable), expectation)
+    check_instance("messages", messages, AsyncIterable, expectation)
 
 
 def _bytes_of(message: object) -> bytes:

@@ -83,7 +83,7 @@ class StatefulBackend(StackClock, Wrapper):
         self._signature = StateSignature(capabilities, state, context, initial, growing)
         self._max_streams = check_count("max_streams", max_streams, at_most=1 << 62)
         self._ttl_ns = None if idle_ttl_s is None else check_duration_ns("idle_ttl_s", idle_ttl_s, positive=True)
-        check_instance("keep_on_reload", keep_on_reload, lambda it: isinstance(it, bool), "True or False")
+        check_instance("keep_on_reload", keep_on_reload, bool, "True or False")
         self._keep_on_reload = keep_on_reload
         self._clock: Clock = self._accept_clock(clock) or time.monotonic_ns
         self._copies_outputs = not capabilities.returns_new_arrays

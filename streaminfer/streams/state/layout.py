@@ -35,9 +35,7 @@ class Growing:
 
     axis: int = attrs.field(validator=field_check(check_instance, lambda it: type(it) is int, "a whole number"))
     max_length: int = attrs.field(validator=field_check(check_count))
-    lengths: str | None = attrs.field(
-        default=None, validator=field_check(check_instance, lambda it: isinstance(it, str), "a name", optional=True)
-    )
+    lengths: str | None = attrs.field(default=None, validator=field_check(check_instance, str, "a name", optional=True))
 
 
 @attrs.frozen(slots=True, eq=False)

@@ -67,7 +67,7 @@ class StateSignature:
         growing: Mapping[str, Growing] | None,
     ) -> None:
         names = "a mapping of input name to output name"
-        check_instance("state", state, lambda it: isinstance(it, Mapping), names)
+        check_instance("state", state, Mapping, names)
         check_instance("state", state, lambda it: all(isinstance(name, str) for name in (*it, *it.values())), names)
         if not state or len(set(state.values())) < len(state):
             raise ValueError(expected("state", f"{names}, each once", state))
@@ -86,7 +86,7 @@ class StateSignature:
         self._growing: Mapping[str, Growing] = _mapping("growing", growing)
         _check_known("growing", "states", [*state], self._growing)
         for name, growth in self._growing.items():
-            check_instance(f"growing[{name!r}]", growth, lambda it: isinstance(it, Growing), "a Growing")
+            check_instance(f"growing[{name!r}]", growth, Growing, "a Growing")
         self.written = [self._tensor(name, output) for name, output in state.items()]
         self.contexts: list[Context] = []
         ends = [self._add_context(name, extent) for name, extent in context.items()]
@@ -234,7 +234,7 @@ class StateSignature:
         if initial is None:
             return tensor
         if not callable(initial):
-            check_instance(argument, initial, lambda it: isinstance(it, np.ndarray), "an array, or a function")
+            check_instance(argument, initial, np.ndarray, "an array, or a function")
             if initial.dtype != dtype or not tensor.fits_row(initial.shape):
                 raise ValueError(f"{argument}: expected {dtype}{list(shape)}, got {initial.dtype}{list(initial.shape)}")
             initial = initial.copy()
@@ -242,7 +242,7 @@ class StateSignature:
 
 
 def _mapping(argument: str, value: Any) -> Mapping[str, Any]:
-    check_instance(argument, value, lambda it: it is None or isinstance(it, Mapping), "a mapping by name, or None")
+    check_instance(argument, value, Mapping | None, "a mapping by name, or None")
     return dict(value or {})
 
 

@@ -87,7 +87,7 @@ class CostMeter(StackClock, Node):
         clock: Clock | None = None,
     ) -> None:
         for argument, value in (("currency", currency), ("name", name)):
-            check_instance(argument, value, lambda it: isinstance(it, str), "a string")
+            check_instance(argument, value, str, "a string")
         clock = self._accept_clock(clock)
         workers = check_count("workers", workers, at_most=sys.maxsize)
         sets = check_count("max_label_sets", max_label_sets, at_most=sys.maxsize)

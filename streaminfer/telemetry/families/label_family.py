@@ -49,7 +49,7 @@ class LabelFamily(_State, Generic[T]):
     def __init__(self, make: Callable[[], T], *labels: str, max_sets: int = 256) -> None:
         check_instance("make", make, callable, "a class or a function without arguments")
         for label in labels:
-            check_instance("labels", label, lambda value: isinstance(value, str), "names of labels")
+            check_instance("labels", label, str, "names of labels")
         if not labels or len(set(labels)) < len(labels):
             raise ValueError(expected("labels", "at least one name, each once", labels))
         self.labels = labels

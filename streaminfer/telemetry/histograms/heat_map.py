@@ -98,10 +98,10 @@ class LatencyHeatMap:
         Raises:
             ValueError: the ends of the intervals do not ascend.
         """
-        check_instance("intervals", intervals, lambda it: isinstance(it, Iterable), "Intervals")
+        check_instance("intervals", intervals, Iterable, "Intervals")
         ordered = list(intervals)
         for interval in ordered:
-            check_instance("intervals", interval, lambda it: isinstance(it, Interval), "Intervals")
+            check_instance("intervals", interval, Interval, "Intervals")
         ends_s = [interval.end_s for interval in ordered]
         if (np.diff(ends_s) <= 0).any():
             raise ValueError(expected("intervals", "intervals in order of time", ends_s))

@@ -177,7 +177,7 @@ class LatencyHistogram(_State):
             TypeError: ``other`` is not a LatencyHistogram.
             ValueError: both together have 2^63 durations or more.
         """
-        check_instance("other", other, lambda value: isinstance(value, LatencyHistogram), "a LatencyHistogram")
+        check_instance("other", other, LatencyHistogram, "a LatencyHistogram")
         if self.count + other.count >= _COUNT_LIMIT:
             raise ValueError(expected("other", f"less than 2^63 durations with the {self.count} here", other.count))
         counts, minimum_ns, maximum_ns, clamped = other.snapshot()
@@ -209,7 +209,7 @@ class LatencyHistogram(_State):
             TypeError: ``earlier`` is not a LatencyHistogram.
             ValueError: ``earlier`` has another layout, or a higher count than this histogram in a part.
         """
-        check_instance("earlier", earlier, lambda value: isinstance(value, LatencyHistogram), "a LatencyHistogram")
+        check_instance("earlier", earlier, LatencyHistogram, "a LatencyHistogram")
         now, _, maximum_ns, clamped = self.snapshot()
         before, _, _, clamped_before = earlier.snapshot()
         if self._layout() == earlier._layout():

@@ -78,7 +78,7 @@ class IntervalLog:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, comment: str = "") -> None:
-        check_instance("comment", comment, lambda value: isinstance(value, str), "a string")
+        check_instance("comment", comment, str, "a string")
         # unbuffered: a buffer would keep what a full disk did not accept, and write it in a later call
         self._file = check_path("path", path).open("ab+", buffering=0)
         try:
@@ -137,10 +137,10 @@ class IntervalLog:
 def format_interval(histogram: LatencyHistogram, start_s: float, end_s: float, tag: str = "") -> str:
     """Return the line of an interval; see :meth:`IntervalLog.write`."""
     expectation = "a LatencyHistogram"
-    check_instance("histogram", histogram, lambda value: isinstance(value, LatencyHistogram), expectation)
+    check_instance("histogram", histogram, LatencyHistogram, expectation)
     start_s = check_number("start_s", start_s, "seconds since the epoch ≥ 0", lambda it: 0.0 <= it < float("inf"))
     end_s = check_number("end_s", end_s, f"seconds ≥ start_s={start_s!r}", lambda it: start_s <= it < float("inf"))
-    check_instance("tag", tag, lambda value: isinstance(value, str), "a string")
+    check_instance("tag", tag, str, "a string")
     if _NOT_IN_TAG.search(tag):
         raise ValueError(expected("tag", "a text without commas and spaces", tag))
     largest_ms = histogram.max * 1e3 if histogram.count else 0.0

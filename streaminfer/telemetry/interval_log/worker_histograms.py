@@ -100,15 +100,13 @@ class WorkerHistograms:
         name: str = "workers",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        check_instance("name", name, lambda value: isinstance(value, str), "a string")
+        check_instance("name", name, str, "a string")
         check_instance("clock", clock, callable, "a callable")
         check_instance("histograms", histograms, lambda value: isinstance(value, Mapping) and bool(value), _EXPECTATION)
         for key, histogram in histograms.items():
-            check_instance(
-                "histograms", histogram, lambda it: isinstance(it, LatencyHistogram | RollingHistogram), _EXPECTATION
-            )
+            check_instance("histograms", histogram, LatencyHistogram | RollingHistogram, _EXPECTATION)
             expectation = "names of letters, digits and _.:/-"
-            check_instance("histograms", key, lambda it: isinstance(it, str), expectation)
+            check_instance("histograms", key, str, expectation)
             if not _NAME.fullmatch(key):
                 raise ValueError(expected("histograms", expectation, key))
         self.name = name

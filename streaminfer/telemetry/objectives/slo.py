@@ -156,7 +156,7 @@ class SLO(_State, StackClock):
         ignore: Iterable[type[BaseException]] = (),
         clock: Callable[[], int] | None = None,
     ) -> None:
-        check_instance("name", name, lambda value: isinstance(value, str), "a string")
+        check_instance("name", name, str, "a string")
         clock = self._accept_clock(clock)
         threshold_ns = check_duration_ns("threshold_s", threshold_s, positive=True, longest_ns=_MAX_INTEGER)
         allowed = _allowed(objective)
@@ -390,7 +390,7 @@ def _allowed(objective: object) -> float:
 
 def _checked(argument: str, values: Any, fits: Callable[[Any], bool], expectation: str) -> tuple[Any, ...]:
     """Return the values as a tuple, after checking each."""
-    check_instance(argument, values, lambda value: isinstance(value, Iterable), expectation)
+    check_instance(argument, values, Iterable, expectation)
     checked = tuple(values)
     for each in checked:
         check_instance(argument, each, fits, expectation)
@@ -413,7 +413,7 @@ def _signal(signal: BurnSignal | None, period_s: float, highest: float) -> BurnS
     """Return the settings, with the short window set and burn rates within reach."""
     if signal is None:
         signal = BurnSignal(window_s=min(60.0, period_s))
-    check_instance("signal", signal, lambda value: isinstance(value, BurnSignal), "a BurnSignal or None")
+    check_instance("signal", signal, BurnSignal, "a BurnSignal or None")
     if signal.window_s > period_s:
         raise ValueError(expected("signal", f"a window of at most the period of {period_s!r} seconds", signal))
     short_s = signal.window_s / 12 if signal.short_s is None else signal.short_s

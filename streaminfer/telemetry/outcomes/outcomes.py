@@ -95,7 +95,7 @@ class Outcomes(StackClock, SyncLayer):
         self._expires_ns = check_duration_ns("expires_s", expires_s, positive=True)
         self.max_pending = check_count("max_pending", max_pending)
         expectation = "ascending bounds, at least one"
-        check_instance("latency_buckets_s", latency_buckets_s, lambda value: isinstance(value, Iterable), expectation)
+        check_instance("latency_buckets_s", latency_buckets_s, Iterable, expectation)
         bounds = [check_duration("latency_buckets_s", bound, positive=True) for bound in latency_buckets_s]
         if not bounds or any(low >= high for low, high in pairwise(bounds)):
             raise ValueError(expected("latency_buckets_s", expectation, latency_buckets_s))
@@ -148,7 +148,7 @@ class Outcomes(StackClock, SyncLayer):
         Raises:
             TypeError, ValueError: an argument has the wrong type, or the value is not finite.
         """
-        check_instance("outcome", outcome, lambda it: isinstance(it, str), "a string")
+        check_instance("outcome", outcome, str, "a string")
         if value is not None:
             value = check_number("value", value, "a finite number or None", lambda it: abs(it) < float("inf"))
         with self._lock:

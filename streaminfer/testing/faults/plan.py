@@ -72,7 +72,7 @@ class FaultPlan:
         sleep: Callable[[float], Any] = time.sleep,
     ) -> None:
         for each in faults:
-            check_instance("faults", each, lambda it: isinstance(it, Fault), "faults, such as delay(0.1)")
+            check_instance("faults", each, Fault, "faults, such as delay(0.1)")
         clock = check_clock("clock", clock)
         check_instance("sleep", sleep, callable, "a function of seconds")
         self.faults = faults
@@ -169,7 +169,7 @@ def Faulty(inner: Any, plan: FaultPlan) -> Any:  # noqa: N802 - named like the w
             need rows; ``kill`` needs a ``CpuBackend`` with processes; ``hang`` without ``for_s`` needs a call that can
             be cancelled.
     """
-    check_instance("plan", plan, lambda it: isinstance(it, FaultPlan), "a FaultPlan")
+    check_instance("plan", plan, FaultPlan, "a FaultPlan")
     return _wrap(inner, plan, owns=True)
 
 

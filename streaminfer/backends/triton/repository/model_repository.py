@@ -107,7 +107,7 @@ def write_model_repository(
         TypeError: an argument is of a wrong type.
     """
     check_choice("platform", platform, ("onnxruntime", "onnxruntime-tensorrt", "tensorrt-plan"))
-    check_instance("name", name, lambda one: isinstance(one, str), "a string")
+    check_instance("name", name, str, "a string")
     if not re.fullmatch(r"[\w-][\w.-]*", name, re.ASCII):
         raise ValueError(expected("name", "letters, digits, '_', '-' and '.', not starting with '.'", name))
     plan = platform == "tensorrt-plan"

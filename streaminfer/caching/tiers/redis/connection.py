@@ -24,7 +24,7 @@ def check_url(url: Any, files: TlsFiles) -> TlsFiles | None:
         TypeError, ValueError: the URL is invalid, or TLS files are given for a URL without TLS. The message does not
             show the URL, which may contain a password.
     """
-    check_instance("url", url, lambda it: isinstance(it, str), "a string")
+    check_instance("url", url, str, "a string")
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("url: expected redis://…, rediss://… or unix://…")
     parts = _split(url)

@@ -98,10 +98,10 @@ class RedisTier(MediumTier):
         wall_clock: Clock | None = None,
     ) -> None:
         self._tls = check_url(url, TlsFiles(tls_ca, tls_certificate, tls_key))
-        check_instance("namespace", namespace, lambda it: isinstance(it, str), "a string")
+        check_instance("namespace", namespace, str, "a string")
         if not namespace or "{" in namespace or "}" in namespace:
             raise ValueError(expected("namespace", "a name without braces", namespace))
-        check_instance("breaker", breaker, lambda it: it is None or isinstance(it, CircuitBreaker), "a CircuitBreaker")
+        check_instance("breaker", breaker, CircuitBreaker | None, "a CircuitBreaker")
         super().__init__(keys, wall_clock)
         self._redis = require("redis.asyncio", extra="redis", purpose="the Redis tier")
         self._url = url
@@ -114,7 +114,7 @@ class RedisTier(MediumTier):
         self.namespace = namespace
         parts = urlsplit(url)
         self.place = f"{parts.hostname or ''}:{parts.port or ''}{parts.path} {namespace}"
-        check_instance("invalidate", invalidate, lambda it: isinstance(it, bool), "True or False")
+        check_instance("invalidate", invalidate, bool, "True or False")
         self.notices = RedisNotices(self._prefix + b"n", self._records, self._blocking) if invalidate else None
         self.lease_s = check_duration("lease_s", lease_s)
         self._client: Any = None

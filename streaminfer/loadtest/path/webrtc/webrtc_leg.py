@@ -86,7 +86,7 @@ class WebRtcLeg:
         on_packet: Callable[..., None] | None = None,
     ) -> None:
         self._aiortc = require("aiortc", extra="webrtc", purpose="WebRtcLeg")
-        check_instance("scene", scene, lambda it: isinstance(it, Scene), "a Scene")
+        check_instance("scene", scene, Scene, "a Scene")
         codec = scene.profile.codec
         if codec not in MIME_TYPES:
             raise ValueError(expected("scene", "a device whose codec is one of " + ", ".join(MIME_TYPES), codec))

@@ -28,7 +28,7 @@ def grafana_dashboard(title: str = "streaminfer") -> str:
     Raises:
         TypeError: ``title`` is not a string.
     """
-    check_instance("title", title, lambda it: isinstance(it, str), "a string")
+    check_instance("title", title, str, "a string")
     variables = [
         {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
         {

@@ -26,7 +26,7 @@ def check_slos(slos: Sequence[Any]) -> None:
     if not slos:
         raise TypeError("slos: expected at least one SLO, got none")
     for position, slo in enumerate(slos):
-        check_instance("slos", slo, lambda value: isinstance(value, SLO), "SLO objects")
+        check_instance("slos", slo, SLO, "SLO objects")
         if slo.name in {other.name for other in slos[:position]}:
             raise ValueError(expected("slos", "objectives with different names", slo.name))
 
