@@ -447,4 +447,4 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
 
 def _check_key(key: Any) -> None:
-    check_instance("key", key, (str, bytes), "a string or bytes, which tiers can name")
+    check_instance("key", key, str | bytes, "a string or bytes, which tiers can name")

@@ -181,7 +181,7 @@ async def _run(calls: ModelCalls, rows: list[Any], size: int) -> int:
 def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool) -> dict[int, list[Any]]:
     """Return the example inputs by bucket, checked against the model and each other."""
     expectation = "a list or tuple of what requests bring, at least one"
-    check_instance("examples", examples, (list, tuple), expectation)
+    check_instance("examples", examples, list | tuple, expectation)
     if not examples:
         raise ValueError(expected("examples", expectation, examples))
     validate = adapt(inner).capabilities().validate

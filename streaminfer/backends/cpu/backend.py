@@ -149,7 +149,7 @@ class CpuBackend(Node):
         check_instance("copy_outputs", copy_outputs, bool, "True or False")
         self._example = example
         expectation = "a sequence of axes, or a mapping of input name to such"
-        check_instance("free_axes", free_axes, (Sequence, Mapping), expectation)
+        check_instance("free_axes", free_axes, Sequence | Mapping, expectation)
         if example is None and free_axes:
             raise ValueError(expected("free_axes", "none without an example, whose axes they are", free_axes))
         signature = signature_of_example(example, free_axes)

@@ -234,7 +234,7 @@ class MediumTier(Tier):
 
 def _check_key(key: Any) -> None:
     """Raise ``TypeError`` unless a key is a string or bytes."""
-    check_instance("key", key, (str, bytes), "a string or bytes")
+    check_instance("key", key, str | bytes, "a string or bytes")
 
 
 def selection(subject: Any, tag: Any) -> tuple[bytes, str]:
