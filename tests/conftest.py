@@ -6,7 +6,6 @@ import inspect
 import re
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -78,37 +77,6 @@ def pytest_pyfunc_call(pyfuncitem):
     taken = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     run(lambda loop: test(**{**taken, "loop": loop}))
     return True
-
-
-@pytest.fixture
-def took_s():
-    """Return a function that measures seconds: ``await took_s(awaitable)``.
-
-    It subtracts the seconds by which a thread that only sleeps wakes late meanwhile: the machine causes these.
-    """
-
-    async def measure(awaitable):
-        late_s = 0.0
-        ended = threading.Event()
-
-        def sleep():
-            nonlocal late_s
-            while not ended.is_set():
-                begun_s = time.monotonic()
-                time.sleep(0.01)
-                late_s += time.monotonic() - begun_s - 0.01
-
-        sleeper = threading.Thread(target=sleep)
-        sleeper.start()
-        begun_s = time.monotonic()
-        try:
-            await awaitable
-            return time.monotonic() - begun_s - late_s
-        finally:
-            ended.set()
-            sleeper.join()
-
-    return measure
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -216,7 +216,9 @@ async def _stop(part: Any, stopping: Any) -> None:
         return
     task = BegunTask(_perform(stopping))
     try:
-        await asyncio.wait({task}, timeout=left_s + _RETURN_GRACE_S)
+        await asyncio.wait({task}, timeout=left_s)
+        if not task.done():  # the grace begins now: a loop that was blocked until after the limit owes it to the part
+            await asyncio.wait({task}, timeout=_RETURN_GRACE_S)
     except asyncio.CancelledError:
         await _cancel_stops([task])
         raise

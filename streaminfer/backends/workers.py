@@ -190,15 +190,25 @@ class WorkerThreads(Generic[W]):
 
     async def _retire(self, pool: WorkerPool, timeout_s: float | None) -> None:
         """Wait for the threads to end; after the time limit, end their calls with an error."""
+        error = Closed(f"{self._name} was stopped before it could answer")
         ended = asyncio.wrap_future(pool.ended)
-        await asyncio.wait({ended}, timeout=timeout_s)
-        if not ended.done():
-            error = Closed(f"{self._name} was stopped before it could answer")
-            pool.interrupt(error)
-            await asyncio.wait({ended}, timeout=KILL_GRACE_S)
+        try:
+            await asyncio.wait({ended}, timeout=timeout_s)
             if not ended.done():
-                pool.abandon(error)
-                ended.cancel()
+                pool.interrupt(error)
+                await asyncio.wait({ended}, timeout=KILL_GRACE_S)
+        except asyncio.CancelledError:
+            if seconds_left(STOP_LIMIT_S) == 0:  # the loop was blocked, and reached its caller's limit in the same turn
+                pool.interrupt(error)
+                self._leave(pool, ended, error)
+            raise
+        self._leave(pool, ended, error)
+
+    def _leave(self, pool: WorkerPool, ended: "asyncio.Future[None]", error: Closed) -> None:
+        """Join the threads if they have ended, else abandon them."""
+        if not ended.done():
+            pool.abandon(error)
+            ended.cancel()
         if pool.ended.done():
             pool.ended.result()
             for thread in pool.threads:

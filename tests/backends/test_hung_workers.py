@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from held_time import run_held, until
 
 import streaminfer as si
-from streaminfer._runtime.lifecycle import stop_within
+from streaminfer._runtime.lifecycle import KILL_GRACE_S, stop_within
 from streaminfer.backends import CpuBackend, job, worker_pool
 from streaminfer.backends.worker_pool import Worker
 from streaminfer.backends.workers import WorkerThreads
@@ -67,54 +68,107 @@ def say_so_and_hang(inputs):
     threading.Event().wait()
 
 
-async def until_exists(path):
-    while not path.exists():
-        await asyncio.sleep(0.001)
-
-
 @pytest.mark.parametrize("drain", [True, False])
 @pytest.mark.parametrize("batched", [True, False])
-def test_stop_with_a_hung_thread_keeps_its_limit(hanging, drain, batched, took_s, caplog):
-    """The backend's own stop ends within the limit, so the stack does not cancel it."""
+def test_stop_with_a_hung_thread_keeps_its_limit(hanging, drain, batched, caplog):
+    """The backend's own stop ends at the limit, so the stack does not cancel it."""
 
-    async def main():
+    async def main(loop):
         tasks = asyncio.all_tasks()
         layers = [si.AdaptiveBatcher(max_batch_size=1)] if batched else []
         stack = si.Stack(*layers, CpuBackend(hanging))
         await stack.start()
         call = asyncio.create_task(stack(1.0))
         await hanging.until_begun()
+        stopping = asyncio.create_task(stack.stop(drain=drain, timeout_s=LIMIT_S))
+        await loop.pass_time(LIMIT_S - 0.001)
+        assert not stopping.done()
 
-        seconds = await took_s(stack.stop(drain=drain, timeout_s=LIMIT_S))
+        await loop.pass_time(0.001 + KILL_GRACE_S)
 
-        assert seconds < LIMIT_S + 0.5
+        await stopping
         with pytest.raises(si.Closed):
             await call
         assert asyncio.all_tasks() == tasks
         assert repr(stack).startswith("<Stack, stopped")
 
-    run(main())
+    run_held(main)
     assert "did not stop within its time limit" not in caplog.text
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_stop_with_a_hung_process_kills_the_process(drain, tmp_path, took_s):
-    async def main():
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("stalls", [1, 2])
+def test_stall_at_the_limit_cancels_no_stop(hanging, stalls, batched, drain, caplog):
+    """A loop that stalls beyond the limit and its graces changes nothing: the hung thread's call ends with `Closed`."""
+
+    async def main(loop):
+        tasks = asyncio.all_tasks()
+        layers = [si.AdaptiveBatcher(max_batch_size=1)] if batched else []
+        stack = si.Stack(*layers, CpuBackend(hanging))
+        await stack.start()
+        call = asyncio.create_task(stack(1.0))
+        await hanging.until_begun()
+        stopping = asyncio.create_task(stack.stop(drain=drain, timeout_s=LIMIT_S))
+
+        for _ in range(stalls):
+            await loop.stall(60.0)
+        await loop.pass_time(KILL_GRACE_S)
+
+        await stopping
+        with pytest.raises(si.Closed):
+            await call
+        assert asyncio.all_tasks() == tasks
+
+    run_held(main)
+    assert "did not stop within its time limit" not in caplog.text
+
+
+def test_stop_cancelled_at_its_limit_ends_the_calls(hanging):
+    """A stop that is cancelled at its limit ends the hung calls, and the backend can start again at once."""
+
+    async def main(loop):
+        backend = CpuBackend(hanging)
+        call = asyncio.create_task(backend.infer(batch()))
+        await hanging.until_begun()
+        with stop_within(LIMIT_S):
+            stopping = asyncio.create_task(backend.stop())
+        await loop.pass_time(LIMIT_S)
+
+        stopping.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        with pytest.raises(si.Closed, match="stopped before it could answer"):
+            await call
+        await backend.start()
+        assert list(await backend.infer(batch(2.0))) == [2.0]
+        await backend.stop()
+
+    run_held(main)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_stop_with_a_hung_process_kills_the_process(drain, tmp_path):
+    """A stop kills a hung process at the limit, and waits until the process has ended."""
+
+    async def main(loop):
         before = set(multiprocessing.active_children())
         stack = si.Stack(CpuBackend(say_so_and_hang, executor="process"))
         await stack.start()
         (process,) = set(multiprocessing.active_children()) - before
         call = asyncio.create_task(stack(str(tmp_path / "begun")))
-        await until_exists(tmp_path / "begun")
+        await until((tmp_path / "begun").exists)
+        stopping = asyncio.create_task(stack.stop(drain=drain, timeout_s=LIMIT_S))
 
-        seconds = await took_s(stack.stop(drain=drain, timeout_s=LIMIT_S))
+        await loop.pass_time(LIMIT_S)
 
-        assert seconds < LIMIT_S + 0.5
+        await stopping
         with pytest.raises((si.Closed, si.BackendError)):
             await call
         assert process not in multiprocessing.active_children()
 
-    run(main())
+    run_held(main)
 
 
 def test_async_with_ends_though_a_thread_hangs(hanging, monkeypatch):
@@ -148,8 +202,8 @@ def test_stack_restarts_after_abandoned_thread(hanging):
 
 
 @pytest.mark.parametrize("what", ["router", "replicas", "nested"])
-def test_the_limit_reaches_nested_services(hanging, what, took_s):
-    async def main():
+def test_the_limit_reaches_nested_services(hanging, what):
+    async def main(loop):
         inner = si.Stack(si.AdaptiveBatcher(max_batch_size=1), CpuBackend(hanging))
         service = {
             "router": lambda: si.FallbackRouter(si.Route("a", inner)),
@@ -160,15 +214,19 @@ def test_the_limit_reaches_nested_services(hanging, what, took_s):
         await stack.start()
         call = asyncio.create_task(stack(1.0))
         await hanging.until_begun()
-        assert await took_s(stack.stop(timeout_s=LIMIT_S)) < LIMIT_S + 0.5
+        stopping = asyncio.create_task(stack.stop(timeout_s=LIMIT_S))
+
+        await loop.pass_time(LIMIT_S + KILL_GRACE_S)
+
+        await stopping
         with pytest.raises(si.StreamInferError):
             await call
         assert repr(inner).startswith("<Stack, stopped")
 
-    run(main())
+    run_held(main)
 
 
-def test_a_layer_that_ignores_the_limit_is_abandoned(caplog, took_s):
+def test_a_layer_that_ignores_the_limit_is_abandoned(caplog):
     class Part:
         async def infer(self, batch):
             return batch.inputs
@@ -180,20 +238,22 @@ def test_a_layer_that_ignores_the_limit_is_abandoned(caplog, took_s):
                 except asyncio.CancelledError:
                     continue
 
-    async def main():
+    async def main(loop):
         nonlocal released
         released = asyncio.Event()
         stack = si.Stack(Part())
         await stack.start()
-        assert await took_s(stack.stop(timeout_s=0)) < 0.5
+        stopping = asyncio.create_task(stack.stop(timeout_s=0))
+        await loop.pass_time(0.5)
+        await stopping
         released.set()
 
     released = None
-    run(main())
+    run_held(main)
     assert "abandoned" in caplog.text
 
 
-def test_threads_that_were_abandoned_are_not_joined(monkeypatch, took_s):
+def test_threads_that_were_abandoned_are_not_joined(monkeypatch):
     """A stop does not join abandoned threads, because each join would block the event loop."""
     hangs = Hanging(times=8)
     joined = []
@@ -203,7 +263,7 @@ def test_threads_that_were_abandoned_are_not_joined(monkeypatch, took_s):
         joined.append(thread.name)
         join(thread, timeout)
 
-    async def main():
+    async def main(loop):
         backend = CpuBackend(hangs, workers=8)
         stack = si.Stack(backend)
         await stack.start()
@@ -211,12 +271,14 @@ def test_threads_that_were_abandoned_are_not_joined(monkeypatch, took_s):
         for _ in calls:
             await hangs.until_begun()
         monkeypatch.setattr(threading.Thread, "join", recorded)
-        assert await took_s(stack.stop(timeout_s=0)) < 0.5
+        stopping = asyncio.create_task(stack.stop(timeout_s=0))
+        await loop.pass_time(KILL_GRACE_S)
+        await stopping
         assert not [name for name in joined if name.startswith("CpuBackend")]
         assert {type(error) for error in await asyncio.gather(*calls, return_exceptions=True)} == {si.Closed}
 
     try:
-        run(main())
+        run_held(main)
     finally:
         hangs.release()
 
@@ -269,13 +331,17 @@ def test_a_hung_thread_is_replaced_while_serving(hanging, caplog):
 def test_deadline_in_batcher_frees_the_only_worker(hanging):
     """A request's deadline in a batcher frees the only worker if its function hangs."""
 
-    async def main():
-        async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), CpuBackend(hanging, hang_grace_s=0)) as stack:
+    async def main(loop):
+        layers = si.AdaptiveBatcher(max_batch_size=1), CpuBackend(hanging, hang_grace_s=0)
+        async with si.Stack(*layers, clock=loop.clock) as stack:
+            call = asyncio.create_task(stack(1.0, timeout_s=0.05))
+            await hanging.until_begun()
+            await loop.pass_time(0.05)
             with pytest.raises(si.DeadlineExceeded):
-                await stack(1.0, timeout_s=0.05)
+                await call
             assert await stack(2.0) == 2.0
 
-    run(main())
+    run_held(main)
 
 
 def test_the_pool_keeps_its_size_and_all_threads_end():
@@ -356,25 +422,26 @@ def test_hung_thread_is_replaced_when_one_can_start(hanging, monkeypatch):
         refused.append(thread)
         raise RuntimeError("can't start new thread")
 
-    async def main():
+    async def main(loop):
         reported = []
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context["exception"]))
+        loop.set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
         backend = CpuBackend(hanging, hang_grace_s=0.001)
         call = asyncio.create_task(backend.infer(batch()))
         await hanging.until_begun()
         with monkeypatch.context() as limited:
             limited.setattr(threading.Thread, "start", refuse)
             call.cancel()
-            while not refused:
-                await asyncio.sleep(0.001)
-        ended, _ = await asyncio.wait([call], timeout=LIMIT_S * 10)
+            await loop.pass_time(0.001)
+        await loop.pass_time(0.001)
+        ended = call.done()
         hanging.release()  # before the assertions: a test that fails would otherwise hang
+        assert refused
         assert ended
         assert list(await backend.infer(batch(2.0))) == [2.0]
         await backend.stop()
         assert {str(error) for error in reported} == {"can't start new thread"}
 
-    run(main())
+    run_held(main)
 
 
 def test_a_hung_process_is_killed_and_replaced(caplog, tmp_path):
@@ -385,7 +452,7 @@ def test_a_hung_process_is_killed_and_replaced(caplog, tmp_path):
             (process,) = multiprocessing.active_children()
             inputs = [str(tmp_path / name)]
             call = asyncio.create_task(backend.infer(Batch(inputs, [Request(None)])))
-            await until_exists(tmp_path / name)
+            await until((tmp_path / name).exists)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call

@@ -3,6 +3,7 @@
 import queue
 import socket
 import threading
+from types import SimpleNamespace
 from typing import Annotated
 
 import httpx
@@ -48,10 +49,14 @@ class HangingModel(ScriptedBackend):
 
 
 @pytest.fixture
-def edge(demo, tmp_path):
-    """Yield the URL of nginx, the model that it serves, and the errors that the handler got."""
+def edge(demo, tmp_path, clock, monkeypatch):
+    """Yield the URL of nginx, the model that it serves, and the errors that the handler got.
+
+    Only the timer makes a deadline pass, because the clock stands still: by then the request is in a batch.
+    """
+    monkeypatch.setattr("streaminfer.fastapi.time", SimpleNamespace(monotonic_ns=clock))
     model, errors = HangingModel(), queue.SimpleQueue()
-    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=8), model)
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=8), model, clock=clock)
     app = FastAPI()
     add_stacks(app, stack)
 

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import redis.asyncio
+from held_time import run_held, until
 from redis_server import server as server  # noqa: PLC0414 - a fixture
 
 import streaminfer as si
@@ -33,30 +35,33 @@ def database(server):
     return server
 
 
+async def work_beside(database, example, backend, scenario, *, clock=None, **settings):
+    """Run a worker; ``scenario(client)`` runs beside it."""
+    stop = asyncio.Event()
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=8, max_queue_size=8), backend, clock=clock)
+    settings_ = example.Settings(**NAMES, **{**PATIENT, **settings})
+    async with redis.asyncio.from_url(database.url, socket_timeout=600.0) as client, stack:
+        working = asyncio.ensure_future(example.Worker(client, stack, settings_).run(stop))
+        try:
+            async with asyncio.timeout(60.0):
+                return await scenario(client)
+        finally:
+            stop.set()
+            await working
+
+
 def serve_while(database, example, backend, scenario, **settings):
-    """Run a worker in this process; ``scenario(client)`` runs beside it."""
-
-    async def main():
-        stop = asyncio.Event()
-        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=8, max_queue_size=8), backend)
-        settings_ = example.Settings(**NAMES, **{**PATIENT, **settings})
-        async with redis.asyncio.from_url(database.url) as client, stack:
-            working = asyncio.ensure_future(example.Worker(client, stack, settings_).run(stop))
-            try:
-                async with asyncio.timeout(60.0):
-                    return await scenario(client)
-            finally:
-                stop.set()
-                await working
-
-    return asyncio.run(main())
+    return asyncio.run(work_beside(database, example, backend, scenario, **settings))
 
 
 async def answers_of(client, count):
     """Wait for ``count`` responses; return them by the id of their message."""
-    while await client.xlen("out") < count:
-        await asyncio.sleep(0.01)
-    return {entry.pop(b"id"): entry for _, entry in await client.xrange("out")}
+    found, last = {}, b"0"
+    while len(found) < count:
+        for _, entries in await client.xread({"out": last}, block=60_000):
+            found |= {fields.pop(b"id"): fields for _, fields in entries}
+            last = entries[-1][0]
+    return found
 
 
 def left_over(database):
@@ -97,14 +102,22 @@ def test_old_message_is_rejected_without_inference(database, example):
     assert left_over(database) == (0, 0)
 
 
-def test_message_that_gets_too_old_ends_in_its_batch(database, example):
+def test_message_that_gets_too_old_ends_in_its_batch(database, example, monkeypatch):
     backend = ScriptedBackend(HANG)
 
-    async def scenario(client):
-        aging = await client.xadd("in", {"picture": bytes(PIXELS)})
-        return (await answers_of(client, 1))[aging]
+    async def main(loop):
+        async def scenario(client):
+            aging = await client.xadd("in", {"picture": bytes(PIXELS)})
+            await until(lambda: backend.running)
+            await loop.stall(15.0)
+            return (await answers_of(client, 1))[aging]
 
-    answer = serve_while(database, example, backend, scenario, max_age_s=1.0)
+        monkeypatch.setattr(example, "time", SimpleNamespace(monotonic=loop.time))
+        return await work_beside(
+            database, example, backend, scenario, clock=loop.clock, max_age_s=10.0, claim_after_s=240.0
+        )
+
+    answer = run_held(main)
 
     assert b"too old" in answer[b"error"]
     assert len(backend.batches) == 1

@@ -972,10 +972,12 @@ def test_closed_socket_cancels_request_in_its_batch():
     assert isinstance(seen[0], ClientDisconnect)
 
 
-def test_proxy_deadline_ends_request_in_its_batch():
+def test_proxy_deadline_ends_request_in_its_batch(monkeypatch, clock):
     """A deadline in a proxy's header, as from Envoy or a gateway, ends the request while its connection stays open."""
-    backend, stack = make_stack(None, HANG)
-    app, seen = serve(stack)
+    monkeypatch.setattr("streaminfer.fastapi.time", SimpleNamespace(monotonic_ns=clock))
+    backend = ScriptedBackend(HANG)
+    # only the timer makes a deadline pass, so the first request is in a batch by then
+    app, seen = serve(si.Stack(si.AdaptiveBatcher(max_batch_size=8), backend, clock=clock))
 
     with WebServer(app) as server, httpx.Client(timeout=60.0) as client:
         late = client.post(server.url, json={"x": 1}, headers={"x-envoy-expected-rq-timeout-ms": "50"})

@@ -12,6 +12,7 @@ from streaminfer.backends.signature import TensorSpec
 from streaminfer.protocols import ModelTensors
 from streaminfer.serving import Limits
 from streaminfer.testing import HANG
+from streaminfer.testing import run as run_virtually
 
 pytestmark = pytest.mark.uncompiled
 
@@ -315,15 +316,14 @@ def events_of(reply):
 )
 def test_answers_are_sent_as_they_come(counting, ask_app, options, events):
     service = counting(**options)
-    app = si.serving.asgi_app({"m": si.Stack(service)})
 
-    async def scenario():
-        async with app:
+    async def scenario(loop):
+        async with si.serving.asgi_app({"m": si.Stack(service, clock=loop.clock)}) as app:
             body, headers = json.dumps({"x": [3]}).encode(), {"x-streaminfer-timeout-s": "0.2"}
             reply = await ask_app(app, "POST", "/v2/models/m/generate_stream", body, headers)
             return reply, (await ask_app(app, "GET", "/v2/models/m/stats")).json["model_stats"][0]["inference_stats"]
 
-    reply, counts = asyncio.run(asyncio.wait_for(scenario(), 30))
+    reply, counts = run_virtually(scenario)
 
     assert reply.status == 200
     assert [event.get("n", "error") for event in events_of(reply)] == events

@@ -5,10 +5,13 @@ import contextlib
 import inspect
 import math
 import signal
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from held_time import run_held, until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -451,23 +454,35 @@ def slow_double(inputs):
     return [2 * value for value in inputs]
 
 
-def test_killed_process_fails_only_its_batch():
-    """A killed process fails its batch, and the next batch has a new process."""
+def echo_or_hang(inputs):
+    """Return the inputs, or make the file that they name and hang."""
+    if inputs[0]:
+        Path(str(inputs[0])).touch()
+        threading.Event().wait()
+    return list(inputs)
 
-    async def main():
+
+def test_killed_process_fails_only_its_batch(tmp_path):
+    """A killed process fails its batch, and the next batch has a new process."""
+    begun = tmp_path / "begun"
+
+    async def main(loop):
         plan = FaultPlan(kill(after_s=0.05).on(1))
-        faulty = Faulty(si.CpuBackend(slow_double, executor="process"), plan)
+        faulty = Faulty(si.CpuBackend(echo_or_hang, executor="process"), plan)
         await faulty.start()
         try:
-            assert list(await faulty.infer(batch(0.0))) == [0.0]
+            assert list(await faulty.infer(batch(""))) == [""]
+            killed = asyncio.create_task(faulty.infer(batch(str(begun))))
+            await until(begun.exists)
+            await loop.pass_time(0.05)
             with pytest.raises(si.BackendError, match=f"exit code -{signal.SIGKILL.value}"):
-                await faulty.infer(batch(60.0))
-            assert list(await faulty.infer(batch(0.0))) == [0.0]
+                await killed
+            assert list(await faulty.infer(batch(""))) == [""]
         finally:
             await faulty.stop()
         assert plan.injected == {"kill": 1}
 
-    asyncio.run(main())
+    run_held(main)
 
 
 def test_kill_workers_kills_the_processes():

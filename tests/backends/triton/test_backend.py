@@ -31,6 +31,20 @@ def connect(triton, protocol):
     return make
 
 
+@pytest.fixture
+def proxied(triton, protocol):
+    """Return a context of a proxy before the server and of a function like ``connect`` for it."""
+    from servers.network import Proxy
+
+    @contextlib.asynccontextmanager
+    async def context():
+        async with Proxy(triton.grpc_url if protocol == "grpc" else triton.http_url) as proxy:
+            options = {"protocol": protocol, "statistics_every_s": None}
+            yield proxy, lambda model, **more: TritonBackend(proxy.url, model, **{**options, **more})
+
+    return context
+
+
 @contextlib.asynccontextmanager
 async def running(backend):
     await backend.start()
@@ -205,22 +219,24 @@ def test_one_row_that_the_model_rejects_fails_alone(connect, shared_memory):
 
 
 @pytest.mark.parametrize("shared_memory", [False, True])
-def test_deadline_and_cancellation_end_a_batch(connect, shared_memory):
+def test_deadline_and_cancellation_end_a_batch(proxied, shared_memory):
     """The deadline ends a batch with `DeadlineExceeded`, and a cancelled batch ends at once."""
 
     async def scenario():
-        async with running(connect("slow_echo", shared_memory=shared_memory)) as backend:
+        async with proxied() as (proxy, connect), running(connect("slow_echo", shared_memory=shared_memory)) as backend:
             slow = {"x": floats(1, 1), "sleep_ms": np.full((1, 1), 400, np.int32)}
             with pytest.raises(DeadlineExceeded):
                 await backend.infer(batch(slow, soon(0.05)))
             with pytest.raises(DeadlineExceeded, match="before the request was sent"):
                 await backend.infer(batch(slow, soon(-1)))
-            task = asyncio.create_task(backend.infer(batch(slow)))
+            quick = {"x": floats(1, 1), "sleep_ms": np.zeros((1, 1), np.int32)}
+            proxy.stall(requests=False)
+            task = asyncio.create_task(backend.infer(batch(quick)))
             await asyncio.sleep(0.02)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            quick = {"x": floats(1, 1), "sleep_ms": np.zeros((1, 1), np.int32)}
+            proxy.flow()
             assert (await backend.infer(batch(quick, soon(20))))[0] == 0.0
             counted = backend.statistics()
             assert (counted.batches, counted.errors, counted.cancelled) == (1, 2, 1)
@@ -239,28 +255,32 @@ def test_a_full_queue_is_overload(connect):
     asyncio.run(scenario())
 
 
-def test_stop_drains_or_ends_calls_and_can_restart(connect):
+def test_stop_drains_or_ends_calls_and_can_restart(proxied):
     """A stop drains running calls or ends them with `Closed`, and the backend can start again."""
 
     async def scenario():
-        backend = connect("slow_echo")
-        slow = {"x": floats(1, 1), "sleep_ms": np.full((1, 1), 150, np.int32)}
-        for drain in (True, False):
-            await backend.start()
-            await backend.start()
-            task = asyncio.create_task(backend.infer(batch(slow)))
-            await asyncio.sleep(0.03)
-            await backend.stop(drain=drain)
-            assert task.done()
-            if drain:
-                assert len(task.result()) == 1
-            else:
-                assert isinstance(task.exception(), Closed)
-            await backend.stop()
-            with pytest.raises(Closed):
-                await backend.infer(batch(slow))
-            # the call for which the draining stop waited stays counted
-            assert backend.statistics().round_trip_s >= 0.15
+        async with proxied() as (proxy, connect):
+            backend = connect("slow_echo")
+            slow = {"x": floats(1, 1), "sleep_ms": np.full((1, 1), 150, np.int32)}
+            for drain in (True, False):
+                await backend.start()
+                await backend.start()
+                if not drain:
+                    proxy.stall(requests=False)
+                task = asyncio.create_task(backend.infer(batch(slow)))
+                await asyncio.sleep(0.03)
+                await backend.stop(drain=drain)
+                proxy.flow()
+                assert task.done()
+                if drain:
+                    assert len(task.result()) == 1
+                else:
+                    assert isinstance(task.exception(), Closed)
+                await backend.stop()
+                with pytest.raises(Closed):
+                    await backend.infer(batch(slow))
+                # the call for which the draining stop waited stays counted
+                assert backend.statistics().round_trip_s >= 0.15
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(scenario())
@@ -514,8 +534,9 @@ def test_tls_and_mutual_tls(triton, authority, protocol):
     target = triton.grpc_url if protocol == "grpc" else triton.http_url
     client = authority.issue("client")
 
-    async def ask(proxy, tls):
-        backend = TritonBackend(proxy.url, "affine", protocol=protocol, tls=tls, timeout_s=3, statistics_every_s=None)
+    async def ask(proxy, tls, timeout_s=30.0):
+        options = {"protocol": protocol, "tls": tls, "timeout_s": timeout_s, "statistics_every_s": None}
+        backend = TritonBackend(proxy.url, "affine", **options)
         assert backend.encrypted
         async with running(backend):
             return float((await backend.infer(batch(np.ones((1, 1), np.float32))))[0][0])
@@ -526,14 +547,14 @@ def test_tls_and_mutual_tls(triton, authority, protocol):
             bundle = "# Főtanúsítvány\n".encode() + authority.certificate.read_bytes()
             assert await ask(proxy, Tls(ca=bundle, server_name="localhost")) == 3.0
             with pytest.raises((BackendError, DeadlineExceeded)):
-                await ask(proxy, True)  # the system does not know this authority
+                await ask(proxy, True, 1.0)  # the system does not know this authority
             with pytest.raises((BackendError, DeadlineExceeded)):
-                await ask(proxy, Tls(ca=authority.certificate, server_name="another"))
+                await ask(proxy, Tls(ca=authority.certificate, server_name="another"), 1.0)
         async with Proxy(target, tls=authority.server_context(clients=authority)) as proxy:
             own = Tls(ca=authority.certificate, certificate=client.certificate, key=client.key.read_bytes())
             assert await ask(proxy, own) == 3.0
             with pytest.raises((BackendError, DeadlineExceeded)):
-                await ask(proxy, Tls(ca=authority.certificate))
+                await ask(proxy, Tls(ca=authority.certificate), 1.0)
 
     asyncio.run(scenario())
 

@@ -7,6 +7,7 @@ import traceback
 
 import numpy as np
 import pytest
+from held_time import run_held, until
 
 from streaminfer import AdaptiveBatcher, Stack, Telemetry
 from streaminfer.backends.triton import TritonBackend
@@ -59,38 +60,38 @@ def repeat(**given):
 # -- streams without a reader -------------------------------------------------------------------------------------
 
 
-def test_stream_without_reader_does_not_delay_stop(connect):
-    """A stream without a reader does not delay a stop, with or without drain."""
+def test_stop_ends_a_stream_without_reader(connect):
+    """A stop ends a stream without a reader: at once, or with drain after `timeout_s`."""
 
-    async def scenario():
-        for drain, timeout_s in ((False, 30.0), (True, 0.2)):
-            backend = connect("repeat", timeout_s=timeout_s)
+    async def scenario(loop):
+        for drain, after_s in ((False, 0.0), (True, 20.0)):
+            backend = connect("repeat", timeout_s=20.0)
             await backend.start()
             answers = backend.stream(Request(repeat(n=1000, delay_ms=5)))
             await anext(answers)
-            async with asyncio.timeout(20):
-                await backend.stop(drain=drain)
+            stopping = asyncio.create_task(backend.stop(drain=drain))
+            await loop.pass_time(after_s)
+            await stopping
             with pytest.raises(Closed):
                 await anext(answers)
-        async with asyncio.timeout(20):
-            while len(asyncio.all_tasks()) > 1:  # gRPC's task ends when its core reports it
-                await asyncio.sleep(0.001)
+        await until(lambda: len(asyncio.all_tasks()) == 1)  # gRPC's task ends when its core reports it
 
-    asyncio.run(scenario())
+    run_held(scenario)
 
 
 def test_a_stream_with_an_infinite_deadline(connect):
     """If a stream's deadline is infinite, each response has `timeout_s`, as without a deadline."""
 
-    async def scenario():
-        async with running(connect("repeat", timeout_s=1.0)) as backend:
+    async def scenario(loop):
+        async with running(connect("repeat", timeout_s=20.0)) as backend:
             answers = backend.stream(Request(repeat(n=3, delay_ms=5), deadline_ns=NEVER_NS))
             assert len([one async for one in answers]) == 3
-            with pytest.raises(DeadlineExceeded, match=r"nothing came for 1\.0 s"):
-                async for _ in backend.stream(Request(repeat(n=1, delay_ms=2000), deadline_ns=NEVER_NS)):
-                    pass
+            late = asyncio.create_task(anext(backend.stream(Request(repeat(n=1, delay_ms=3000), deadline_ns=NEVER_NS))))
+            await loop.pass_time(20.0)
+            with pytest.raises(DeadlineExceeded, match=r"nothing came for 20\.0 s"):
+                await late
 
-    asyncio.run(scenario())
+    run_held(scenario)
 
 
 def test_a_batch_with_an_infinite_deadline(connect, protocol):
@@ -148,17 +149,30 @@ def test_abandoned_stream_is_collected(connect, ending):
 def test_missing_deadline_defaults_to_backend_timeout(connect):
     """Without a deadline, each response has the timeout of the backend; a whole stream may take longer."""
 
-    async def scenario():
-        async with running(connect("repeat", timeout_s=0.3)) as backend:
-            slow = {name: array[np.newaxis] for name, array in repeat(n=1, delay_ms=3000).items()}
-            (late,) = await backend.infer(batch(slow))
-            assert isinstance(late, DeadlineExceeded)
-            with pytest.raises(DeadlineExceeded, match=r"nothing came for 0\.3 s"):
-                await anext(backend.stream(Request(repeat(n=1, delay_ms=3000))))
-            # the whole may take longer
-            assert len([1 async for _ in backend.stream(Request(repeat(n=8, delay_ms=60)))]) == 8
+    async def scenario(loop):
+        async with running(connect("repeat", timeout_s=20.0, clock=loop.clock)) as backend:
+            transport, timeouts_s = backend._lifecycle.splitter.session.transport, []
+            stream = transport.stream
 
-    asyncio.run(scenario())
+            def noted(call, timeout_s):
+                timeouts_s.append(timeout_s)
+                return stream(call, timeout_s)
+
+            transport.stream = noted
+            quick = {name: array[np.newaxis] for name, array in repeat(n=1).items()}
+            assert [int(row[0]) for row in await backend.infer(batch(quick))] == [0]
+            assert timeouts_s == [20.0]
+            reading = asyncio.create_task(anext(backend.stream(Request(repeat(n=1, delay_ms=3000)))))
+            await loop.pass_time(20.0)
+            with pytest.raises(DeadlineExceeded, match=r"nothing came for 20\.0 s"):
+                await reading
+            got = 0
+            async for _ in backend.stream(Request(repeat(n=8, delay_ms=5))):
+                got += 1
+                await loop.pass_time(15.0)
+            assert got == 8
+
+    run_held(scenario)
 
 
 # -- blame --------------------------------------------------------------------------------------------------------
@@ -240,30 +254,34 @@ def test_shared_memory_renewal_counts_in_request_time(connect, triton, protocol)
     """The time for registering shared memory again counts towards the deadline of the request."""
     from servers.network import Proxy
 
-    async def scenario():
+    async def scenario(loop):
         async with Proxy(triton.grpc_url if protocol == "grpc" else triton.http_url) as proxy:
-            backend = TritonBackend(proxy.url, "affine", protocol=protocol, shared_memory=True, statistics_every_s=None)
-            async with running(backend):
-                await backend.infer(batch(floats(2, 3)))
-                transport = backend._lifecycle.splitter.session.transport
-                for name in await transport.registered(5.0):
-                    await transport.unregister(name, 5.0)
-                asked = transport.unregister
+            options = {"protocol": protocol, "shared_memory": True, "statistics_every_s": None, "timeout_s": 60.0}
+            backend = TritonBackend(proxy.url, "affine", clock=loop.clock, **options)
+            await backend.start()
+            await backend.infer(batch(floats(2, 3)))
+            transport = backend._lifecycle.splitter.session.transport
+            for name in await transport.registered(20.0):
+                await transport.unregister(name, 20.0)
+            asked, stalled = transport.unregister, asyncio.Event()
 
-                async def stall(name, timeout_s):
-                    proxy.stall()
-                    await asked(name, timeout_s)
+            async def stall(name, timeout_s):
+                proxy.stall()
+                stalled.set()
+                await asked(name, timeout_s)
 
-                transport.unregister = stall
-                started = time.monotonic()
-                with pytest.raises(DeadlineExceeded, match="did not map shared memory in time"):
-                    await backend.infer(batch(floats(2, 3), soon(0.5)))
-                assert time.monotonic() - started < 15  # and not the 30 s of a call without a request
-                transport.unregister = asked
-                proxy.flow()
-                assert len(await backend.infer(batch(floats(2, 3), soon(20)))) == 2
+            transport.unregister = stall
+            late = asyncio.create_task(backend.infer(batch(floats(2, 3), loop.clock() + 20 * 10**9)))
+            await stalled.wait()
+            await loop.pass_time(20.0)  # the request's time, and not the 60 s of a call without a request
+            with pytest.raises(DeadlineExceeded, match="did not map shared memory in time"):
+                await late
+            transport.unregister = asked
+            proxy.flow()
+            assert len(await backend.infer(batch(floats(2, 3), loop.clock() + 20 * 10**9))) == 2
+            await loop.in_real_time(backend.stop())
 
-    asyncio.run(scenario())
+    run_held(scenario)
 
 
 def test_server_that_cannot_map_memory_fails_at_start(connect, protocol, monkeypatch):

@@ -226,10 +226,10 @@ def test_full_disk_of_young_entries_is_purged(tmp_path, wall):
                 brief = Entry(value=os.urandom(300), stored_ns=wall(), ttl_s=60.0, min_age_s=30.0)
                 assert await tier.put(f"brief {number}", brief)
             count = 0
-            while await stored(tier, f"k{count}", young(os.urandom(300), wall)):
+            while await stored(tier, f"k{count}", young(os.urandom(2_000), wall)):
                 count += 1
             for number in range(count):
-                await stored(tier, f"k{number}", young(os.urandom(300), wall))
+                await stored(tier, f"k{number}", young(os.urandom(2_000), wall))
             wall.advance(120.0)
 
             assert await tier.purge() == 20
@@ -238,6 +238,27 @@ def test_full_disk_of_young_entries_is_purged(tmp_path, wall):
             assert await tier.get(f"k{count - 1}") is None  # it is not the latest value
 
     asyncio.run(main())
+
+
+def test_failed_puts_do_not_pile_up_work(tmp_path, wall):
+    """On a full disk, a put that fails does as much work as the first one, however many have failed before."""
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall) as tier:
+            count = 0
+            while await stored(tier, f"k{count}", young(os.urandom(20_000), wall)):
+                count += 1
+            statements, sizes = [], []
+            tier._store._db.set_trace_callback(statements.append)
+            for number in range(count):
+                assert not await stored(tier, f"k{number}", young(os.urandom(20_000), wall))
+                sizes.append(len(statements))
+                statements.clear()
+            return sizes
+
+    sizes = asyncio.run(main())
+    assert len(sizes) > 5
+    assert set(sizes) == {sizes[0]}
 
 
 async def stored(tier, key, entry):

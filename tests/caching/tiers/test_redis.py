@@ -8,6 +8,7 @@ import traceback
 
 import numpy as np
 import pytest
+from held_time import run_held
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis_server import PATIENT, RedisServer
@@ -542,18 +543,20 @@ def test_put_executed_after_an_erasure_has_no_effect(server, by, erased_by):
     """A put that the server executes after an erasure has no effect."""
     mine = entry(SECRET, subject="anna", tags=["x"])
 
-    async def main():
+    async def main(loop):
         proxy = Stalling(server.port, SECRET)
         async with listening(proxy) as port:
             breaker = si.CircuitBreaker(window=100, minimum_calls=100)
             url = f"redis://127.0.0.1:{port}"
             async with (
-                RedisTier(url, timeout_s=0.5, erase_timeout_s=30.0, breaker=breaker) as tier,
+                RedisTier(url, breaker=breaker, **PATIENT) as tier,
                 RedisTier(server.url, **PATIENT) as other,
             ):
                 assert await tier.put("before", entry(1))
-                assert not await tier.put("late", mine)  # it timed out
-                assert proxy.holds.is_set()
+                putting = asyncio.create_task(tier.put("late", mine))
+                await proxy.holds.wait()
+                await loop.pass_time(PATIENT["timeout_s"])
+                assert not await putting  # it timed out
                 assert await (tier if erased_by == "itself" else other).erase(**by) == 0
                 proxy.goes_on.set()
                 await proxy.done.wait()  # the server has executed the put
@@ -563,7 +566,7 @@ def test_put_executed_after_an_erasure_has_no_effect(server, by, erased_by):
                 assert (await other.get("late")).value == SECRET
                 return tier.statistics()
 
-    seen = asyncio.run(main())
+    seen = run_held(main)
     assert (seen.stored, seen.errors, seen.rejected) == (2, 1, 0)
 
 

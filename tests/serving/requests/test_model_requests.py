@@ -12,6 +12,7 @@ import streaminfer as si
 from streaminfer.backends.triton.dtypes import encode_text
 from streaminfer.sync_layer import SyncLayer
 from streaminfer.testing import HANG, ScriptedBackend
+from streaminfer.testing import run as run_virtually
 
 pytestmark = pytest.mark.uncompiled
 
@@ -318,12 +319,11 @@ def test_missing_answers_close_those_to_other_rows(counting, ask_app, body_of, l
             return si.Response(self.made[-1])
 
     service, gone = Service(), asyncio.Event()
-    app = si.serving.asgi_app({"m": si.Stack(service)})
 
-    async def scenario():
-        async with app:
+    async def scenario(loop):
+        async with si.serving.asgi_app({"m": si.Stack(service, clock=loop.clock)}) as app:
             body = body_of(np.arange(1, 4).reshape(3, 1), name="x", datatype="INT64")
             return await ask_app(app, "POST", INFER, body, headers, gone=gone)
 
-    assert asyncio.run(asyncio.wait_for(scenario(), 30)).status == status
+    assert run_virtually(scenario).status == status
     assert (len(service.made), service.closed) == (2, 2)

@@ -234,8 +234,11 @@ def test_slow_reader_is_no_stall(tmp_path):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("state", ["connecting", "stalled", "between attempts", "waiting for its reader"])
-def test_close_in_every_state(state):
+@pytest.mark.parametrize(
+    ("state", "timeout_s"),
+    [("connecting", 0.3), ("stalled", 3.0), ("between attempts", 30.0), ("waiting for its reader", 30.0)],
+)
+def test_close_in_every_state(state, timeout_s):
     """A close leaves no thread, socket or task, whatever the decoder waits for."""
 
     async def main():
@@ -248,7 +251,7 @@ def test_close_in_every_state(state):
         }
         reconnect = Reconnect(first_s=100.0, max_s=100.0)
         async with camera(scripts[state]) as url:
-            source = VideoSource(url, reconnect=reconnect, timeout_s=0.3, when_slow="wait")
+            source = VideoSource(url, reconnect=reconnect, timeout_s=timeout_s, when_slow="wait")
             reader = asyncio.ensure_future(anext(source))
             if state in {"connecting", "between attempts"}:
                 done, _ = await asyncio.wait([reader], timeout=0.1)

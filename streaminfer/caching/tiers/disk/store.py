@@ -312,20 +312,24 @@ class DiskStore:
                 del self._outdated[next(iter(self._outdated))]
             if code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
                 with suppress(sqlite3.Error, OSError):
-                    self._delete_outdated()  # needs less room than a put
+                    self._delete_if_room(name)  # needs less room than a put; a purge tries the others again
             raise
         self._outdated.pop(name, None)
         return is_stored
 
     def _delete_outdated(self) -> None:
-        for name, stored_ns in list(self._outdated.items()):
-            try:
-                self._delete_replaced(name, stored_ns)
-            except sqlite3.Error as error:
-                if code_of(error) != sqlite3.SQLITE_FULL:
-                    raise
-            else:  # otherwise no room to rename it: it stays unused, and the next purge tries again
-                del self._outdated[name]
+        for name in list(self._outdated):
+            self._delete_if_room(name)
+
+    def _delete_if_room(self, name: bytes) -> None:
+        """Delete or rename the value that a failed put would have replaced; without room to rename, it stays unused."""
+        try:
+            self._delete_replaced(name, self._outdated[name])
+        except sqlite3.Error as error:
+            if code_of(error) != sqlite3.SQLITE_FULL:
+                raise
+        else:
+            del self._outdated[name]
 
     def _put(self, name: bytes, entry: Entry | None) -> bool:
         records = self._records
