@@ -116,6 +116,11 @@ class _Bucket:
     failed: tuple[int, str] | None = None
     max_size: float = math.inf
 
+    def learn_limit(self) -> None:
+        """Note the largest batch, if the batcher split the last size into several batches."""
+        if self.ended is not None and self.failed is None and self.ended[0] not in self.times_s:
+            self.max_size = max(self.times_s)
+
 
 class Calibration:
     """Measures a backend through a separate service; one per batcher, used again at each start.
@@ -214,6 +219,7 @@ class Calibration:
             done = bucket.warmed
         elif missing := [size for size in tried if size not in bucket.times_s]:
             await self._measure(bench, row, bucket, missing, bench.learn)
+            bucket.learn_limit()
         else:  # the workers may be new
             await bench.run_on_each(row, sizes[0])
         return [size for size in sizes if size <= bucket.max_size and size not in done], is_guess
@@ -299,8 +305,6 @@ class Calibration:
                 if spent_ns + runs[size][0] <= budget_ns:
                     await measure(size)
         bucket.times_s |= {size: float(np.median(durations_ns)) / 1e9 for size, durations_ns in runs.items()}
-        if bucket.ended is not None and bucket.failed is None and bucket.ended[0] not in bucket.times_s:
-            bucket.max_size = max(bucket.times_s)  # the batcher split the last size into several batches
 
 
 # a lock that was waited for refers to its loop, so only the calibrations that use it store it
