@@ -29,7 +29,7 @@ from streaminfer.batching.assembly.buckets import Buckets, row_bytes
 from streaminfer.batching.assembly.buffers import BufferPool
 from streaminfer.batching.assembly.padding import make_mask, pad_rows
 from streaminfer.batching.assembly.row_costs import CostLimit, first_within
-from streaminfer.batching.assembly.stacking import only_axis, stack_column
+from streaminfer.batching.assembly.stacking import stack_column
 from streaminfer.batching.queue._ticket_cy import Ticket, abandoned_rows
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
@@ -286,7 +286,8 @@ class Assembler:
         buckets, axes, first = self.buckets, self._axes, rows[0]
         ragged = None if buckets is None else buckets.lengths_of(rows)
         if type(first) is not dict:
-            return self._column(None, rows, ragged, only_axis(axes))
+            only_axis = next(iter(axes.values())) if len(axes) == 1 else 0  # no input is named, or several are
+            return self._column(None, rows, ragged, only_axis)
         inputs = {name: self._column(name, [row[name] for row in rows], ragged, axes.get(name, 0)) for name in first}
         if buckets is not None and buckets.mask is not None and ragged is not None:
             mask = make_mask(*ragged, buckets.mask_dtype)
