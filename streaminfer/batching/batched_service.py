@@ -7,6 +7,7 @@ cancellation. ``RequestQueue.end`` and ``deliver`` return true once per ticket; 
 import asyncio
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streaminfer._internal.validation import expected
@@ -17,7 +18,6 @@ from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import Submission
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.model_calls import ModelCalls, make_assembler
-from streaminfer.batching.device.residence import enter_at_start, in_memory
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
@@ -336,7 +336,12 @@ class BatchedService(Node):
         raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
 
     async def _make_ready(self) -> None:
-        await enter_at_start(self._device, self._dispatcher)
+        residence = self._dispatcher.residence
+        if self._device is not None:  # which an earlier stop has left
+            self._device.enter(asyncio.get_running_loop(), self._dispatcher)
+        if residence is not None and residence.load_at_start:  # the backend does not know the model earlier
+            async with residence.held():
+                pass
         self.check_max_batch_size(self._max_batch_size)
         workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
         if self._policy_for is not None and workers != self.max_in_flight and not self._dispatcher.runner.batches:
@@ -352,25 +357,18 @@ class BatchedService(Node):
         if example is None:
             return
         from streaminfer.batching.service_time.calibration import Calibration  # noqa: PLC0415 - who is started loads it
+        from streaminfer.batching.service_time.calibration_bench import (  # noqa: PLC0415
+            CalibrationBench,
+            CalibrationPolicy,
+            UncountedBackend,
+        )
 
         model = 0 if offered.fingerprint_changes is None else offered.fingerprint_changes()
         if self._calibrator is None or model != self._calibrated_model:
             self._calibrator, self._calibrated_model = Calibration(self.source), model
-        async with in_memory(self._dispatcher.residence):
-            self.calibration = await self._calibrator.run(
-                self._make_calibration_service,
-                example,
-                self._calls.assembler,
-                slo_ns=self.slo_ns,
-                learn=self._dispatcher.expectations.offered.observe,
-                limit=self._dispatcher.runner.isolator.set_limit,
-                validate=self.validate or offered.validate,
-                copies=not offered.returns_new_arrays,
-            )
-
-    def _make_calibration_service(self, inner: Any, policy: Policy) -> "BatchedService":
-        return BatchedService(
-            inner,
+        policy, assembler = CalibrationPolicy(), self._calls.assembler
+        service = BatchedService(
+            UncountedBackend(example, self.source, offered.returns_new_arrays),
             policy=policy,
             max_batch_size=self._max_batch_size,
             max_queue_size=self._max_batch_size,
@@ -378,8 +376,14 @@ class BatchedService(Node):
             slo_s=None,
             stack=self._calls.stack,
             clock=self.clock,
-            assembler=self._calls.assembler,
+            assembler=assembler,
         )
+        learn, limit = self._dispatcher.expectations.offered.observe, self._dispatcher.runner.isolator.set_limit
+        validate = self.validate or offered.validate
+        bench = CalibrationBench(service, policy, example, assembler, self.slo_ns, learn, limit, validate)
+        residence = self._dispatcher.residence
+        async with nullcontext() if residence is None else residence.held():
+            self.calibration = await self._calibrator.run(bench)
 
     def _validate_padded(self, validate: Callable[[Request], None], request: Request) -> None:
         """Validate the inputs that the model will get: padded, and with the mask."""

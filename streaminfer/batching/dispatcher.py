@@ -33,7 +33,6 @@ from streaminfer.request import Request
 
 if TYPE_CHECKING:
     from streaminfer.batching.device.device import Device
-    from streaminfer.batching.planner.outlook import Outlook
 
 __all__ = ["Dispatcher"]
 
@@ -56,6 +55,8 @@ class Dispatcher(DispatchState):
         full_at: number of queued requests that make a full batch.
         returning: callers that send another request at once or soon.
         expectations: predictions of the policy about queue and model, and its learning.
+        outlook: returns the policy's knowledge of queue and model, as `Expectations.outlook`.
+        expected_ns: returns the expected duration of a batch, as `Expectations.expected_ns`.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
         batch_sizes: number of batches by size.
@@ -68,8 +69,8 @@ class Dispatcher(DispatchState):
     __slots__ = (
         *("__weakref__", "_inner_admission", "_bucket_models", "_calls", "_device", "_events", "_idle"),
         *("_loop_timer", "_loop", "_outcomes", "_queue", "_recheck_ns", "batch_sizes", "claim"),
-        *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
-        *("returning", "runner", "source"),
+        *("expectations", "expected_ns", "full_at", "max_in_flight", "observers", "outlook", "pipeline"),
+        *("policy", "residence", "returning", "runner", "source"),
     )
 
     def __init__(
@@ -91,6 +92,7 @@ class Dispatcher(DispatchState):
         self.runner = BatchRunner(calls, queue=queue, outcomes=outcomes, finish=self._finish, settle=self._release_next)
         self.pipeline = Pipeline()
         self.expectations = Expectations(queue, self.pipeline)
+        self.outlook, self.expected_ns = self.expectations.outlook, self.expectations.expected_ns
         offered = adapt(calls.inner).capabilities()
         self._inner_admission = offered.admission
         self.max_in_flight = self.free = max_in_flight
@@ -247,14 +249,6 @@ class Dispatcher(DispatchState):
                 self._recheck_ns = NEVER if decision.recheck_ns is None else decision.recheck_ns
                 break
         return None
-
-    def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> "Outlook | None":
-        """Return the policy's knowledge of queue and model; ``None``: it has none."""
-        return self.expectations.outlook(now_ns, batch)
-
-    def expected_ns(self, execution: Execution) -> int:
-        """Return the expected duration of a batch in nanoseconds; 0: unknown."""
-        return self.expectations.expected_ns(execution)
 
     def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
         """Send the batch of the decision, or another one that the device chose."""

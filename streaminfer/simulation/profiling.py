@@ -161,9 +161,9 @@ async def _measure(run: Callable[[int], Awaitable[int]], sizes: list[int], budge
 
 async def _run(calls: ModelCalls, rows: list[Any], size: int) -> int:
     """Return the nanoseconds of one batch of compatible rows, from requests to rows."""
-    queue = RequestQueue(size)
+    queue, future = RequestQueue(size), asyncio.get_running_loop().create_future()  # of a caller that waits
     for row in itertools.islice(itertools.cycle(rows), size):
-        queue.admit(Request(row), row, None, 0, NEVER, 0)
+        queue.admit(Request(row), row, future, 0, NEVER, 0)
     batch = queue.take(queue.first(size), 0, "full")
     if calls.infer is None:
         await asyncio.sleep(0)  # the function runs on the event loop: let other tasks run first

@@ -289,14 +289,8 @@ def what_if(
     """
     check_instance("trace", trace, Trace, "a Trace; DecisionLog.to_trace() gives that of a batcher")
     devices = _devices(service_time)
-    settings = {
-        "service_time": list(devices),
-        "max_batch_size": _alternatives("max_batch_size", max_batch_size),
-        "slo_s": _alternatives("slo_s", slo_s),
-        "policy": _alternatives("policy", policy),
-        "workers": _alternatives("workers", workers),
-        "max_queue_delay_s": _alternatives("max_queue_delay_s", max_queue_delay_s),
-    }
+    given = (list(devices), max_batch_size, slo_s, policy, workers, max_queue_delay_s)
+    settings = {name: _alternatives(name, value) for name, value in zip(_SETTINGS, given, strict=True)}
     for limit_s in settings["slo_s"]:
         if limit_s is not None:
             check_duration("slo_s", limit_s, positive=True)

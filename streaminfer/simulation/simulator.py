@@ -18,7 +18,6 @@ Complexity: O(log n) per event, with 2 events per request and 1 per batch, plus 
 request with the greedy policy.
 """
 
-import itertools
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Any
@@ -141,8 +140,7 @@ def _run(
 ) -> None:
     """Move from event to event until none is left."""
     observe = adapt_policy(policy).observe
-    running: list[tuple[int, int, Execution]] = []  # heap of end, number, batch
-    numbers = itertools.count()
+    running: list[tuple[int, int, Execution]] = []  # heap of end, worker, batch
     while True:
         now_ns = min(model.next_ns, running[0][0] if running else NEVER)
         if now_ns == NEVER:
@@ -161,7 +159,8 @@ def _run(
             duration_ns = durations_ns[size]
             if noise:
                 duration_ns = max(1, round(duration_ns * float(np.exp(noise * rng.standard_normal()))))
-            heappush(running, (now_ns + duration_ns, next(numbers), execution))
+            worker = execution.record.worker  # type: ignore[union-attr] # take() has noted the batch
+            heappush(running, (now_ns + duration_ns, worker, execution))
     if model.queue.queued:
         raise RuntimeError(f"{policy!r} leaves {model.queue.queued} requests queued for ever")
 

@@ -6,6 +6,7 @@ bin is filled up to the share of its time for which the worker was busy, by reas
 drops become their rate. So a picture of a million batches is no larger than one of a thousand.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -183,12 +184,6 @@ def _busy_shares(
 
 def _colors(reasons: tuple[str, ...]) -> dict[str, str]:
     """Return each reason's color, in order of appearance; reasons of other policies share the rest of the cycle."""
-    different = list(dict.fromkeys(reasons))
-    others = [reason for reason in different if reason not in _REASONS]
-    free_count = len(_COLORS) - len(_REASONS)
-    return {
-        reason: _COLORS[
-            _REASONS.index(reason) if reason in _REASONS else len(_REASONS) + others.index(reason) % free_count
-        ]
-        for reason in different
-    }
+    known = dict(zip(_REASONS, _COLORS, strict=False))
+    rest = itertools.cycle(_COLORS[len(_REASONS) :])
+    return {reason: known.get(reason) or next(rest) for reason in dict.fromkeys(reasons)}

@@ -144,6 +144,13 @@ def test_rows_are_stacked_on_axes_of_backend():
     assert [row.inputs["input"][0] for row in four.rows] == [0.0, 1.0, 0.0, 1.0]
 
 
+def test_profiled_rows_have_callers_that_wait():
+    """A backend that skips the rows without a caller skips none of a profile."""
+    backend = ScriptedBackend()
+    profiled(backend, max_batch_size=4)
+    assert not any(batch.left(0) for batch in backend.batches)
+
+
 def test_each_bucket_with_examples_has_curve():
     """With buckets, there is a curve for each length that has examples."""
 

@@ -234,6 +234,15 @@ def test_policy_is_told_batch_duration_at_its_end():
     assert policy.asked == [(1, 0, 1), (2, 6 * MS, 1)]
 
 
+def test_batches_of_one_end_are_observed_by_worker():
+    """Of batches that end at one instant, the policy observes that of the lowest worker first, whenever they began."""
+    sizes = iter([1, 2, 1])
+    policy = Scripted(lambda queue, now_ns, free_workers: Decision(queue.first(next(sizes)), "scripted"))
+    # worker 1 runs two rows for 2 ms, worker 0 meanwhile one row for 1 ms, and then another
+    simulate_ms([0, 0, 0, 1], slo_ms=50, setup_ms=0, workers=2, policy=policy)
+    assert policy.finishes == [(1, 1 * MS, 1 * MS), (1, 1 * MS, 2 * MS), (2, 2 * MS, 2 * MS)]
+
+
 def test_policy_is_consulted_until_no_worker_is_free():
     policy = Scripted(Greedy(1).decide)
     simulate_ms([0, 0, 0], slo_ms=50, workers=2, max_batch_size=1, policy=policy)

@@ -18,7 +18,5 @@ cdef class RaggedCompatibility:
 
     cpdef object kind_of(self, object row)
 
-    cdef object _kinds_of(self, object row)
-
     @cython.locals(shape=tuple, ndim=Py_ssize_t, axis=Py_ssize_t)
     cdef object _kind_of(self, object name, object value)

@@ -93,14 +93,14 @@ class RaggedCompatibility:
         """
         first = tickets[0].inputs
         bucket = self.bucket_of(first)
-        kinds = self._kinds_of(first)
+        kind = self.kind_of(first)
         chosen = []
         for ticket in tickets:
             row = ticket.inputs
             own = self.bucket_of(row)
             if own != bucket and not (shorter_too and 0 <= own < bucket):
                 continue
-            if row is first or self._kinds_of(row) == kinds:
+            if row is first or self.kind_of(row) == kind:
                 chosen.append(ticket)
                 if len(chosen) == limit:
                     break
@@ -108,13 +108,9 @@ class RaggedCompatibility:
 
     def kind_of(self, row: Any) -> Any:
         """Return a hashable key that is equal for two rows of one bucket exactly if they can be stacked."""
-        kinds = self._kinds_of(row)
-        return frozenset(kinds.items()) if type(kinds) is dict else kinds
-
-    def _kinds_of(self, row: Any) -> Any:
         if type(row) is not dict:
             return self._kind_of(None, row)
-        return {name: self._kind_of(name, value) for name, value in row.items()}
+        return frozenset([(name, self._kind_of(name, value)) for name, value in row.items()])
 
     def _kind_of(self, name: Any, value: Any) -> Any:
         if type(value) is not ndarray or not (name is None or self.names is None or name in self.names):

@@ -15,7 +15,7 @@ BlazeFace. If a model is so fast that the copy counts, run one more batch in fli
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from operator import attrgetter
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from streaminfer.batching.assembly.buckets import Buckets, row_bytes
 from streaminfer.batching.assembly.buffers import BufferPool
 from streaminfer.batching.assembly.padding import make_mask, pad_rows
 from streaminfer.batching.assembly.row_costs import CostLimit, first_within
-from streaminfer.batching.assembly.stacking import only_axis, stack_column
+from streaminfer.batching.assembly.stacking import stack_column
 from streaminfer.batching.queue._ticket_cy import Ticket, abandoned_rows
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
@@ -215,11 +215,11 @@ class Assembler:
         ragged = buckets.lengths_of([prepared])
         is_full = ragged[0] == [ragged[1]]
         if type(prepared) is not dict:
-            return prepared if is_full else self._pad(None, [prepared], ragged, 0, buckets)[0]
+            return prepared if is_full else self._column(None, [prepared], ragged, 0)[0]
         padded = prepared.copy()
         for name, value in prepared.items():
             if not is_full and buckets.is_ragged(name, value):
-                padded[name] = self._pad(name, [value], ragged, 0, buckets)[0]
+                padded[name] = self._column(name, [value], ragged, 0)[0]
         if buckets.mask is not None:
             padded[buckets.mask] = make_mask(*ragged, buckets.mask_dtype)[0]
         return padded
@@ -257,18 +257,16 @@ class Assembler:
         )
         if self._max_bytes is None:
             return chosen
-        own = None if has_text(first) else self._bytes(first)  # all rows are padded to this size, except texts
-
-        def size_of(ticket: Any) -> int:
-            return self._bytes(ticket.inputs) if own is None else own
-
-        return first_within(chosen, size_of, self._max_bytes, self.padded_size)
+        # all rows are padded to the size of the first one, except texts
+        sizes = (self._bytes(it.inputs) for it in chosen) if has_text(first) else repeat(self._bytes(first))
+        return first_within(chosen, sizes, self._max_bytes, self.padded_size)
 
     def within_cost(self, tickets: Sequence[Any]) -> Sequence[Any]:
         """Return the first ticket, and those that fit with it into the cost limit of a batch."""
         if self._cost_limit is None:
             return tickets
-        return first_within(list(tickets), attrgetter("cost"), self._cost_limit.max_batch_cost, self.padded_size)
+        costs = (ticket.cost for ticket in tickets)
+        return first_within(tickets, costs, self._cost_limit.max_batch_cost, self.padded_size)
 
     def assemble(self, rows: list[Any]) -> Any:
         """Return the inputs for the model.
@@ -285,48 +283,33 @@ class Assembler:
         missing = self.padded_size(len(rows)) - len(rows)
         if missing:
             rows = rows + rows[-1:] * missing
-        first = rows[0]
+        buckets, axes, first = self.buckets, self._axes, rows[0]
+        ragged = None if buckets is None else buckets.lengths_of(rows)
         if type(first) is not dict:
-            axis = only_axis(self._axes)
-            if self.buckets is None:
-                return self._write(rows, axis)
-            return self._pad(None, rows, self.buckets.lengths_of(rows), axis, self.buckets)
-        axes = self._axes
-        if self.buckets is None:
-            return {name: self._write([row[name] for row in rows], axes.get(name, 0)) for name in first}
-        return self._pad_mapping(rows, self.buckets)
-
-    def _pad_mapping(self, rows: list[Any], buckets: Buckets) -> dict[str, Any]:
-        axes = self._axes
-        inputs: dict[str, Any] = {}
-        ragged = buckets.lengths_of(rows)
-        for name, value in rows[0].items():
-            column = [row[name] for row in rows]
-            if buckets.is_ragged(name, value):
-                inputs[name] = self._pad(name, column, ragged, axes.get(name, 0), buckets)
-            else:
-                inputs[name] = self._write(column, axes.get(name, 0))
-        if buckets.mask is not None:
+            only_axis = next(iter(axes.values())) if len(axes) == 1 else 0  # no input is named, or several are
+            return self._column(None, rows, ragged, only_axis)
+        inputs = {name: self._column(name, [row[name] for row in rows], ragged, axes.get(name, 0)) for name in first}
+        if buckets is not None and buckets.mask is not None and ragged is not None:
             mask = make_mask(*ragged, buckets.mask_dtype)
-            axis = axes.get(buckets.mask, 0)
-            inputs[buckets.mask] = np.ascontiguousarray(np.moveaxis(mask, 0, axis)) if axis else mask
+            inputs[buckets.mask] = np.ascontiguousarray(np.moveaxis(mask, 0, axes.get(buckets.mask, 0)))
         return inputs
 
-    def _pad(
-        self, name: str | None, rows: list[NDArray[Any]], ragged: tuple[list[int], int], axis: int, buckets: Buckets
-    ) -> Any:
-        lengths, length = ragged
-        first = rows[0]
-        if min(lengths) == length:
-            return self._write(rows, axis)
-        along = buckets.axis % first.ndim
-        shape = (*first.shape[:along], length, *first.shape[along + 1 :])
-        padded, by_row = self._new(len(rows), shape, first.dtype, axis)
-        pad_rows(rows, lengths, along, buckets.pad_of(name), by_row)
-        return padded
+    def _column(self, name: str | None, rows: list[Any], ragged: tuple[list[int], int] | None, axis: int) -> Any:
+        """Return the rows of one input with the batch axis, padded if they are ragged.
 
-    def _write(self, rows: list[Any], axis: int) -> Any:
-        first = rows[0]
+        Args:
+            name: name of the input; ``None``: requests are arrays.
+            rows: at least one.
+            ragged: the lengths of ragged rows, and the length to which they are padded; ``None`` without buckets.
+            axis: position of the batch axis.
+        """
+        first, buckets = rows[0], self.buckets
+        if ragged is not None and buckets is not None and min(ragged[0]) < ragged[1] and buckets.is_ragged(name, first):
+            along = buckets.axis % first.ndim
+            shape = (*first.shape[:along], ragged[1], *first.shape[along + 1 :])
+            padded, by_row = self._new(len(rows), shape, first.dtype, axis)
+            pad_rows(rows, ragged[0], along, buckets.pad_of(name), by_row)
+            return padded
         small = type(first) is not np.ndarray or first.nbytes * len(rows) < POOLED_FROM or not first.ndim
         if small or first.dtype.hasobject:  # reused buffers cannot hold references to objects
             return stack_column(rows, axis)

@@ -1,7 +1,7 @@
 """Limits on the total of a batch's rows: bytes, or a cost that the user defines."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -68,20 +68,19 @@ def make_cost_limit(row_cost: Any, max_batch_cost: Any) -> CostLimit | None:
 
 
 def first_within(
-    tickets: list[Any], size_of: Callable[[Any], float], limit: float, padded_size: Callable[[int], int]
+    tickets: Sequence[Any], sizes: Iterable[float], limit: float, padded_size: Callable[[int], int]
 ) -> list[Any]:
     """Return the first ticket and those that fit into a limit with it, in their order.
 
     Args:
         tickets: at least one.
-        size_of: returns how much of the limit a ticket takes.
+        sizes: how much of the limit each ticket takes; there may be more than tickets.
         limit: the limit.
         padded_size: returns the rows of a batch of a size after padding with copies of its last row.
     """
     total = 0.0
     chosen: list[Any] = []
-    for ticket in tickets:
-        own = size_of(ticket)
+    for ticket, own in zip(tickets, sizes, strict=False):
         copies = padded_size(len(chosen) + 1) - len(chosen)
         if chosen and total + copies * own > limit:
             continue  # a smaller row after a large one may still fit

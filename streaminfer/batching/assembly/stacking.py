@@ -1,6 +1,5 @@
 """Stacking of requests' inputs along a new axis."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.text import stack_text
 
-__all__ = ["only_axis", "stack_column"]
+__all__ = ["stack_column"]
 
 _JOINED = frozenset("biufc")  # kinds of dtypes whose bytes are the values
 _SMALL_AXIS = 8
@@ -63,8 +62,3 @@ def _array(rows: list[Any]) -> NDArray[Any]:
     array = np.array(rows)  # copies each row of one shape and dtype once; np.stack takes longer
     # NumPy keeps a foreign byte order only in a batch of one
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def only_axis(batch_axes: Mapping[str, int]) -> int:
-    """Return the batch axis of the only input; 0 if none is named, or several are."""
-    return next(iter(batch_axes.values())) if len(batch_axes) == 1 else 0

@@ -116,7 +116,6 @@ class Device:
         self.max_wait_s = check_duration("max_wait_s", max_wait_s, positive=True)
         self._turns = Turns(timeout_ns(self.max_wait_s))
         check_instance("preemptive", preemptive, bool, "True or False")
-        self.preemptive = preemptive
         self._preemption = Preemption()
         self._promotions = Promotions(timeout_ns(self.max_wait_s), self._count_promotion)
         self._front, self._back = _Level(), _Level()
@@ -131,6 +130,11 @@ class Device:
         self._memory: ResidentSet[Residence] = ResidentSet(memory_bytes or 0)
         self._pinned: dict[DeviceMember, Callable[[], None]] = {}
         self._loaded_for: DeviceMember | None = None  # a model that was loaded for a turn, and has not had it yet
+
+    @property
+    def preemptive(self) -> bool:
+        """Whether batches of models with a tighter objective begin while those of others run."""
+        return len(self._levels) > 1
 
     @property
     def is_free(self) -> bool:

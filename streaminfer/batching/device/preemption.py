@@ -22,7 +22,6 @@ time for a pause.
 time as an argument.
 """
 
-from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from streaminfer.batching.device.member import DeviceMember
@@ -57,7 +56,8 @@ class Preemption:
         self.pressure = 0.0
         self._ended_ns = 0  # end of the last background batch
         self._is_background: WeakKeyDictionary[DeviceMember, bool] = WeakKeyDictionary()
-        self._pauses: WeakKeyDictionary[DeviceMember, _Pause] = WeakKeyDictionary()
+        # end of the pause of each, and the time before its deadline from which a request ends the pause
+        self._pauses: WeakKeyDictionary[DeviceMember, tuple[int, int]] = WeakKeyDictionary()
 
     def enter(self, member: DeviceMember) -> None:
         """Add a model.
@@ -117,7 +117,7 @@ class Preemption:
         """Note that a foreground batch ended, so the next one may have to pause."""
         claim = member.claim
         pace_ns = round(self.pressure * MOST_PACE * claim.saving() * claim.slo_ns) if claim.slo_ns < NEVER else 0
-        self._pauses[member] = _Pause(started_ns + pace_ns, needs_ns=2 * (now_ns - started_ns))
+        self._pauses[member] = started_ns + pace_ns, 2 * (now_ns - started_ns)
 
     def end_background(self, execution: Execution, now_ns: int, *, is_promoted: bool) -> None:
         """Note that a background batch ended, and whether it was promoted before its deadline."""
@@ -133,17 +133,11 @@ class Preemption:
         pause = self._pauses.get(member)
         if pause is None or member.claim.is_full:
             return 0
-        return min(pause.ends_ns, member.claim.next_deadline_ns - pause.needs_ns)
+        ends_ns, needs_ns = pause
+        return min(ends_ns, member.claim.next_deadline_ns - needs_ns)
 
 
 def _move_to_foreground(member: DeviceMember) -> None:
     """Return the batches of a model, including running ones, to the usual priority."""
     member.claim.runs.set_background(False)
     member.claim.runs.raise_running()
-
-
-class _Pause(NamedTuple):
-    """End of a pause, and the time before its deadline from which a request ends the pause."""
-
-    ends_ns: int
-    needs_ns: int

@@ -98,7 +98,7 @@ class Promotions:
         lowered.timer = lowered.loop.call_later(wait_ns / 1e9, self._check, execution, lowered, context=Context())
 
     def _check(self, execution: Execution, lowered: "_Lowered") -> None:
-        elapsed_ns = lowered.elapsed_ns()
+        elapsed_ns = round((lowered.loop.time() - lowered.began_s) * 1e9)
         used_full_core = self._process_time_ns() - lowered.process_time_ns >= _WHOLE_CORE * elapsed_ns
         if used_full_core and lowered.time_ns is not None:
             needed_ns = self._needed_ns(execution, lowered.member)
@@ -134,6 +134,3 @@ class _Lowered:
     process_time_ns: int
     timer: asyncio.TimerHandle | None = None
     began_s: float = attrs.Factory(lambda it: it.loop.time(), takes_self=True)
-
-    def elapsed_ns(self) -> int:
-        return round((self.loop.time() - self.began_s) * 1e9)

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streaminfer.batching.device.device import Device
     from streaminfer.batching.dispatcher import Dispatcher
 
-__all__ = ["LiveResidence", "enter_at_start", "in_memory"]
+__all__ = ["LiveResidence"]
 
 
 class LiveResidence:
@@ -128,26 +128,3 @@ class LiveResidence:
 def _awaitable(name: str, returned: Awaitable[None]) -> Awaitable[None]:
     check_instance(name, returned, inspect.isawaitable, "an async function, which returns an awaitable")
     return returned
-
-
-def in_memory(residence: LiveResidence | None) -> AbstractAsyncContextManager[None]:
-    """Keep a model in the memory of its device, which may have to load it; ``None``: it is always in memory.
-
-    Raises:
-        BackendError: the load failed.
-    """
-    return nullcontext() if residence is None else residence.held()
-
-
-async def enter_at_start(device: "Device | None", dispatcher: "Dispatcher") -> None:
-    """Enter a device, which an earlier stop has left; load a model that its backend does not know earlier.
-
-    Raises:
-        BackendError: the load failed.
-        ValueError: the device cannot run the model.
-    """
-    if device is not None:
-        device.enter(asyncio.get_running_loop(), dispatcher)
-    if dispatcher.residence is not None and dispatcher.residence.load_at_start:
-        async with dispatcher.residence.held():
-            pass

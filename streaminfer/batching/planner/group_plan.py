@@ -127,22 +127,10 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, beside: list[Grou
         (at for at in range(len(tickets)) if at not in class_positions),
         key=lambda at: (tickets[at].deadline_ns == NEVER, tickets[at].priority, at),
     )
-    added = fill_with_less_urgent(
-        now_ns,
-        model.slow,
-        urgent_deadline_ns=int(own[head]),
-        urgent_size=len(chosen),
-        urgent_remaining=max(len(of_class) - head - size, 0),
-        max_size=_largest_beside(model, len(chosen), now_ns, beside, share / queue.events.gap_ns(now_ns)),
-        others=deadlines[others],
-        rates=[
-            (part / queue.events.gap_ns(now_ns), limit_ns)
-            for priority, (part, limit_ns) in classes.items()
-            if priority <= urgent[1]
-        ],
-        means=model.durations,
-        steps=model.slow_steps,
-    )
+    gap_ns = queue.events.gap_ns(now_ns)
+    rates = [(part / gap_ns, limit_ns) for priority, (part, limit_ns) in classes.items() if priority <= urgent[1]]
+    most = _largest_beside(model, len(chosen), now_ns, beside, share / gap_ns)
+    added = fill_with_less_urgent(now_ns, model, own[head:], len(chosen), deadlines[others], most, rates)
     batch = chosen + [tickets[others[at]] for at in added]
     compared = batch_to_compare(group, batch, model.size_instead_of(len(batch), len(tickets)), beside, now_ns)
     return (compared, "exploration") if compared else (batch, "planned")

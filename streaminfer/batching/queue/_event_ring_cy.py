@@ -2,8 +2,8 @@
 """Event ring of a batcher: arrivals, releases with their reasons, and drops; always on, bounded.
 
 Three rings overwrite their oldest entry, so a batcher can report its recent events at any time, for the price of a few
-stores. Only the counters cover the time since the start. The rings compute nothing that a reader can compute:
-`DecisionLog` does that.
+stores. Arrays hold the arrivals, bounded queues the batches and drops. Only the counters cover the time since the
+start. The rings compute nothing that a reader can compute: `DecisionLog` does that.
 
 * *Arrivals*: instant, time limit and priority of each accepted request, and the number of its batch. The planner reads
   the present rate and the usual time limits from the same ring.
@@ -15,13 +15,13 @@ row, which suits a timeline: a heap has the free rows below the highest one ever
 outlive its ring entry, if more batches than the ring holds are released while it runs. Its execution has the record,
 so its row is freed like any other.
 
-Invariants: entry ``i`` of a ring of ``c`` lies at ``i & (c - 1)``, and the last ``min(total, c)`` are stored; a row
+Invariants: arrival ``i`` lies at ``i & (requests - 1)``, and the last ``min(arrivals, requests)`` are stored; a row
 belongs to at most one running batch; each row below ``_rows`` is either in use or in the heap, once.
 
 Not thread-safe: one event loop, or one simulation, owns a ring and takes its snapshots.
 
 One source, compiled with the C types of ``_event_ring_cy.pxd`` or run uncompiled. The directives above are safe: every
-index is masked by the size of its ring.
+index into an array is masked by the size of its ring.
 """
 
 from __future__ import annotations

@@ -103,16 +103,11 @@ class RequestOutcomes:
                 self.cancelled += 1
             else:
                 self.deadline_exceeded += 1
-                self._events.dropped(
-                    now_ns, "deadline_exceeded_queued" if execution is None else "deadline_exceeded_running", 1
-                )
-                where = "queued" if execution is None else "its batch was running"
+                stage, where = ("queued", "queued") if execution is None else ("running", "its batch was running")
+                self._events.dropped(now_ns, f"deadline_exceeded_{stage}", 1)
                 waited_s = (now_ns - timings.enqueued_ns) / 1e9
-                future.set_exception(
-                    DeadlineExceeded(
-                        f"the deadline passed {waited_s:.6f} s after {self._source} got the request, {where}"
-                    )
-                )
+                message = f"the deadline passed {waited_s:.6f} s after {self._source} got the request, {where}"
+                future.set_exception(DeadlineExceeded(message))
             if execution is not None:
                 batches.append(execution)
         return batches

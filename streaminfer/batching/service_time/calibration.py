@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import math
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -32,15 +32,8 @@ from streaminfer._internal.error_log import Log
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
-from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.row_isolation import is_out_of_memory
-from streaminfer.batching.service_time.calibration_bench import (
-    CalibrationBench,
-    CalibrationPolicy,
-    Learn,
-    Observation,
-    UncountedBackend,
-)
+from streaminfer.batching.service_time.calibration_bench import CalibrationBench, Learn, Observation
 from streaminfer.errors import BackendError, InvalidInput
 from streaminfer.protocols import ExampleInputs
 from streaminfer.request import Request
@@ -54,12 +47,10 @@ BUDGET_NS = 2_000_000_000
 """Time for all measured batches, except the first one of each size."""
 REPEATS = 4
 """Measured batches of each size, as far as the budget allows: their median ignores a disturbed one."""
-LIMIT_IN_SLOS = 2
-"""No larger sizes follow a batch that takes this many times the latency objective: they are late for certain."""
-LIMIT_NS = 1_000_000_000
-"""The same limit without an objective."""
 OPEN_SIZES = tuple(1 << power for power in range(11))
 """Sizes to try for axes that a model leaves open."""
+
+_Run = Callable[[Any, int], Awaitable[list[Observation]]]
 
 _OPEN = "the model leaves sizes open, so its first batches teach; example= says what a request brings"
 _NO_MEMORY = "needs more memory than there is"
@@ -114,7 +105,7 @@ class _Bucket:
         warmed: sizes that ran.
         ended: the last size, and the limit that it exceeded; ``None``: none has.
         failed: the first size that failed, and its error; ``None``: none has.
-        max_size: the largest batch within the limits of bytes and costs; ``None``: no size has exceeded them so far.
+        max_size: the largest batch within the limits of bytes and costs; infinite: no size has exceeded them so far.
     """
 
     number: int
@@ -123,16 +114,12 @@ class _Bucket:
     warmed: set[int] = attrs.field(factory=set)
     ended: tuple[int, int] | None = None
     failed: tuple[int, str] | None = None
-    max_size: int | None = None
+    max_size: float = math.inf
 
     def learn_limit(self) -> None:
         """Note the largest batch, if the batcher split the last size into several batches."""
         if self.ended is not None and self.failed is None and self.ended[0] not in self.times_s:
             self.max_size = max(self.times_s)
-
-    def within_limits(self, sizes: Sequence[int]) -> list[int]:
-        """Return the sizes that are within the limits of bytes and costs."""
-        return [size for size in sizes if self.max_size is None or size <= self.max_size]
 
 
 class Calibration:
@@ -152,31 +139,11 @@ class Calibration:
         self._name = name
         self._buckets: list[_Bucket] = []
 
-    async def run(
-        self,
-        make_service: Callable[[Any, CalibrationPolicy], Any],
-        example: ExampleInputs,
-        assembler: Assembler,
-        *,
-        slo_ns: int | None,
-        learn: Learn | None,
-        limit: Callable[[int, int], None],
-        validate: Callable[[Request], None] | None,
-        copies: bool,
-    ) -> CalibrationStatistics:
+    async def run(self, bench: CalibrationBench) -> CalibrationStatistics:
         """Run the batches that no earlier start has measured, and tell the policy their durations.
 
         Args:
-            make_service: makes the service for the batches, from the backend and its policy; the service is stopped at
-                the end in every case.
-            example: inputs of one request.
-            assembler: assembler of the batcher.
-            slo_ns: the latency objective in nanoseconds; ``None``: there is none.
-            learn: the ``observe`` of the batcher's policy; ``None``: it learns nothing, and batches only warm the
-                model.
-            limit: called with a length bucket and the most rows that fit into memory, if not all sizes do.
-            validate: checks a request like live ones.
-            copies: outputs of live batches are copied.
+            bench: runs the batches; its service is stopped at the end in every case.
 
         Returns:
             All measurements, including those of earlier starts.
@@ -185,20 +152,16 @@ class Calibration:
             BackendError: inputs that the user gave failed in the smallest batch.
             ValueError: they do not fit the model.
         """
-        policy = CalibrationPolicy()
-        service = make_service(UncountedBackend(example, self._name, copies), policy)
-        limit_ns = LIMIT_NS if slo_ns is None else LIMIT_IN_SLOS * slo_ns
-        bench = CalibrationBench(service, policy, example, assembler, limit_ns, learn, validate)
         try:
             # only one calibration may run: models that are measured at the same time slow each other down
             lock = _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-            async with lock if example.exclusive else contextlib.nullcontext():
-                return await self._run(bench, limit)
+            async with lock if bench.example.exclusive else contextlib.nullcontext():
+                return await self._run(bench)
         finally:
             self.progress = ""
-            await service.stop(drain=False)
+            await bench.service.stop(drain=False)
 
-    async def _run(self, bench: CalibrationBench, limit: Callable[[int, int], None]) -> CalibrationStatistics:
+    async def _run(self, bench: CalibrationBench) -> CalibrationStatistics:
         assembler, example, clock = bench.assembler, bench.example, bench.service.clock
         started_ns = clock()
         note = ""
@@ -206,7 +169,7 @@ class Calibration:
         try:
             buckets = assembler.buckets
             lengths = (0,) if buckets is None else buckets.lengths
-            if example.resize is None and _open_axes(example, buckets):
+            if example.resize is None and _is_open(example, buckets):
                 return CalibrationStatistics(note=_OPEN)
             self._buckets = self._buckets or [_Bucket(number, length) for number, length in enumerate(lengths)]
             for bucket in self._buckets:
@@ -216,7 +179,7 @@ class Calibration:
                 failed, how = bucket.failed or (math.inf, "")
                 skipped[bucket.length] = tuple(size for size in remaining if size < failed)
                 if how == _NO_MEMORY:
-                    limit(bucket.number, max(size for size in assembler.sizes_of(bucket.number) if size < failed))
+                    bench.limit(bucket.number, max(size for size in assembler.sizes_of(bucket.number) if size < failed))
         except (BackendError, InvalidInput) as error:
             if example.is_given:
                 raise BackendError(
@@ -244,13 +207,11 @@ class Calibration:
 
     async def _run_bucket(self, bench: CalibrationBench, bucket: _Bucket) -> tuple[list[int], bool]:
         """Return the sizes that did not run completely, and whether inputs are guessed."""
-        sizes = bucket.within_limits(bench.assembler.sizes_of(bucket.number))
+        sizes = [size for size in bench.assembler.sizes_of(bucket.number) if size <= bucket.max_size]
         row, is_guess = await self._row(bench, bucket.number, sizes[0])
         bucket.failed = None  # it may succeed this time
-        last, limit_ns = bucket.ended or (sizes[-1], 0)
-        if limit_ns < bench.limit_ns:
-            last = sizes[-1]
-        tried = [size for size in sizes if size <= last]
+        last, limit_ns = bucket.ended or (sizes[-1], bench.limit_ns)
+        tried = [size for size in sizes if size <= last or limit_ns < bench.limit_ns]
         done: Collection[int] = bucket.times_s
         if bench.learn is None or is_guess:
             cold = [size for size in tried if size not in bucket.warmed]
@@ -261,12 +222,12 @@ class Calibration:
             bucket.learn_limit()
         else:  # the workers may be new
             await bench.run_on_each(row, sizes[0])
-        return [size for size in bucket.within_limits(sizes) if size not in done], is_guess
+        return [size for size in sizes if size <= bucket.max_size and size not in done], is_guess
 
     async def _row(self, bench: CalibrationBench, bucket: int, size: int) -> tuple[Any, bool]:
         """Return the inputs of a request of a bucket, and whether sizes of them are guessed."""
         example, buckets = bench.example, bench.assembler.buckets
-        is_open = bool(_open_axes(example, buckets))
+        is_open = _is_open(example, buckets)
         failure: BaseException | None = None
         for open_size in OPEN_SIZES if is_open and example.resize is not None else (0,):
             inputs = example.resize(open_size) if open_size and example.resize is not None else example.inputs
@@ -275,9 +236,11 @@ class Calibration:
                 try:
                     bench.validate(Request(row))
                 except InvalidInput as error:
-                    if example.is_given:
-                        raise ValueError(f"example{_padding(buckets)}: {error}") from error
-                    raise
+                    if not example.is_given:
+                        raise
+                    cause = "free_axes=, or the model, must let that axis vary"
+                    padded = "" if buckets is None else f", padded along axis {buckets.axis} by buckets= ({cause})"
+                    raise ValueError(f"example{padded}: {error}") from error
             if not is_open:
                 return row, False
             self.progress = f"looking for a size that the model accepts: {open_size}"
@@ -302,19 +265,16 @@ class Calibration:
                 bucket.ended = size, bench.limit_ns
                 return
 
-    async def _try(
-        self, bench: CalibrationBench, run: Callable[..., Awaitable[Any]], row: Any, bucket: _Bucket, size: int
-    ) -> list[Observation]:
+    async def _try(self, bench: CalibrationBench, run: _Run, row: Any, bucket: _Bucket, size: int) -> list[Observation]:
         """Run batches of a size; return an empty result if they fail, unless it is the first size."""
         try:
-            observations: list[Observation] = await run(row, size)
+            return await run(row, size)
         except (BackendError, InvalidInput) as error:
             if size == bench.assembler.sizes_of(bucket.number)[0]:
                 raise
             failed = size, _NO_MEMORY if is_out_of_memory(error) else f"failed: {error}"
             bucket.failed = min(failed, bucket.failed or failed)
             return []
-        return observations
 
     async def _measure(
         self, bench: CalibrationBench, row: Any, bucket: _Bucket, sizes: list[int], learn: Learn
@@ -351,26 +311,16 @@ class Calibration:
 _LOCKS: "weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakValueDictionary()
 
 
-def _open_axes(example: ExampleInputs, buckets: "Buckets | None") -> dict[str, tuple[int, ...]]:
-    """Return the axes of guessed inputs whose size is unknown."""
+def _is_open(example: ExampleInputs, buckets: "Buckets | None") -> bool:
+    """Return whether the size of an axis of guessed inputs is unknown."""
     if buckets is None:
-        return dict(example.free_axes)
-    open_axes: dict[str, tuple[int, ...]] = {}
-    for name, axes in example.free_axes.items():
-        if name == buckets.mask:
-            continue
+        return bool(example.free_axes)
+    for name in example.free_axes.keys() - {buckets.mask}:
         value = example.inputs[name] if isinstance(example.inputs, Mapping) else example.inputs
-        if buckets.is_ragged(name, value):
-            axes = tuple(axis for axis in axes if axis != buckets.axis % value.ndim)  # noqa: PLW2901
-        if axes:
-            open_axes[name] = axes
-    return open_axes
-
-
-def _padding(buckets: "Buckets | None") -> str:
-    if buckets is None:
-        return ""
-    return f", padded along axis {buckets.axis} by buckets= (free_axes=, or the model, must let that axis vary)"
+        known = {buckets.axis % value.ndim} if buckets.is_ragged(name, value) else set()
+        if not known.issuperset(example.free_axes[name]):
+            return True
+    return False
 
 
 def _fit(inputs: Any, buckets: "Buckets", bucket: int) -> Any:

@@ -15,6 +15,11 @@ from streaminfer.request import Batch, Request
 
 __all__ = ["CalibrationBench", "CalibrationPolicy", "Learn", "Observation", "UncountedBackend"]
 
+LIMIT_IN_SLOS = 2
+"""No larger sizes follow a batch that takes this many times the latency objective: they are late for certain."""
+LIMIT_NS = 1_000_000_000
+"""The same limit without an objective."""
+
 Learn = Callable[[int, int, int, bool, int], object]
 """The ``observe`` of a policy."""
 
@@ -50,12 +55,12 @@ class CalibrationPolicy:
 class UncountedBackend(Node):
     """The backend of a calibration, which bypasses its counters and the layers around it."""
 
-    def __init__(self, example: ExampleInputs, name: str, copies: bool) -> None:
+    def __init__(self, example: ExampleInputs, name: str, returns_new_arrays: bool) -> None:
         self.infer = example.infer
         self.infer_now = example.infer_now
         self.name = name
         # isolates_rows: a failed batch is not sent again in parts
-        self._offered = Capabilities(returns_new_arrays=not copies, isolates_rows=True)
+        self._offered = Capabilities(returns_new_arrays=returns_new_arrays, isolates_rows=True)
 
     def capabilities(self) -> Capabilities:
         """Return the backend's capabilities that the calibration's service needs."""
@@ -71,8 +76,9 @@ class CalibrationBench:
         policy: stores their durations.
         example: inputs of one request.
         assembler: assembler of the batcher.
-        limit_ns: no larger sizes follow a batch that takes longer.
-        learn: the ``observe`` of the batcher's policy; ``None``: it learns nothing.
+        slo_ns: the latency objective in nanoseconds; ``None``: there is none.
+        learn: the ``observe`` of the batcher's policy; ``None``: it learns nothing, and batches only warm the model.
+        limit: called with a length bucket and the most rows that fit into memory, if not all sizes do.
         validate: checks a request like live ones.
     """
 
@@ -80,9 +86,15 @@ class CalibrationBench:
     policy: CalibrationPolicy
     example: ExampleInputs
     assembler: Assembler
-    limit_ns: int
+    slo_ns: int | None
     learn: Learn | None
+    limit: Callable[[int, int], None]
     validate: Callable[[Request], None] | None
+
+    @property
+    def limit_ns(self) -> int:
+        """Nanoseconds of a batch after which no larger sizes follow."""
+        return LIMIT_NS if self.slo_ns is None else LIMIT_IN_SLOS * self.slo_ns
 
     async def run(self, row: Any, size: int) -> list[Observation]:
         """Send ``size`` requests at once; if bytes are limited, they may form more than one batch.

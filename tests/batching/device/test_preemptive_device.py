@@ -364,6 +364,12 @@ def test_preemptive_is_a_boolean():
         si.Device("core", preemptive="yes")
 
 
+def test_preemptive_cannot_be_changed(device):
+    with pytest.raises(AttributeError):
+        device.preemptive = False
+    assert device.preemptive
+
+
 def test_the_reports_name_the_background(device):
     async def main(loop):
         _, _, see, hear = pair(loop, device)

@@ -1,5 +1,7 @@
 """Less urgent requests that fill a batch of urgent ones, compared with a search through all sizes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,18 +18,13 @@ FAR = 10**6
 def fill(
     others, *, now_ns=0, durations=DURATIONS, deadline=FAR, size=2, left=0, most=8, rates=(), means=None, steps=None
 ):
-    return fill_with_less_urgent(
-        now_ns,
-        durations,
-        urgent_deadline_ns=deadline,
-        urgent_size=size,
-        urgent_remaining=left,
-        max_size=most,
-        others=np.array(others, np.int64),
-        rates=list(rates),
-        means=durations if means is None else means,
-        steps=durations if steps is None else steps,
+    model = SimpleNamespace(
+        slow=durations,
+        durations=durations if means is None else means,
+        slow_steps=durations if steps is None else steps,
     )
+    urgent = np.full(size + left, deadline)
+    return fill_with_less_urgent(now_ns, model, urgent, size, np.array(others, np.int64), most, list(rates))
 
 
 def test_the_batch_is_filled_to_the_cap():
