@@ -18,6 +18,7 @@ from their own clocks.
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections import Counter
@@ -214,8 +215,8 @@ class _Judge:
         self.longest_s = max((rule.max_age_s for rule in rules), default=float("inf"))
         self._subject_ages: dict[str, int] = {}
         self._tag_ages: dict[str, int] = {}
-        self._names: dict[str, str] = {}
         if self._log is not None:
+            self._pseudonym = functools.cache(self._log.pseudonym)
             log_now_ns = self._log.now_ns()
             for event in self._log._all():
                 if event.action == "erased" and event.where == "memory":  # every erasure begins in memory
@@ -226,13 +227,10 @@ class _Judge:
 
     def is_erased(self, subject: str | None, tags: Iterable[str], age_ns: int) -> bool:
         """Return whether an entry of this age was already there when its subject or one of its tags was erased."""
-        if subject is not None and self._subject_ages and self._log is not None:
-            name = self._names.get(subject)
-            if name is None:
-                name = self._names[subject] = self._log.pseudonym(subject)
-            if age_ns >= self._subject_ages.get(name, NEVER):
-                return True
-        return any(age_ns >= self._tag_ages.get(tag, NEVER) for tag in tags)
+        erased_ns = [self._tag_ages.get(tag, NEVER) for tag in tags]
+        if subject is not None and self._subject_ages:
+            erased_ns.append(self._subject_ages.get(self._pseudonym(subject), NEVER))
+        return any(age_ns >= it for it in erased_ns)
 
     def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
         """Return whether a legal hold applies to an entry."""

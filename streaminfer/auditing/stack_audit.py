@@ -225,24 +225,17 @@ def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterat
         if kept_s is None or kept_s <= shortest_s:
             yield _ok("ttl", where, "no time to live of the cache is longer than the policy allows")
         else:
-            yield _attention(
-                "ttl",
-                where,
-                f"ttl_s and stale_s make {format_duration(kept_s)}, and the policy allows "
-                f"{format_duration(shortest_s)} for some of it, at which it is cut",
-                f"set ttl_s to at most {shortest_s - stale_s:g} or raise max_age_s"
-                if shortest_s > stale_s
-                else "set stale_s below the shortest max_age_s, or raise that",
-            )
+            kept, allowed = format_duration(kept_s), format_duration(shortest_s)
+            what = f"ttl_s and stale_s make {kept}, and the policy allows {allowed} for some of it, at which it is cut"
+            remedy = f"set ttl_s to at most {shortest_s - stale_s:g} or raise max_age_s"
+            if shortest_s <= stale_s:
+                remedy = "set stale_s below the shortest max_age_s, or raise that"
+            yield _attention("ttl", where, what, remedy)
     elif kept_s is not None:
         yield _ok("max-age", where, f"an answer is kept for {format_duration(kept_s)} unless put() says otherwise")
     else:
-        yield _fail(
-            "max-age",
-            where,
-            "it keeps answers for good: it has neither ttl_s nor a policy",
-            "EdgeCache(ttl_s=…), or retention=Retention(max_age_s), which also binds put()",
-        )
+        remedy = "EdgeCache(ttl_s=…), or retention=Retention(max_age_s), which also binds put()"
+        yield _fail("max-age", where, "it keeps answers for good: it has neither ttl_s nor a policy", remedy)
 
 
 def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[int, int] | None:

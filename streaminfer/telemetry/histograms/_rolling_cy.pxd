@@ -19,7 +19,6 @@ cdef class RollingState(_monotonic_cy.MonotonicClock):
     @cython.final
     cdef int count_ns(self, long long nanoseconds) except -1
 
-    @cython.locals(position=Py_ssize_t, part=CHistogramState, total=cython.longlong)
     cpdef long long live_count(self) except -1
 
     @cython.locals(part=CHistogramState)
@@ -30,6 +29,3 @@ cdef int _rotate(RollingState state) except -1
 
 @cython.locals(position=Py_ssize_t, part=CHistogramState, merged=CHistogramState)
 cdef int _merge(RollingState state) except -1
-
-@cython.locals(position=Py_ssize_t)
-cdef bint _is_live(RollingState state, Py_ssize_t position) noexcept

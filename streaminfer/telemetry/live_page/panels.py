@@ -5,7 +5,7 @@ numbers of unknown statistics. Only numbers, and the operator's names of routes,
 tenant, stream, key or payload.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import attrs
@@ -102,10 +102,6 @@ def _limit(it: Any) -> Iterator[Numbers]:
     yield from _drops({"limit": it.rejected, "infeasible (limit)": it.infeasible})
 
 
-def _breaker(it: Any) -> Iterator[Numbers]:
-    return _drops({"circuit_open": it.rejected})
-
-
 def _router(it: Any) -> Iterator[Numbers]:
     yield "routes", {route.name: 0.0 if route.closed else route.share for route in it.routes}
     yield "route_requests", {route.name: route.succeeded for route in it.routes}
@@ -123,10 +119,6 @@ def _session(it: Any) -> Iterator[Numbers]:
         yield "age", {"p99": it.ages.quantile(0.99)}
 
 
-def _stateful(it: Any) -> Iterator[Numbers]:
-    yield "streams", {"with state": it.streams}
-
-
 def _cost(it: Any) -> Iterator[Numbers]:
     routes = {f"{route}, {it.currency}": row.per_1000_on_time for route, row in it.routes.items()}
     yield "cost", {f"all, {it.currency}": it.per_1000_on_time, **routes}
@@ -141,15 +133,15 @@ def _drops(counts: Mapping[str, int]) -> Iterator[Numbers]:
 
 
 _TEXTS = {"BreakerStatistics": ("state", "mode")}
-READERS: dict[str, Callable[[Any], Iterator[Numbers]]] = {
+READERS: dict[str, Callable[[Any], Iterable[Numbers]]] = {
     "SloStatistics": slo_numbers,
     "BatcherStatistics": _batcher,
     "LimitStatistics": _limit,
-    "BreakerStatistics": _breaker,
+    "BreakerStatistics": lambda it: _drops({"circuit_open": it.rejected}),
     "RouterStatistics": _router,
     "CacheStatistics": _cache,
     "StreamSessionStatistics": _session,
-    "StatefulStatistics": _stateful,
+    "StatefulStatistics": lambda it: [("streams", {"with state": it.streams})],
     "CostStatistics": _cost,
 }
 """Functions that yield the chart values of statistics, by class name; other statistics have no chart."""

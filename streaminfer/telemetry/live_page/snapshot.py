@@ -25,6 +25,8 @@ _FULL_READ_NS = 2_000_000_000
 _CHART_READ_NS = 500_000_000
 """Period, a part of `_FULL_READ_NS`, in which charts other than `LIVE` are read once: statistics of layers take most of
 the CPU of an update."""
+_CHARTS, _ALL = 1, 2
+"""Depths of a read: at 0 it reads the panels of `LIVE` only."""
 _PANEL_ORDER = tuple(panel.id for panel in PANELS)
 
 
@@ -56,20 +58,17 @@ class ServiceReader:
             now_ns: monotonic nanoseconds, never less than in the last call.
         """
         # the first update in a period reads, so that updates at intervals of a period all do, late ones included
-        is_full, with_charts = (
-            now_ns // period_ns != self.charts_read_ns // period_ns for period_ns in (_FULL_READ_NS, _CHART_READ_NS)
-        )
-        if is_full:
+        periods_ns = (_CHART_READ_NS, _FULL_READ_NS)
+        depth = sum(now_ns // period_ns != self.charts_read_ns // period_ns for period_ns in periods_ns)
+        if depth == _ALL:
             visited: set[int] = set()
             entries = itertools.chain.from_iterable(walk(part, visited) for part in self._parts)
             self._entries = [it for it in entries if not it.node.stack_state]  # a stack's statistics are its layers'
             self._last_panels.clear()
         panels: dict[str, dict[str, Any]] = {}
-        reading = self._entries if with_charts else self._live_entries
-        panel_names = [
-            self._read_part(entry, panels, now_ns, is_full=is_full, with_charts=with_charts) for entry in reading
-        ]
-        if with_charts:
+        reading = self._entries if depth >= _CHARTS else self._live_entries
+        panel_names = [self._read_part(entry, panels, now_ns, depth) for entry in reading]
+        if depth >= _CHARTS:
             self.charts_read_ns = now_ns
             # parts without a chart are read again only after the next search for layers
             self._entries = [entry for entry, names in zip(reading, panel_names, strict=True) if names - {"other"}]
@@ -77,38 +76,34 @@ class ServiceReader:
         self._last_panels |= {panel: _bounded(panel, numbers) for panel, numbers in panels.items()}
         return {panel: self._last_panels[panel] for panel in _PANEL_ORDER if panel in self._last_panels}
 
-    def _read_part(
-        self, entry: Found, panels: dict[str, dict[str, Any]], now_ns: int, *, is_full: bool, with_charts: bool
-    ) -> set[str]:
+    def _read_part(self, entry: Found, panels: dict[str, dict[str, Any]], now_ns: int, depth: int) -> set[str]:
         """Add the numbers of a part to the panels, and return the ids of these panels."""
         names = set()
         try:
-            for panel, numbers in self._numbers(entry, now_ns, is_full=is_full, with_charts=with_charts):
-                if with_charts or panel in LIVE:
+            for panel, numbers in self._numbers(entry, now_ns, depth):
+                if depth >= _CHARTS or panel in LIVE:
                     names.add(panel)
                     _add(panels, panel, numbers, entry.path)
         except LISTENER_ERRORS as error:  # a broken layer of a user must not blank the page
             name = name_of(entry.part)
             self._failures.report(f"the live page: statistics() of {name}", error)
-            if is_full:
+            if depth == _ALL:
                 _add(panels, "other", {f"{name}: statistics": "not readable"}, "")
             names.clear()
         return names
 
-    def _numbers(self, entry: Found, now_ns: int, *, is_full: bool, with_charts: bool) -> Iterator[Numbers]:
+    def _numbers(self, entry: Found, now_ns: int, depth: int) -> Iterator[Numbers]:
         if isinstance(entry.part, Telemetry):
-            yield from self._telemetry_numbers(entry.part, now_ns, is_full=is_full, with_charts=with_charts)
+            yield from self._telemetry_numbers(entry.part, now_ns, depth)
             return
         statistics = entry.node.statistics()
         read = READERS.get(type(statistics).__name__)
         if read is not None:
             yield from read(statistics)
-        if is_full:
+        if depth == _ALL:
             yield "other", table(name_of(entry.part), statistics)
 
-    def _telemetry_numbers(
-        self, telemetry: Telemetry, now_ns: int, *, is_full: bool, with_charts: bool
-    ) -> Iterator[Numbers]:
+    def _telemetry_numbers(self, telemetry: Telemetry, now_ns: int, depth: int) -> Iterator[Numbers]:
         """Yield the numbers of a telemetry, without the five histogram copies of its statistics."""
         histograms = telemetry._histograms
         recent = self._tails.get(telemetry)
@@ -117,10 +112,10 @@ class ServiceReader:
         in_flight, outcomes = telemetry._counts(*telemetry._recorder.responses())
         yield "queue", {"in flight": in_flight}
         yield "requests", outcomes
-        if with_charts:
+        if depth >= _CHARTS:
             seconds = recent[0].quantiles([*_SHARES.values()], now_ns)
             yield "tail", dict(zip(_SHARES, seconds, strict=True))
-        if is_full:
+        if depth == _ALL:
             seconds = [tail.quantiles([0.99], now_ns)[0] for tail in recent[1:]]
             parts = zip(PARTS, seconds, histograms[1:], strict=True)
             yield "parts", {part: p99 for part, p99, histogram in parts if histogram.count}

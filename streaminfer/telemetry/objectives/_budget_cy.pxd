@@ -46,8 +46,8 @@ cdef int _count(BudgetState state, int kind) except -1
 
 @cython.locals(
     first=cython.longlong, last=cython.longlong, index=cython.longlong, level=cython.int, slot=cython.int,
-    total=cython.longlong, bad=cython.longlong, rejected=cython.longlong)
-cdef void _advance(BudgetState state, long long elapsed_ns) noexcept
+    total=cython.longlong, bad=cython.longlong, rejected=cython.longlong, elapsed_ns=cython.longlong)
+cdef long long _advance(BudgetState state) except -1
 
 @cython.locals(edge_ns=cython.longlong, width_ns=cython.longlong, level=cython.int)
 cdef int _slot_before(BudgetState state, long long window_ns) noexcept

@@ -169,8 +169,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         The call is cheap enough for every request: it costs about as much as a record. The signal starts at most once
         in each of its windows. Rejections do not sustain it.
         """
-        if self._tick() >= self._next_ns:
-            _advance(self, self._elapsed_ns)
+        _advance(self)
         if self._burning:
             if (
                 self._elapsed_ns - self._burning_since_ns >= self.burn_window_ns
@@ -205,8 +204,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
             Instants in elapsed nanoseconds, ascending, each with the totals of all and of bad events up to it; the last
             instant is now. Second, the nanoseconds between two instants.
         """
-        if self._tick() >= self._next_ns:
-            _advance(self, self._elapsed_ns)
+        _advance(self)
         span_ns = self._elapsed_ns if self._elapsed_ns < self.period_ns else self.period_ns
         width_ns = self.width_ns
         level = 0
@@ -229,8 +227,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
 
 
 def _window(state: BudgetState, window_ns: int) -> tuple[int, int, int]:
-    if state._tick() >= state._next_ns:
-        _advance(state, state._elapsed_ns)
+    _advance(state)
     slot = _slot_before(state, window_ns)
     if slot < 0:
         return state.total, state.bad, state.rejected
@@ -238,9 +235,7 @@ def _window(state: BudgetState, window_ns: int) -> tuple[int, int, int]:
 
 
 def _count(state: BudgetState, kind: int) -> int:
-    elapsed_ns = state._tick()
-    if elapsed_ns >= state._next_ns:
-        _advance(state, elapsed_ns)
+    elapsed_ns = _advance(state)
     state.total += 1
     if kind != _GOOD:
         state.bad += 1
@@ -261,8 +256,11 @@ def _count(state: BudgetState, kind: int) -> int:
     return 0
 
 
-def _advance(state: BudgetState, elapsed_ns: int) -> None:
-    """Store the totals at every boundary that has passed, at every level."""
+def _advance(state: BudgetState) -> int:
+    """Store the totals at every boundary that has passed, at every level, and return the elapsed time."""
+    elapsed_ns = state._tick()
+    if elapsed_ns < state._next_ns:
+        return elapsed_ns
     total = state.total
     bad = state.bad
     rejected = state.rejected
@@ -283,6 +281,7 @@ def _advance(state: BudgetState, elapsed_ns: int) -> None:
         first = (first + 3) >> 2
         last = last >> 2
         level += 1
+    return elapsed_ns
 
 
 def _slot_before(state: BudgetState, window_ns: int) -> int:

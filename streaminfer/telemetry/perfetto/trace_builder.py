@@ -1,18 +1,21 @@
 """Writer of Perfetto traces: tracks with slices, instants, flows and counters, as protobuf.
 
 *Design.* A trace is a sequence of ``TracePacket`` messages, for https://ui.perfetto.dev and its trace processor. Names
-are interned: each name is written once and then referred to by a number.
+are interned: each name is written once and then referred to by a number. What is the same in many events, such as a
+kind of event on its track or an annotation with its value, is encoded once.
 
 *Order.* The reader sorts by time and keeps the order of the file among equal instants. An end event closes the slice
 that began last. The end of a slice is therefore written before the next begin of its track, which may be at the same
 instant.
 
-*Complexity.* O(n), about 1 µs for an instant and 4 µs for a slice with its annotations.
+*Complexity.* O(n), about 1 µs for an instant and 3 µs for a slice with its annotations.
 
 *References.* https://perfetto.dev/docs/reference/synthetic-track-event and ``protos/perfetto/trace/`` in its source.
 """
 
+import functools
 import itertools
+import struct
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,6 +29,10 @@ __all__ = ["TraceBuilder"]
 _SEQUENCE = 1  # sequence id of all packets; any number except 0
 _SLICE_BEGIN, _SLICE_END, _INSTANT, _COUNTER = 1, 2, 3, 4
 _COUNT = 2  # the unit of counters
+_COUNTER_VALUES = {int: 30, float: 44}  # numbers of fields
+_ANNOTATION_VALUES = {bool: 2, int: 3, float: 5}
+_FLOW = struct.Struct("<2sQ")
+_FLOW_TAG = b"\xf9\x02"  # field 47, flow_ids, of 64 bits
 
 
 class _Packet:
@@ -33,11 +40,11 @@ class _Packet:
 
     PACKET = 1
     TIMESTAMP, SEQUENCE_ID, TRACK_EVENT, INTERNED_DATA, SEQUENCE_FLAGS, TRACK_DESCRIPTOR = 8, 10, 11, 12, 13, 60
-    TYPE, NAME_IID, TRACK_UUID, COUNTER_VALUE, DOUBLE_COUNTER_VALUE, FLOW_IDS, ANNOTATIONS = 9, 10, 11, 30, 44, 47, 4
+    TYPE, NAME_IID, TRACK_UUID, ANNOTATIONS = 9, 10, 11, 4
     UUID, NAME, PROCESS, PARENT_UUID, COUNTER, ORDERING, RANK = 1, 2, 3, 5, 8, 11, 12
     PID, PROCESS_NAME, UNIT = 1, 6, 3
     EVENT_NAMES, ANNOTATION_NAMES, IID, INTERNED_NAME = 2, 3, 1, 2
-    ANNOTATION_NAME_IID, ANNOTATION_BOOL, ANNOTATION_UINT, ANNOTATION_DOUBLE = 1, 2, 3, 5
+    ANNOTATION_NAME_IID = 1
 
 
 class TraceBuilder:
@@ -100,23 +107,12 @@ class TraceBuilder:
             flows: numbers of the arrows that end here; each begins at the instant with the same number.
             annotations: values shown when the slice is selected.
         """
-        event = self._event(_SLICE_BEGIN, track, self._names[name])
-        for flow in flows:
-            event.fixed64(_Packet.FLOW_IDS, flow)
-        annotation = ProtobufWriter()
-        for label, value in (annotations or {}).items():
-            annotation.clear()
-            annotation.varint(_Packet.ANNOTATION_NAME_IID, self._annotations[label])
-            if isinstance(value, bool):
-                annotation.varint(_Packet.ANNOTATION_BOOL, value)
-            elif isinstance(value, int):
-                annotation.varint(_Packet.ANNOTATION_UINT, value)
-            else:
-                annotation.float64(_Packet.ANNOTATION_DOUBLE, value)
-            event.message(_Packet.ANNOTATIONS, annotation)
-        self._add_event(at_ns, event)
+        event = [_event(_SLICE_BEGIN, track, self._names[name])]
+        event += [_FLOW.pack(_FLOW_TAG, flow) for flow in flows]
+        event += [_annotation(self._annotations[label], value) for label, value in (annotations or {}).items()]
+        self._add_event(at_ns, b"".join(event))
         if end_ns is not None:
-            self._add_event(end_ns, self._event(_SLICE_END, track))
+            self._add_event(end_ns, _event(_SLICE_END, track))
 
     def add_instants(
         self, track: int, names: Sequence[str], at_ns: ArrayLike, flows: NDArray[np.uint64] | None = None
@@ -131,39 +127,44 @@ class TraceBuilder:
         """
         arrows = itertools.repeat(0) if flows is None else flows.tolist()
         for name, instant_ns, flow in zip(itertools.cycle(names), np.asarray(at_ns).tolist(), arrows, strict=False):
-            event = self._event(_INSTANT, track, self._names[name])
-            if flow:
-                event.fixed64(_Packet.FLOW_IDS, flow)
-            self._add_event(instant_ns, event)
+            event = _event(_INSTANT, track, self._names[name])
+            self._add_event(instant_ns, event + _FLOW.pack(_FLOW_TAG, flow) if flow else event)
 
     def add_counts(self, track: int, at_ns: ArrayLike, values: ArrayLike) -> None:
         """Set a counter at instants, shape (n,), to integers ≥ 0 or to floating-point numbers, shape (n,)."""
         for instant_ns, value in zip(np.asarray(at_ns).tolist(), np.asarray(values).tolist(), strict=True):
-            event = self._event(_COUNTER, track)
-            if isinstance(value, int):
-                event.varint(_Packet.COUNTER_VALUE, value)
-            else:
-                event.float64(_Packet.DOUBLE_COUNTER_VALUE, value)
-            self._add_event(instant_ns, event)
+            self._add_event(instant_ns, _event(_COUNTER, track) + _count(value))
 
     def __bytes__(self) -> bytes:
         return bytes(self._packets)
 
-    def _event(self, kind: int, track: int, name: int = 0) -> ProtobufWriter:
-        event = ProtobufWriter()
-        event.varint(_Packet.TYPE, kind)
-        event.varint(_Packet.TRACK_UUID, track)
-        if name:
-            event.varint(_Packet.NAME_IID, name)
-        return event
-
-    def _add_event(self, at_ns: int, event: ProtobufWriter) -> None:
+    def _add_event(self, at_ns: int, event: bytes) -> None:
         packet = ProtobufWriter()
         packet.varint(_Packet.TIMESTAMP, at_ns)
-        packet.message(_Packet.TRACK_EVENT, event)
+        packet.data(_Packet.TRACK_EVENT, event)
         self._add(packet)
 
     def _add(self, packet: ProtobufWriter, flags: int = 2) -> None:
         packet.varint(_Packet.SEQUENCE_ID, _SEQUENCE)
         packet.varint(_Packet.SEQUENCE_FLAGS, flags)
         self._packets.message(_Packet.PACKET, packet)
+
+
+@functools.lru_cache(maxsize=1024)
+def _event(kind: int, track: int, name: int = 0) -> bytes:
+    """Return the fields that events have in common: a kind, a track and, unless 0, the number of a name."""
+    event = message((_Packet.TYPE, kind), (_Packet.TRACK_UUID, track))
+    if name:
+        event.varint(_Packet.NAME_IID, name)
+    return bytes(event)
+
+
+@functools.lru_cache(maxsize=4096, typed=True)  # because True == 1 == 1.0
+def _annotation(name: int, value: bool | float) -> bytes:
+    annotation = message((_Packet.ANNOTATION_NAME_IID, name), (_ANNOTATION_VALUES[type(value)], value))
+    return bytes(message((_Packet.ANNOTATIONS, annotation)))
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _count(value: float) -> bytes:
+    return bytes(message((_COUNTER_VALUES[type(value)], value)))
