@@ -34,10 +34,8 @@ def make_messages(parts: list[Any], headers: list[tuple[bytes, bytes]], status: 
         status: the HTTP status.
     """
     messages: list[Message] = [{"type": "http.response.start", "status": status, "headers": headers}]
-    remaining = len(parts)
-    for part in parts:
-        remaining -= 1
-        messages.append({"type": "http.response.body", "body": part, "more_body": remaining > 0})
+    for number, part in enumerate(parts, 1):
+        messages.append({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
     return messages
 
 

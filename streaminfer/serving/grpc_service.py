@@ -104,7 +104,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         self._handlers: dict[str, Any] = {
             _INFER: unary(self._infer),
             f"{_SERVICE}ModelStreamInfer": self._grpc.stream_stream_rpc_method_handler(self._stream),
-            f"{_HEALTH}Check": unary(self._check_health),
+            f"{_HEALTH}Check": unary(self._answering(self._health)),
             f"{_HEALTH}Watch": self._grpc.unary_stream_rpc_method_handler(self._watch_health),
         }
         for name, describe in (
@@ -127,20 +127,26 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
 
     # -- description --------------------------------------------------------------------------------------------
 
+    def _answering(self, answer: Callable[[Any], Any]) -> Callable[[Any, Any], Awaitable[Any]]:
+        """Return a handler that responds at once; an error becomes a status."""
+
+        async def handle(message: Any, context: Any) -> Any:
+            try:
+                return answer(message)
+            except Exception as error:  # noqa: BLE001 - each becomes a status
+                await self._abort(context, error)
+
+        return handle
+
     def _describing(self, name: str, make_fields: Callable[[Any], dict[str, Any]]) -> Any:
         """Return a handler that responds with a message made of a mapping."""
         service = self._pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
         method = service.methods_by_name[name]
         request, response = (self._pb.__dict__[kind.name] for kind in (method.input_type, method.output_type))
-
-        async def describe(message: Any, context: Any) -> Any:
-            try:
-                return self._parse_dict(make_fields(message), response())
-            except Exception as error:  # noqa: BLE001 - each becomes a status
-                await self._abort(context, error)
-
         return self._grpc.unary_unary_rpc_method_handler(
-            describe, request_deserializer=request.FromString, response_serializer=response.SerializeToString
+            self._answering(lambda message: self._parse_dict(make_fields(message), response())),
+            request_deserializer=request.FromString,
+            response_serializer=response.SerializeToString,
         )
 
     def _model(self, call: Any) -> ModelRequests:
@@ -165,12 +171,6 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
             description.find_model(self._models, name, "").stack.ready if name else description.is_ready(self._models)
         )
         return _HEALTHY if ready else _UNHEALTHY
-
-    async def _check_health(self, message: bytes, context: Any) -> bytes:
-        try:
-            return self._health(message)
-        except Exception as error:  # noqa: BLE001 - each becomes a status
-            await self._abort(context, error)
 
     async def _watch_health(self, message: bytes, context: Any) -> AsyncIterator[bytes]:
         """Yield the health and each change of it; gRPC cancels this when the client leaves or the server stops."""

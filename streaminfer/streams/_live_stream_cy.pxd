@@ -11,7 +11,6 @@ cdef class Stream:
     cdef readonly Turn turn
     cdef readonly dict sending
     cdef public bint is_announced
-    cdef readonly bint is_settled
     cdef object _source
     cdef object _sender
     cdef Outlet _outlet

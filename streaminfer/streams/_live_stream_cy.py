@@ -44,7 +44,6 @@ class Stream:
         turn: its place in the order of the sender.
         sending: frames that the service has, or that wait to be sent again.
         is_announced: the stream is queued in the outlet.
-        is_settled: the stream has ended and delivered its results.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class Stream:
         self.turn = Turn(self, weight, settings.priority)
         self.sending: dict[Sending, None] = {}  # in order, so that a run in virtual time repeats
         self.is_announced = False
-        self.is_settled = False
         self._source: Any = source  # None: its task has begun
         self._sender = sender
         self._outlet = outlet
@@ -255,8 +253,7 @@ class Stream:
         self._task.get_loop().call_exception_handler(context)
 
     def _settle_if_delivered(self) -> None:
-        if not self.is_settled and not self.state.in_flight and self._error is None:
-            self.is_settled = True
+        if not self.state.in_flight and self._error is None:
             self._outlet.streams.pop(self, None)
             self._outlet.wake()
             self._totals.settle(self)

@@ -13,7 +13,7 @@ cdef class WakeUps:
 
     cpdef add(self, NextResult waiter)
     cdef _schedule(self)
-    @cython.locals(waiter=NextResult, count=Py_ssize_t)
+    @cython.locals(waiter=NextResult)
     cpdef _wake_all(self)
 
 @cython.final

@@ -51,10 +51,8 @@ class WakeUps:
 
     def _wake_all(self) -> None:
         self._is_scheduled = False
-        count = len(self._waiters)
         try:
-            while count:
-                count -= 1
+            for _ in range(len(self._waiters)):
                 waiter = self._waiters.popleft()
                 waiter._wake()
         finally:

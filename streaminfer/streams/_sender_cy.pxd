@@ -30,6 +30,7 @@ cdef class Sending:
     cdef long long sent_ns
 
     cpdef cancel(self)
+    @cython.locals(sender=Sender)
     cpdef receive(self, object response, object error)
 
 @cython.final
@@ -38,7 +39,6 @@ cdef class Sender:
     cdef readonly object states
     cdef readonly WakeUps wake_ups
     cdef object _admission
-    cdef bint _enforces_deadline
     cdef object _begin_call
     cdef object _service
     cdef object _loop
@@ -67,7 +67,6 @@ cdef class Sender:
     cdef _count_places(self)
     cpdef leave(self, Stream stream)
     cpdef queue(self, Stream stream, bint continues)
-    cpdef receive(self, Sending sending, object response, object error)
     @cython.locals(stream=Stream, result=StreamResult, now_ns=cython.longlong)
     cdef _handle_outcome(self, Sending sending, object response, object error)
     @cython.locals(stream=Stream)

@@ -31,6 +31,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from streaminfer._internal.units import NEVER_NS
@@ -105,9 +106,19 @@ class Sending:
         self._sender.end(self)
 
     def receive(self, response: Any, error: BaseException | None) -> None:
-        """Receive the outcome from the service: a response, or ``None`` and an error."""
+        """Receive the outcome from the service: a response, or ``None`` and an error.
+
+        An exception from user code ends the stream, and does not reach the batch.
+        """
         self.call = None
-        self._sender.receive(self, response, error)
+        sender = self._sender
+        sender._in_flight -= 1
+        try:
+            sender._handle_outcome(self, response, error)
+        except BaseException as failure:  # for example from a user's admission check
+            sender._crash(self, failure)
+            if not isinstance(failure, Exception):
+                raise
 
 
 class Sender:
@@ -149,10 +160,11 @@ class Sender:
         """Prepare for another stream: read the capabilities of the service, which may have changed."""
         service = adapt(self._service)
         capabilities = service.capabilities()
-        self._begin_call = service.begin_call
+        ends_in_time = capabilities.enforces_deadline
+        await_frame = partial(await_call, self._service, ends_in_time=ends_in_time, clock=self.clock)
+        self._begin_call = service.begin_call or await_frame
         self.states = capabilities.stream_states
         self._admission = capabilities.admission
-        self._enforces_deadline = capabilities.enforces_deadline
         self._full_load, self._spare_load = capabilities.full_load, 0
         self._next_batch = capabilities.next_batch if self._settings.may_drop else None
         if self._settings.waits and self._settings.max_age_ns and capabilities.spare_load is not None:
@@ -164,7 +176,7 @@ class Sender:
         self._count_places()
         self._workers = self._max_workers = capabilities.max_in_flight or 1  # assumed free then; in all
         self._free_workers = 1  # as reported; until the next batch is known
-        self.late_frames.update(capabilities.slow_batch_ns, capabilities.expected_batch_ns, self._workers)
+        self.late_frames.update(capabilities)
 
     def _count_places(self) -> None:
         """Read how many requests the service takes at once; its batch size can change while streams are open."""
@@ -173,23 +185,13 @@ class Sender:
     def leave(self, stream: Stream) -> None:
         """Forget a stream."""
         self._order.remove(stream.turn)
-        if not self._order.count:
+        if not self._order.queued:
             self._cancel_timer()
 
     def queue(self, stream: Stream, continues: bool) -> None:
         """Queue a stream for its next frame; ``continues``: this frame had arrived before it could be sent."""
         self._order.push(stream.turn, continues)
         self._schedule()
-
-    def receive(self, sending: Sending, response: Any, error: BaseException | None) -> None:
-        """Receive the outcome of a frame; an exception from user code ends the stream and does not reach the batch."""
-        self._in_flight -= 1
-        try:
-            self._handle_outcome(sending, response, error)
-        except BaseException as failure:  # for example from a user's admission check
-            self._crash(sending, failure)
-            if not isinstance(failure, Exception):
-                raise
 
     def _handle_outcome(self, sending: Sending, response: Any, error: BaseException | None) -> None:
         stream, result = sending.stream, sending.result
@@ -226,7 +228,7 @@ class Sender:
         if not self._is_scheduled:
             self._batch_end_ns = self.clock()
             self._cancel_timer()
-            if self._order.count or self._paused:
+            if self._order.queued or self._paused:
                 self._schedule()
 
     def _schedule(self) -> None:
@@ -297,7 +299,7 @@ class Sender:
         for turn in late:
             self._order.push(turn, True)
         self.late_frames.release_sources(self._order.queued, now_ns)
-        if share < room and self._order.count and not self._is_scheduled:  # for the next worker, after this batch
+        if share < room and self._order.queued and not self._is_scheduled:  # for the next worker, after this batch
             self._timer = self._loop.call_soon(self._on_timer, context=self._context)
 
     def _send_next(self, stream: Stream) -> None:
@@ -351,10 +353,6 @@ class Sender:
             return
         self._in_flight += 1
         self._order.charge(stream.turn)
-        if self._begin_call is None:
-            limit = None if self._enforces_deadline or not settings.max_age_ns else request.deadline_ns
-            sending.call = await_call(self._service, request, sending.receive, limit, self.clock)
-            return
         try:
             call = self._begin_call(request, sending.receive)
         except Exception as error:  # noqa: BLE001 - it is the outcome of this frame
@@ -377,7 +375,7 @@ class Sender:
         else:
             sending.is_yielding = True
             self._places_taken -= 1
-            if self._order.count:
+            if self._order.queued:
                 self._schedule()
         left_s = time_left_s(sending.request.deadline_ns, self.clock())
         pause_s = pause_s if left_s is None else min(pause_s, max(left_s, 0.0))
@@ -430,7 +428,7 @@ class Sender:
         admission = self._admission(sending.request, now_ns)
         if admission.ok or admission.reason == AdmissionReason.CLOSED:
             return None
-        others = self._order.count + self._in_flight
+        others = len(self._order.queued) + self._in_flight
         if admission.reason != AdmissionReason.INFEASIBLE or others >= self._capacity or sending.stream.state.waiting:
             return admission
         return admission if self.late_frames.is_denied(sending.stream, sending.result, now_ns) else None

@@ -15,7 +15,8 @@ def await_call(
     service: Any,
     request: Request,
     receive: Callable[[Response | None, BaseException | None], None],
-    deadline_ns: int | None,
+    *,
+    ends_in_time: bool,
     clock: Clock,
 ) -> "asyncio.Task[Response]":
     """Return a task that awaits a request and reports its outcome.
@@ -24,7 +25,7 @@ def await_call(
         service: receives the request.
         request: request of a frame.
         receive: called once with the outcome: the response, or ``None`` and the error.
-        deadline_ns: instant at which the call is cancelled; ``None``: the service enforces the deadline, if any.
+        ends_in_time: the service enforces the deadline; otherwise the call is cancelled then.
         clock: returns monotonic nanoseconds.
     """
 
@@ -32,7 +33,7 @@ def await_call(
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         receive(task.result() if error is None else None, error)
 
-    calling = _call(service, request, deadline_ns, clock)
+    calling = _call(service, request, None if ends_in_time else request.deadline_ns, clock)
     task = asyncio.get_running_loop().create_task(calling, name="streaminfer-frame")
     task.add_done_callback(report)
     return task

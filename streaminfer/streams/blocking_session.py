@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import queue
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator
-from concurrent.futures import Future
 from typing import Any, Self
 
 from streaminfer._internal.validation import check_instance
@@ -13,6 +11,7 @@ from streaminfer.blocking import BlockingStack
 from streaminfer.errors import Closed
 from streaminfer.streams._stream_cy import StreamResult
 from streaminfer.streams.session import Source, StreamSession, check_source
+from streaminfer.streams.sources.handoff import Handoff
 from streaminfer.streams.statistics import StreamSessionStatistics
 
 __all__ = ["BlockingStreamSession"]
@@ -123,50 +122,30 @@ class BlockingStreamSession:
 
 def _as_async(source: Source) -> AsyncIterable[Any]:
     check_source(source)
-    return source if isinstance(source, AsyncIterable) else _ThreadedSource(source)
+    return source if isinstance(source, AsyncIterable) else _read_in_thread(source)
 
 
-class _ThreadedSource:
-    """Reads an iterable in a daemon thread, one item per request.
+async def _read_in_thread(source: Iterable[Any]) -> AsyncIterator[Any]:
+    """Yield the items of an iterable that a thread reads."""
+    handoff = Handoff(1, drops=False, contiguous=False)
+    # a daemon, because the iterable may block when the process ends
+    threading.Thread(target=_read, args=(source, handoff), name="streaminfer-source", daemon=True).start()
+    try:
+        while True:
+            yield await handoff.get()
+    except StopAsyncIteration:
+        return
+    finally:
+        handoff.close()
 
-    Args:
-        source: the iterable.
-    """
 
-    def __init__(self, source: Iterable[Any]) -> None:
-        self._source = source
-        self._requested: queue.SimpleQueue[Future[Any] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    async def __anext__(self) -> Any:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._read, name="streaminfer-source", daemon=True)
-            self._thread.start()
-        item: Future[Any] = Future()
-        self._requested.put(item)
-        result = await asyncio.wrap_future(item)
-        if result is _END:
-            raise StopAsyncIteration
-        return result
-
-    async def aclose(self) -> None:
-        """Let the thread end."""
-        self._requested.put(None)
-
-    def _read(self) -> None:
-        iterator: Iterator[Any] | None = None
-        while (item := self._requested.get()) is not None:
-            if not item.set_running_or_notify_cancel():
-                continue
-            try:
-                if iterator is None:
-                    iterator = iter(self._source)
-                item.set_result(next(iterator, _END))
-            except BaseException as raised:  # noqa: BLE001 - it belongs to the consumer
-                is_deliverable = isinstance(raised, Exception) and not isinstance(
-                    raised, (StopIteration, StopAsyncIteration)
-                )
-                item.set_exception(raised if is_deliverable else RuntimeError(f"the source: {raised!r}"))
+def _read(source: Iterable[Any], handoff: Handoff) -> None:
+    try:
+        for item in source:
+            if not handoff.put(item):
+                break
+    except BaseException as raised:  # noqa: BLE001 - it belongs to the consumer
+        is_deliverable = isinstance(raised, Exception) and not isinstance(raised, (StopIteration, StopAsyncIteration))
+        handoff.finish(raised if is_deliverable else RuntimeError(f"the source: {raised!r}"))
+    else:
+        handoff.finish()

@@ -55,11 +55,7 @@ class Block:
     """
 
     max_waiting: int = attrs.field(default=4, validator=field_check(check_count, at_most=MAX_FRAMES))
-
-    @property
-    def waits(self) -> bool:  # a property: pyright does not match a class variable with the protocol
-        """True."""
-        return True
+    waits: bool = attrs.field(default=True, init=False, repr=False)
 
     def make_selector(self) -> None:
         """Return nothing: every frame is of interest."""
@@ -74,15 +70,8 @@ class LatestOnly:
         waits: the source is not held.
     """
 
-    @property
-    def max_waiting(self) -> int:
-        """1."""
-        return 1
-
-    @property
-    def waits(self) -> bool:
-        """False."""
-        return False
+    max_waiting: int = attrs.field(default=1, init=False, repr=False)
+    waits: bool = attrs.field(default=False, init=False, repr=False)
 
     def make_selector(self) -> None:
         """Return nothing: every frame is of interest."""

@@ -10,6 +10,7 @@ import ray_serve
 from ray import serve
 
 import streaminfer as si
+from streaminfer.serving.ray.deployment import _make_router_config
 from streaminfer.testing import ScriptedBackend
 
 
@@ -77,11 +78,10 @@ by_ray = si.serving.ray_deployment(make_late, autoscaling_config={"min_replicas"
 found["autoscaling of Ray"] = by_ray._deployment_config.autoscaling_config.max_replicas
 default = si.serving.ray_deployment(make_late, headroom_router=False)
 found["default"] = default._deployment_config.request_router_config.is_default_request_router()
-with (  # another version of Ray
-    mock.patch.dict(sys.modules, {"ray.serve.request_router": None}),
-    mock.patch("streaminfer.serving.ray.deployment._made_router_config", []),
-):
+_make_router_config.cache_clear()
+with mock.patch.dict(sys.modules, {"ray.serve.request_router": None}):  # another version of Ray
     other = si.serving.ray_deployment(make_late)
+_make_router_config.cache_clear()
 found["other version"] = other._deployment_config.request_router_config.is_default_request_router()
 
 # "local": without it Ray joins any cluster that runs, or ran, on the machine

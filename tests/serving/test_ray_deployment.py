@@ -24,8 +24,9 @@ def made(monkeypatch):
     modules["ray.serve.request_router"].RequestRouter = object
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(deployment, "_made_router_config", [])
-    return made
+    deployment._make_router_config.cache_clear()
+    yield made
+    deployment._make_router_config.cache_clear()
 
 
 def test_router_settings_are_made_once(made):

@@ -184,7 +184,7 @@ class PathService(Node):
     @functools.cached_property
     def _begin_inner(self) -> Callable[[Request, Receive], Any]:
         """Function that begins a request at the service; looked up at the first frame, when a stack is running."""
-        begin_awaited = functools.partial(await_call, self._service, deadline_ns=None, clock=self._clock)
+        begin_awaited = functools.partial(await_call, self._service, ends_in_time=True, clock=self._clock)
         return adapt(self._service).begin_call or begin_awaited
 
     async def __aenter__(self) -> Self:

@@ -1,11 +1,12 @@
 """`ray_deployment`: a deployment of Ray Serve with one stack per replica."""
 
-import threading
+import functools
 import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from streaminfer._internal.error_log import Log
+from streaminfer._internal.forking import new_lock
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer._runtime.lifecycle import STOP_LIMIT_S
@@ -23,8 +24,7 @@ _MAX_ONGOING_REQUESTS = 1024
 _STOP_MARGIN_S = 5.0
 _ROUTER_PATH = "streaminfer.serving.ray.headroom_router.HeadroomRouter"
 _LOG = Log("streaminfer")
-_making_router_config = threading.Lock()
-_made_router_config: list[Any] = []
+_making_router_config = new_lock()
 
 
 def ray_deployment(
@@ -124,16 +124,17 @@ def _router_config() -> Any:
     it does. Two threads that do so at once fail, such as one that deploys and one that calls ``serve.status``.
     """
     with _making_router_config:
-        if _made_router_config:
-            return _made_router_config[0]
-        made = None
-        try:
-            make_headroom_router()  # as Ray does when it resolves the path
-            config = require("ray.serve.config", extra="ray", purpose="ray_deployment")
-            made = config.RequestRouterConfig(
-                request_router_class=_ROUTER_PATH, request_routing_stats_period_s=ROUTING_STATS_S
-            )
-        except (ImportError, AttributeError, TypeError) as error:
-            _LOG.warning("Ray Serve routes as by default, because its router API is another one: %s", error)
-        _made_router_config.append(made)
-        return made
+        return _make_router_config()
+
+
+@functools.cache
+def _make_router_config() -> Any:
+    try:
+        make_headroom_router()  # as Ray does when it resolves the path
+        config = require("ray.serve.config", extra="ray", purpose="ray_deployment")
+        return config.RequestRouterConfig(
+            request_router_class=_ROUTER_PATH, request_routing_stats_period_s=ROUTING_STATS_S
+        )
+    except (ImportError, AttributeError, TypeError) as error:
+        _LOG.warning("Ray Serve routes as by default, because its router API is another one: %s", error)
+        return None

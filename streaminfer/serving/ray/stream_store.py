@@ -33,7 +33,7 @@ class StreamStore:
         self._ledger = StreamLedger()
         self._wanted: dict[str, set[Hashable]] = {}
         self._wake_ups: dict[str, asyncio.Future[None]] = {}
-        self._releases: dict[Hashable, set[asyncio.Future[None]]] = {}
+        self._releases: dict[Hashable, asyncio.Future[None]] = {}
         self._idle_timer: asyncio.TimerHandle | None = None
 
     async def claim(self, stream_id: Hashable, replica: str) -> Claim:
@@ -47,10 +47,8 @@ class StreamStore:
         return claim
 
     async def _wait_for_release(self, stream_id: Hashable, owner: str) -> bool:
-        """Wait for an owner to release a stream; return whether it did."""
-        released = asyncio.get_running_loop().create_future()
-        waiting = self._releases.setdefault(stream_id, set())
-        waiting.add(released)
+        """Wait for an owner to release a stream; return whether to claim it again."""
+        released = self._releases.setdefault(stream_id, asyncio.get_running_loop().create_future())
         claimed = self._wanted.setdefault(owner, set())
         claimed.add(stream_id)
         wake_up = self._wake_ups.get(owner)
@@ -65,10 +63,9 @@ class StreamStore:
                 await asyncio.wait([released], timeout=left_ns / 1e9)
             return released.done()
         finally:
-            waiting.discard(released)
-            if not waiting and self._releases.get(stream_id) is waiting:
-                del self._releases[stream_id]
-                claimed.discard(stream_id)  # no other claim waits for it
+            if self._releases.get(stream_id) is released:  # not released: other claims of the stream look again
+                claimed.discard(stream_id)
+                self._end_waiting([stream_id])
             if not claimed and self._wanted.get(owner) is claimed:
                 del self._wanted[owner]
 
@@ -108,9 +105,9 @@ class StreamStore:
 
     def _end_waiting(self, stream_ids: Iterable[Hashable]) -> None:
         for stream_id in stream_ids:
-            for released in self._releases.get(stream_id, ()):
-                if not released.done():
-                    released.set_result(None)
+            released = self._releases.pop(stream_id, None)
+            if released is not None:
+                released.set_result(None)
 
     def _restart_idle_timer(self) -> None:
         """Restart the timer that fires when no replica calls."""

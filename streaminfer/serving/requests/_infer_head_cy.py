@@ -105,11 +105,10 @@ class InferHead:
             raise InvalidInput(f"inputs: expected contents of {self._contents}, got {len(spans)}")
         view = memoryview(content)[start:]
         arrays: dict[str, npt.NDArray[Any]] = {}
-        number = 0
+        contents = iter(spans)
         for tensor in self.tensors:
             if tensor.data is None:
-                first, end = spans[number]
-                number += 1
+                first, end = next(contents)
                 arrays[tensor.name] = decode(tensor, view[first:end], keeps_bytes=self._keeps_bytes)
             else:
                 arrays[tensor.name] = decode_list(tensor, keeps_bytes=self._keeps_bytes)

@@ -54,8 +54,7 @@ class RowReader:
         if len(spans) != count:
             return None
         by_name: dict[str, Any] = {}
-        position = 0
-        while position < count:
+        for position in range(count):
             first, end = spans[position]
             if end - first != self._sizes[position]:
                 return None
@@ -71,7 +70,6 @@ class RowReader:
             if self._takes_one:
                 return array
             by_name[self._names[position]] = array
-            position += 1
         return by_name
 
 
@@ -109,8 +107,7 @@ class RowReply:
         if type(outputs) is not self._kind or (self._kind is dict and self._has_all and len(outputs) != count):
             return None
         parts: list[Any] = []
-        position = 0
-        while position < count:
+        for position in range(count):
             array = outputs.get(self._names[position]) if self._kind is dict else outputs
             if (
                 type(array) is not ndarray
@@ -121,7 +118,6 @@ class RowReply:
                 return None
             parts.append(self._pieces[position])
             parts.append(array)
-            position += 1
         return parts
 
 

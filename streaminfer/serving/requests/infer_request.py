@@ -17,13 +17,7 @@ from streaminfer.serving.limits import Limits
 from streaminfer.serving.requests._infer_head_cy import InferHead
 from streaminfer.serving.requests.tensors import Tensor, check_shape, datatype_of_spec
 
-__all__ = [
-    "HEAD_LENGTH",
-    "HeadReader",
-    "parse_generate",
-    "parse_head",
-    "parse_head_length",
-]
+__all__ = ["HEAD_LENGTH", "HeadReader", "parse_generate", "parse_head", "parse_head_length"]
 
 HEAD_LENGTH = "inference-header-content-length"
 _LONGEST_LENGTH = 12
@@ -39,7 +33,7 @@ class HeadReader:
 
     def __init__(self, model: ModelTensors | None, limits: Limits) -> None:
         self._model = model
-        self._specs: dict[str, ModelTensor] = {} if model is None else {spec.name: spec for spec in model.inputs}
+        self.specs: dict[str, ModelTensor] = {} if model is None else {spec.name: spec for spec in model.inputs}
         self._limits = limits
         self.keeps_bytes = model is not None and model.reads_bytes
         self.tensors: list[Tensor] = []
@@ -65,7 +59,7 @@ class HeadReader:
         if self.tensors and shape[0] != self.rows:
             raise InvalidInput(f"input {name!r}: expected {self.rows} rows as in the other inputs, got {shape[0]}")
         self.rows = shape[0]
-        self.tensors.append(Tensor(name, datatype, shape, count, self._specs.get(name), size, data))
+        self.tensors.append(Tensor(name, datatype, shape, count, self.specs.get(name), size, data))
 
     def takes_one(self) -> bool:
         """Return whether the model reads the only input as an array."""
@@ -137,20 +131,19 @@ def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits)
     explicit = _parameters(head, "request")
     extra: dict[str, Any] = {}
     reader = HeadReader(model, limits)
-    specs = {spec.name: spec for spec in model.inputs}
     for name, value in head.items():
         if name in {"id", "parameters"}:
             continue
-        if (spec := specs.get(name)) is None:
+        if (spec := reader.specs.get(name)) is None:
             if not isinstance(value, (bool, int, float, str)):
-                expectation = f"an input ({_names(specs)}), or a parameter: a number, a boolean or text"
+                expectation = f"an input ({_names(reader.specs)}), or a parameter: a number, a boolean or text"
                 raise InvalidInput(f"{name!r}: expected {expectation}, got {brief(value)}")
             extra[name] = value
             continue
         data = value if isinstance(value, list) else [value]
         reader.add(name, datatype_of_spec(spec), [1, *_shape_of(name, data, spec, limits)], data=[data])
     if not reader.tensors:
-        raise InvalidInput(f"inputs: expected {_names(specs)}, got none of them")
+        raise InvalidInput(f"inputs: expected {_names(reader.specs)}, got none of them")
     parameters = _parameters({"parameters": {**extra, **explicit}}, "request") if extra else explicit
     return InferHead(_identity(head), reader, parameters, None, binary=False)
 

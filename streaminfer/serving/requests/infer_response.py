@@ -130,11 +130,9 @@ def _render_head(
 ) -> bytes:
     described: list[dict[str, Any]] = []
     for output, datatype, shape, size in kinds:
-        entry: dict[str, Any] = {"name": output, "datatype": datatype, "shape": shape}
-        entry |= (
-            {"data": json_elements[output]} if output in json_elements else {"parameters": {"binary_data_size": size}}
-        )
-        described.append(entry)
+        binary = {"parameters": {"binary_data_size": size}}
+        content = {"data": json_elements[output]} if output in json_elements else binary
+        described.append({"name": output, "datatype": datatype, "shape": shape, **content})
     response: dict[str, Any] = {"model_name": name, "model_version": VERSION, "outputs": described}
     if identity:
         response["id"] = identity

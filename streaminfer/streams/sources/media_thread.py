@@ -108,7 +108,6 @@ class MediaThread:
         except Exception as raised:  # noqa: BLE001 the reader gets it
             error = raised
         finally:
-            self.counters.connected = False
             handoff.finish(error)
             with contextlib.suppress(RuntimeError):  # the loop is closed: there is no reader
                 self._loop.call_soon_threadsafe(self._ended.set)

@@ -37,7 +37,6 @@ cdef class WriteBack:
     cdef readonly Block block
     cdef readonly list rows
     cdef readonly list slots
-    cdef readonly list streams
 
 cdef class Places:
     cdef readonly list sources

@@ -105,7 +105,6 @@ class WriteBack:
         self.block = block
         self.rows: list[int] = []
         self.slots: list[int] = []
-        self.streams: list[Stream] = []
 
 
 class Places:

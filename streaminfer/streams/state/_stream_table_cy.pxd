@@ -32,7 +32,7 @@ cdef class StreamTable:
     @cython.locals(block=Block, work=WriteBack, row=Py_ssize_t, stream=Stream)
     cpdef WriteBack begin_write_back(self, Py_ssize_t keep)
 
-    @cython.locals(stream=Stream, slot=Py_ssize_t)
+    @cython.locals(stream=Stream, row=Py_ssize_t, slot=Py_ssize_t)
     cpdef end_write_back(self, WriteBack work, bint copied)
 
     @cython.locals(stream=Stream)

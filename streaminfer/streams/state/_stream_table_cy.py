@@ -233,7 +233,6 @@ class StreamTable:
         work = WriteBack(block)
         for row, stream in enumerate(block.streams):
             if stream is not None:
-                work.streams.append(stream)
                 work.rows.append(row)
                 work.slots.append(self._take_slot())
         return work
@@ -245,8 +244,9 @@ class StreamTable:
             work: result of :meth:`begin_write_back`.
             copied: the rows were copied to their slots; otherwise the block stays.
         """
-        for stream, slot in zip(work.streams, work.slots, strict=True):
-            if copied and stream.block is work.block:
+        for row, slot in zip(work.rows, work.slots, strict=True):
+            stream = work.block.streams[row]
+            if copied and stream is not None:
                 lengths = stream.lengths
                 self._free_location(stream, None)
                 stream.lengths = lengths

@@ -245,7 +245,8 @@ class StatefulBackend(StackClock, Wrapper):
             outputs = self._read(results, fed_batch)
             assert fed_batch.states is not None  # noqa: S101 - else it was not read
             lengths = store.grow(fed_batch.states, outputs.states)
-            block = Block(outputs.states, outputs.size if store.is_input(outputs.states) else -1, lengths)
+            size = fed_batch.size
+            block = Block(outputs.states, size if store.is_input(outputs.states, size) else -1, lengths)
             abandoned = fed_batch.left(self._clock())  # a caller that gets no response can send its step again
             with store.lock:
                 store.table.commit(step, block, {*outputs.failed, *abandoned})

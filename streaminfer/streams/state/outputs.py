@@ -22,13 +22,11 @@ class Outputs(NamedTuple):
         rows: the result of each row, without states.
         states: states by name, in the layout of the model.
         failed: rows whose result is an exception.
-        size: rows of each state; -1: the states do not all have the rows that the model got.
     """
 
     rows: Sequence[Any]
     states: dict[str, Array]
     failed: Sequence[int]
-    size: int
 
 
 def read_outputs(results: Any, tensors: Sequence[StateTensor], rows: int, size: int, source: str) -> Outputs:
@@ -48,7 +46,7 @@ def read_outputs(results: Any, tensors: Sequence[StateTensor], rows: int, size: 
     if isinstance(results, Mapping):
         return _read_columns(results, tensors, rows, size, source)
     if isinstance(results, Sequence) and not isinstance(results, (str, bytes)) and len(results) in (rows, size):
-        return _read_rows(results[:rows], tensors, size, source)
+        return _read_rows(results[:rows], tensors, source)
     raise BackendError(
         f"{source}: expected a mapping of outputs, or a list with a mapping for each of {rows} rows, from a backend "
         f"with state, got {type(results).__name__}"
@@ -76,12 +74,11 @@ def _read_columns(
             )
     if len(columns) == 1:
         only = next(iter(columns.values()))
-        return Outputs(list(only[:rows]), states, (), _size(states, tensors, size))
-    row_results = named_rows(list(columns), [column[:rows] for column in columns.values()], rows)
-    return Outputs(row_results, states, (), _size(states, tensors, size))
+        return Outputs(list(only[:rows]), states, ())
+    return Outputs(named_rows(list(columns), [column[:rows] for column in columns.values()], rows), states, ())
 
 
-def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], size: int, source: str) -> Outputs:
+def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], source: str) -> Outputs:
     failed = [row for row, result in enumerate(results) if isinstance(result, BaseException)]
     succeeded = next((result for result in results if not isinstance(result, BaseException)), None)
     states: dict[str, Array] = {}
@@ -110,11 +107,7 @@ def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], size: int
         for result in results
     ]
     rows = [next(iter(row.values())) if isinstance(row, dict) and len(row) == 1 else row for row in without_states]
-    return Outputs(rows, states, failed, _size(states, tensors, size))
-
-
-def _size(states: Mapping[str, Array], tensors: Sequence[StateTensor], size: int) -> int:
-    return size if all(states[tensor.name].shape[tensor.axis] == size for tensor in tensors) else -1
+    return Outputs(rows, states, failed)
 
 
 def _read_only(value: Array) -> Array:

@@ -138,9 +138,10 @@ class StateStore:
             for lengths in before.lengths
         ]
 
-    def is_input(self, arrays: Mapping[str, Array]) -> bool:
-        """Return whether outputs can be the next input unchanged: no state has grown beyond its ``max_length``."""
-        return all(_length(tensor, arrays[tensor.name]) <= _max_length(tensor) for tensor in self._growing)
+    def is_input(self, arrays: Mapping[str, Array], size: int) -> bool:
+        """Return whether outputs can be the next input unchanged, of as many rows: no state exceeds its length."""
+        has_rows = all(arrays[tensor.name].shape[tensor.axis] == size for tensor in self._tensors)
+        return has_rows and all(_length(tensor, arrays[tensor.name]) <= _max_length(tensor) for tensor in self._growing)
 
     def bytes_in_use(self) -> int:
         """Return the bytes of all states; kept outputs count as a whole. The caller holds the lock."""

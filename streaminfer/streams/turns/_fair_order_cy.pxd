@@ -19,7 +19,6 @@ cdef class FairOrder:
     cdef readonly list queued
     cdef double _virtual_time
     cdef long long _number
-    cdef readonly Py_ssize_t count
 
     cpdef push(self, Turn turn, bint continues=*)
     @cython.locals(turn=Turn)

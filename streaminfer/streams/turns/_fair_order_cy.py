@@ -72,7 +72,6 @@ class FairOrder:
     """Streams that wait for their turn.
 
     Attributes:
-        count: how many wait.
         queued: their turns, as a heap.
     """
 
@@ -80,7 +79,6 @@ class FairOrder:
         self.queued: list[Turn] = []
         self._virtual_time = 0.0
         self._number = 0
-        self.count = 0
 
     def push(self, turn: Turn, continues: bool = False) -> None:
         """Queue a stream for one turn, unless it is queued.
@@ -103,15 +101,13 @@ class FairOrder:
             turn._start = turn._finish
         turn._queued_finish = turn._finish
         heappush(self.queued, turn)
-        self.count += 1
 
     def pop(self) -> Turn | None:
         """Remove and return the turn of the next stream; ``None``: no stream waits."""
-        if self.count == 0:
+        if not self.queued:
             return None
         turn: Turn = heappop(self.queued)
         turn._is_queued = False
-        self.count -= 1
         if turn._start > self._virtual_time:
             self._virtual_time = turn._start
         return turn
@@ -127,7 +123,6 @@ class FairOrder:
             turn._is_queued = False
             self.queued.remove(turn)
             heapify(self.queued)
-            self.count -= 1
 
 
 def _is_before(one: Turn, other: Turn) -> bool:

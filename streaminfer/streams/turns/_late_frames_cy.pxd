@@ -34,7 +34,7 @@ cdef class LateFrames:
     cdef Py_ssize_t _rows_in_time(self, list queued, Py_ssize_t room, long long starts_ns) except? -1
     @cython.locals(turn=Turn, stream=Stream)
     cpdef release_sources(self, list queued, long long now_ns)
-    cpdef update(self, object batch_ns, object expected_ns, Py_ssize_t workers)
+    cpdef update(self, object capabilities)
     cpdef learn(self, long long service_ns, bint is_in_time)
     cpdef bint is_late(self, Stream stream) except -1
     cpdef bint is_denied(self, Stream stream, StreamResult result, long long now_ns) except -1

@@ -36,8 +36,7 @@ from typing import TYPE_CHECKING
 from streaminfer._internal.units import NEVER_NS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from streaminfer.protocols import Capabilities
     from streaminfer.streams._live_stream_cy import Stream
     from streaminfer.streams._stream_cy import StreamResult, StreamState
     from streaminfer.streams.stream_settings import StreamSettings
@@ -75,21 +74,10 @@ class LateFrames:
         self._is_behind = False  # others fill the room, or two batches wait
         self.next_end_ns = 0
 
-    def update(
-        self,
-        batch_ns: Callable[[int], int | None] | None,
-        expected_ns: Callable[[int], int] | None,
-        workers: int,
-    ) -> None:
-        """Update the capabilities of the service; keep what was learned.
-
-        Args:
-            batch_ns: returns the duration of a slow batch for a number of rows, or ``None`` if it does not know;
-                ``None``: the service does not report it.
-            expected_ns: returns the expected duration of a batch for a number of rows; ``None``: not reported.
-            workers: how many batches run at once.
-        """
-        self._batch_ns, self._expected_ns, self._workers = batch_ns, expected_ns, workers
+    def update(self, capabilities: Capabilities) -> None:
+        """Update the capabilities of the service; keep what was learned."""
+        self._batch_ns, self._expected_ns = capabilities.slow_batch_ns, capabilities.expected_batch_ns
+        self._workers = capabilities.max_in_flight or 1
 
     def estimate(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int, lead_ns: int, workers: int) -> int:
         """Estimate when the next batch ends, and whether frames pile up; return how many frames to send.

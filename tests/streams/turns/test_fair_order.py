@@ -221,10 +221,10 @@ def test_urgent_streams_first_then_by_arrival():
         order.push(turn)
         order.push(turn)  # it is queued once
 
-    assert order.count == 4
+    assert len(order.queued) == 4
     assert [order.pop().owner for _ in range(4)] == ["z", "a", "b", "c"]
     assert order.pop() is None
-    assert order.count == 0
+    assert not order.queued
 
 
 def test_a_removed_stream_has_no_turn():

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from streaminfer.protocols import Capabilities
 from streaminfer.streams import Block
 from streaminfer.streams._live_stream_cy import Stream
 from streaminfer.streams._outlet_cy import Outlet, WakeUps
@@ -31,7 +32,7 @@ class Streams:
         outlet = Outlet(loop.clock, WakeUps(loop, None, lambda: None))
         self.order = FairOrder()
         self.late_frames = LateFrames(self.settings)
-        self.late_frames.update(batch_ns, batch_ns, workers)
+        self.late_frames.update(Capabilities(slow_batch_ns=batch_ns, expected_batch_ns=batch_ns, max_in_flight=workers))
         self.streams = []
         for number, frames in enumerate(ages):
             stream = Stream(number, [], self.settings, 1.0, sender, outlet, SessionTotals())
@@ -235,7 +236,7 @@ async def test_measured_time_is_kept_when_streams_join(loop):
     streams = Streams(loop, [10], batch_ns=None)
     streams.look()
     streams.late_frames.learn(40, True)
-    streams.late_frames.update(None, None, 1)
+    streams.late_frames.update(Capabilities())
     streams.look()
     assert streams.late_frames.next_end_ns == 1100
 
