@@ -5,7 +5,7 @@ import inspect
 import math
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,27 +111,30 @@ class Requests:
         self.values: defaultdict[str, array[float]] = defaultdict(lambda: no_numbers[:])
         self.labels: defaultdict[str, list[str]] = defaultdict(lambda: [""] * count)
         self._notes: list[tuple[int, _Numbers, _Numbers, dict[str, str]]] = []
-        self.begin: Begin | None = None
-        if not is_service(service):
-            self.call: Call = self._by_number(inputs, service)
-            return
-        self.call = self._by_number(inputs, lambda item, **settings: service.call(_request_of(item, **settings)))
-        if (begin_call := adapt(service).begin_call) is not None:
-            self.begin = self._by_number(
-                inputs, lambda item, receive, **settings: begin_call(_request_of(item, **settings), receive)
-            )
+        begin_call = adapt(service).begin_call if is_service(service) else None
+        self.begin: Begin | None = None if begin_call is None else self._begin(inputs, begin_call)
+        send: Callable[..., Awaitable[Any]] = (
+            (lambda item, **settings: service.call(_request_of(item, **settings))) if is_service(service) else service
+        )
 
-    def _by_number(self, inputs: Callable[[int], Any], send: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that sends the request with a number, and with the callback of ``begin``."""
-
-        def send_number(number: int, *receive: Receive) -> Any:
+        def call(number: int) -> Awaitable[Any]:
             item = inputs(number)
             if type(item) is Sample:
                 self._note(number, item)
-                return send(item.inputs, *receive, **item.settings)
-            return send(item, *receive)
+                return send(item.inputs, **item.settings)
+            return send(item)
 
-        return send_number
+        self.call: Call = call
+
+    def _begin(self, inputs: Callable[[int], Any], begin_call: Callable[[Request, Receive], Any]) -> Begin:
+        def begin(number: int, receive: Receive) -> Any:
+            item = inputs(number)
+            if type(item) is Sample:
+                self._note(number, item)
+                return begin_call(_request_of(item.inputs, **item.settings), receive)
+            return begin_call(_request_of(item), receive)
+
+        return begin
 
     def _note(self, number: int, sample: Sample) -> None:
         stages_s = dict(sample.stages_s)
@@ -157,10 +160,12 @@ class Requests:
 
     def sort_notes(self) -> None:
         """Move the collected notes into the columns; also called at the end of the run."""
+        stages, is_missing = self.stages, math.isnan
         for number, stages_s, values, labels in self._notes:
             for name, seconds in stages_s.items():  # a request can have a stage twice: on its device, in the service
-                column = self.stages[name]
-                column[number] = seconds if math.isnan(column[number]) else column[number] + seconds
+                column = stages[name]
+                before_s = column[number]
+                column[number] = seconds if is_missing(before_s) else before_s + seconds
             for name, value in values.items():
                 self.values[name][number] = value
             for name, label in labels.items():

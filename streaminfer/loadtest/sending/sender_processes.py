@@ -84,8 +84,9 @@ async def send_from_processes(
             with contextlib.closing(child_end):
                 child.start()
             children.append(child)
-        report_in_loop = partial(loop.call_soon_threadsafe, report)
-        collecting = loop.run_in_executor(None, _collect, pipes, report_in_loop, progress is not None)
+        collecting = loop.run_in_executor(
+            None, _collect, pipes, lambda state: loop.call_soon_threadsafe(report, state), progress is not None
+        )
         record = Record.merge(await asyncio.shield(collecting))
         if failures:
             raise failures[0]
