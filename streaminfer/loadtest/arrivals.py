@@ -9,7 +9,7 @@ A schedule depends only on the fields of the process, the duration and the seed.
 
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import numpy as np
@@ -79,7 +79,6 @@ class Constant:
         rate: requests per second.
     """
 
-    kind: ClassVar[str] = "constant"
     rate: float = attrs.field(validator=_POSITIVE)
 
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
@@ -97,7 +96,6 @@ class Poisson:
         rate: mean requests per second.
     """
 
-    kind: ClassVar[str] = "poisson"
     rate: float = attrs.field(validator=_POSITIVE)
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
@@ -114,7 +112,6 @@ class Gamma:
         cv: coefficient of variation of the gaps; 1 makes a Poisson process.
     """
 
-    kind: ClassVar[str] = "gamma"
     rate: float = attrs.field(validator=_POSITIVE)
     cv: float = attrs.field(default=4.0, validator=field_check(processes.check_cv))
 
@@ -144,7 +141,6 @@ class OnOff:
         off_times: low level, as a multiple of ``rate``.
     """
 
-    kind: ClassVar[str] = "on_off"
     rate: float = attrs.field(validator=_POSITIVE)
     on_s: float = attrs.field(default=0.05, validator=_DURATION)
     off_s: float = attrs.field(default=0.2, validator=_DURATION)
@@ -172,7 +168,6 @@ class Bursts:
         times: rate during a burst, as a multiple of the quiet rate.
     """
 
-    kind: ClassVar[str] = "bursts"
     rate: float = attrs.field(validator=_POSITIVE)
     on_s: float = attrs.field(default=0.05, validator=_DURATION)
     off_s: float = attrs.field(default=0.45, validator=_DURATION)
@@ -195,7 +190,6 @@ class Cameras:
         jitter_s: largest delay of a frame; delays are uniform between 0 and this.
     """
 
-    kind: ClassVar[str] = "cameras"
     fps: float = attrs.field(validator=_POSITIVE)
     cameras: int = attrs.field(validator=field_check(check_count))
     jitter_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
@@ -216,7 +210,6 @@ class Diurnal:
         period_s: seconds of one day; ``None``: the duration of the run.
     """
 
-    kind: ClassVar[str] = "diurnal"
     rate: float = attrs.field(validator=_POSITIVE)
     peak: float = attrs.field(
         default=1.8, validator=field_check(check_number, "a number from 1 to 2", lambda number: 1 <= number <= 2)
@@ -248,7 +241,6 @@ class Ramp:
         to_rate: requests per second at the end.
     """
 
-    kind: ClassVar[str] = "ramp"
     from_rate: float = attrs.field(validator=_NOT_NEGATIVE)
     to_rate: float = attrs.field(validator=_NOT_NEGATIVE)
 
@@ -269,7 +261,6 @@ class Rates:
         window_s: duration of a window.
     """
 
-    kind: ClassVar[str] = "rates"
     rates: Floats = attrs.field(converter=_rates, repr=lambda rates: f"<{rates.size:,} rates>")
     window_s: float = attrs.field(validator=_DURATION)
 
@@ -315,7 +306,6 @@ class Replay:
         rate: mean requests per second, reached by stretching or compressing time; ``None``: as recorded.
     """
 
-    kind: ClassVar[str] = "replay"
     arrivals_s: Floats = attrs.field(converter=_trace, repr=_say_instants)
     rate: float | None = attrs.field(
         default=None, validator=field_check(check_number, "a finite number > 0", _is_positive, optional=True)
@@ -357,8 +347,8 @@ class Replay:
 
 
 ARRIVALS: dict[str, type[Any]] = {
-    each.kind: each
-    for each in (Constant, Poisson, Gamma, OnOff, Bursts, Cameras, Diurnal, Ramp, Rates, Replay)
+    "constant": Constant, "poisson": Poisson, "gamma": Gamma, "on_off": OnOff, "bursts": Bursts, "cameras": Cameras,
+    "diurnal": Diurnal, "ramp": Ramp, "rates": Rates, "replay": Replay,
 }  # fmt: skip
 """Arrival classes by their ``kind`` in a scenario file."""
 

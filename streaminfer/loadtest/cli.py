@@ -15,7 +15,6 @@ from streaminfer._internal.files.whole_file import write_whole
 from streaminfer._internal.validation import expected
 from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.capacity.find import find_capacity
-from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.path.cdn_edge import CdnEdge
 from streaminfer.loadtest.path.device_group import run_devices
 from streaminfer.loadtest.quantiles import say_share
@@ -24,7 +23,7 @@ from streaminfer.loadtest.report.page import make_page
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.report.sentences import describe
 from streaminfer.loadtest.runner import run
-from streaminfer.loadtest.scenario import CapacitySettings, Scenario
+from streaminfer.loadtest.scenario import Scenario
 from streaminfer.loadtest.sending.sender import Progress
 from streaminfer.loadtest.verdict.verdict import Verdict, compare
 
@@ -96,41 +95,34 @@ def _check_targets(options: argparse.Namespace) -> None:
 
 
 def _run(scenario: Scenario) -> Report:
-    service, settings = scenario.service.maker(), scenario.run_settings()
+    service, settings = scenario.service.maker(), scenario.run_settings() | {"progress": _print_progress}
     target = service if scenario.senders else service()
     if scenario.devices:
-        settings = {name: value for name, value in settings.items() if name not in {"arrivals", "senders"}}
         return asyncio.run(_run_devices(scenario, target, settings))
-    inputs = scenario.make_inputs()
-    report = asyncio.run(run(target, inputs=inputs, progress=_print_progress, **settings))
-    if scenario.capacity is not None:
-        report = attrs.evolve(report, capacity=_find(scenario, scenario.capacity, target, inputs))
-    return report
+    return asyncio.run(_run_requests(scenario, target, settings | {"inputs": scenario.make_inputs()}))
 
 
 async def _run_devices(scenario: Scenario, service: object, settings: dict[str, Any]) -> Report:
+    del settings["arrivals"], settings["senders"]
     async with contextlib.AsyncExitStack() as stack:
         edge = None
         if scenario.edge is not None:
             edge = await stack.enter_async_context(CdnEdge(consumers=scenario.edge.consumers))
-        return await run_devices(
-            service, scenario.devices, score=scenario.score, edge=edge, progress=_print_progress, **settings
-        )
+        return await run_devices(service, scenario.devices, score=scenario.score, edge=edge, **settings)
 
 
-def _find(scenario: Scenario, settings: CapacitySettings, service: object, inputs: object) -> Capacity:
-    return asyncio.run(
-        find_capacity(
-            service,
-            inputs=inputs,
-            slo_s=scenario.slo_s,
-            objective=scenario.objective,
-            seed=scenario.seed,
-            senders=scenario.senders,
-            on_step=lambda step: print(f"  {step.rate:,.0f}/s: {say_share(step.on_time)} on time", file=sys.stderr),
-            **attrs.asdict(settings),
-        )
+async def _run_requests(scenario: Scenario, service: object, settings: dict[str, Any]) -> Report:
+    report = await run(service, **settings)
+    if scenario.capacity is None:
+        return report
+    names = ("inputs", "slo_s", "objective", "seed", "senders")
+    capacity = await find_capacity(
+        service,
+        on_step=lambda step: print(f"  {step.rate:,.0f}/s: {say_share(step.on_time)} on time", file=sys.stderr),
+        **{name: settings[name] for name in names},
+        **attrs.asdict(scenario.capacity),
     )
+    return attrs.evolve(report, capacity=capacity)
 
 
 def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:

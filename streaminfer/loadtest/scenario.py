@@ -29,18 +29,18 @@ import attrs
 import numpy as np
 
 from streaminfer._internal.validation import (
+    check_amount,
     check_choice,
     check_count,
     check_duration,
     check_instance,
-    check_number,
     check_path,
     check_share,
     expected,
     field_check,
     make_from_table,
 )
-from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay, check_run_s
+from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, check_run_s
 from streaminfer.loadtest.capacity.search import check_rates
 from streaminfer.loadtest.path.device_group import DeviceGroup, as_tuple
 from streaminfer.loadtest.path.path_service import Score
@@ -52,7 +52,7 @@ _RANDOM_ROWS = 64
 _MAX_AXIS = 10**9
 _TEXT = field_check(check_instance, str, "a string")
 _SHARE = field_check(check_share)
-_POSITIVE = field_check(check_number, "a finite number > 0", lambda number: 0 < number < float("inf"))
+_POSITIVE = field_check(check_amount, positive=True)
 
 
 def inference_server(url: str, model: str, protocol: Protocol = "grpc") -> Any:
@@ -300,7 +300,7 @@ def _build_arrivals(folder: Path, table: Mapping[str, Any]) -> Any:
     kind = check_choice("arrivals.kind", fields.pop("kind", None), tuple(ARRIVALS))
     if "path" in fields:
         fields["path"] = _path_in(folder, "arrivals.path", fields["path"])
-    recorded = kind == Replay.kind or (kind == Rates.kind and "path" in fields)
+    recorded = kind == "replay" or (kind == "rates" and "path" in fields)
     return _make_from_files(ARRIVALS[kind].load if recorded else ARRIVALS[kind], fields, "arrivals")
 
 

@@ -24,20 +24,20 @@ def make_plan(instance: Instance, counts: Floats, *, bound: float) -> Plan:
     """
     problem = instance.candidates.problem
     used = np.flatnonzero(counts > 0)
-    flows = {state: _flow(instance, state, counts) for state in instance.normal()}
+    flows = {_key(instance, state): _flow(instance, state, counts) for state in instance.normal()}
     value = instance.cost(counts)
     quality = instance.quality(counts)
     objective = quality if instance.settings.budget is not None else value
     unserved: dict[str, float] = {}
-    for state, flow in flows.items():
-        unserved_flow = instance.flows.unserved(state, flow)
+    for state in instance.normal():
+        unserved_flow = instance.flows.unserved(state, flows[_key(instance, state)])
         for c in np.flatnonzero(unserved_flow):
             name = problem.clusters[int(c)].name
             unserved[name] = max(unserved.get(name, 0.0), float(unserved_flow[c]) / instance.flows.unit)
     return Plan(
         problem=problem,
         replicas=tuple(_group(instance, int(p), int(counts[p])) for p in used),
-        assignments={_key(instance, state): _shares(instance, flow, used) for state, flow in flows.items()},
+        assignments={key: _shares(instance, flow, used) for key, flow in flows.items()},
         cost=value,
         quality=quality,
         bound=bound,

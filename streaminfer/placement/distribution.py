@@ -22,6 +22,14 @@ _MAX_SAMPLES = 10**9
 Floats = NDArray[np.float64]
 
 
+def _values(values_s: ArrayLike) -> Floats:
+    return _numbers("values_s", values_s)
+
+
+def _shares(shares: ArrayLike) -> Floats:
+    return np.atleast_1d(real_array("shares", shares, "numbers > 0 with the sum 1")).copy()
+
+
 @attrs.frozen(eq=False, repr=False)
 class Distribution:
     """A distribution of durations: ascending values, and the share of each.
@@ -33,8 +41,20 @@ class Distribution:
         shares: shape (n,), float64, > 0, their sum is 1, read-only.
     """
 
-    values_s: Floats
-    shares: Floats
+    values_s: Floats = attrs.field(converter=_values)
+    shares: Floats = attrs.field(converter=_shares)
+
+    @shares.default
+    def _equal_shares(self) -> Floats:
+        return np.full(self.values_s.size, 1.0 / self.values_s.size)
+
+    def __attrs_post_init__(self) -> None:
+        values, shares = self.values_s, self.shares
+        if (np.diff(values) < 0).any():
+            raise ValueError(expected("values_s", "seconds in ascending order", values))
+        if shares.shape != values.shape or not (shares > 0).all() or abs(shares.sum() - 1) > _SUM_TOLERANCE:
+            raise ValueError(expected("shares", f"{values.size} numbers > 0 with the sum 1", shares))
+        values.flags.writeable = shares.flags.writeable = False
 
     @classmethod
     def from_samples(cls, samples_s: ArrayLike, *, points: int = 200) -> Self:
@@ -71,18 +91,7 @@ class Distribution:
         Raises:
             TypeError, ValueError: not such numbers.
         """
-        values = _numbers("values_s", values_s)
-        if (np.diff(values) < 0).any():
-            raise ValueError(expected("values_s", "seconds in ascending order", values_s))
-        if shares is None:
-            weights = np.full(values.size, 1.0 / values.size)
-        else:
-            expectation = f"{values.size} numbers > 0 with the sum 1"
-            weights = _numbers("shares", shares, expectation)
-            if weights.shape != values.shape or not (weights > 0).all() or abs(weights.sum() - 1) > _SUM_TOLERANCE:
-                raise ValueError(expected("shares", expectation, shares))
-        values.flags.writeable = weights.flags.writeable = False
-        return cls(values, weights)
+        return cls(values_s) if shares is None else cls(values_s, shares)
 
     @classmethod
     def from_json(cls, stored: Any) -> Self:
@@ -141,8 +150,9 @@ class Distribution:
         return f"<Distribution of {self.values_s.size} values, p50 {p50}, p99 {p99}>"
 
 
-def _numbers(name: str, values: ArrayLike, expectation: str = "finite numbers of seconds ≥ 0, at least one") -> Floats:
+def _numbers(name: str, values: ArrayLike) -> Floats:
     """Return a one-dimensional copy of finite numbers ≥ 0, at least one."""
+    expectation = "finite numbers of seconds ≥ 0, at least one"
     numbers = np.atleast_1d(real_array(name, values, expectation)).copy()
     if numbers.ndim != 1:
         raise TypeError(expected(name, expectation, values))

@@ -69,7 +69,7 @@ class Plan:
         unserved: requests per second of clusters for which there is no capacity; only `repair` leaves any.
         instance: pools and settings of the solver, for repairs and prices.
         counts: replicas of each pool of the instance.
-        flows: flows of demand to these pools, by state, in the unit of `Flows`.
+        flows: flows of demand to these pools, by hour and name of the scenario, in the unit of `Flows`.
     """
 
     problem: Problem
@@ -83,7 +83,7 @@ class Plan:
     unserved: Mapping[str, float]
     instance: Instance
     counts: NDArray[np.float64]
-    flows: Mapping[int, NDArray[np.int64]]
+    flows: Mapping[tuple[int, str], NDArray[np.int64]]
 
     @cached_property
     def predictions(self) -> Mapping[str, Prediction]:
@@ -122,14 +122,10 @@ class Plan:
         """
         if (hour, scenario) not in self.assignments:
             raise ValueError(expected("hour, scenario", f"one of {list(self.assignments)[:10]}", (hour, scenario)))
-        flows, candidates = self.instance.flows, self.instance.candidates
-        names = [it.name for it in candidates.problem.scenarios]
-        indexes = (
-            at for at in self.flows if (it := candidates.states[at]).hour == hour and names[it.scenario] == scenario
-        )
-        state = next(indexes)
+        flows = self.instance.flows
+        state = self.instance.normal()[list(self.flows).index((hour, scenario))]
         demand = np.maximum(flows.rates[state] * flows.unit, 1.0)  # without what is not served
-        shares = self.flows[state][:, self.counts > 0] / demand[:, None]
+        shares = self.flows[hour, scenario][:, self.counts > 0] / demand[:, None]
         return np.asarray(self._rates(hour, scenario) @ shares)
 
     def busiest_shares(self) -> dict[str, dict[str, float]]:

@@ -105,10 +105,10 @@ def _homes(problem: Problem, running: Plan | None) -> dict[tuple[Any, ...], int]
 
 def _checked_hours(problem: Problem, hours: Iterable[int]) -> tuple[int, ...]:
     check_instance("hours", hours, Iterable, "whole numbers or None")
-    chosen = tuple(check_count("hours", hour, at_least=0, at_most=problem.hours - 1) for hour in hours)
+    chosen = dict.fromkeys(check_count("hours", hour, at_least=0, at_most=problem.hours - 1) for hour in hours)
     if not chosen:
         raise ValueError(expected("hours", "at least one hour", hours))
-    return chosen
+    return tuple(chosen)
 
 
 def _planned(candidates: Candidates, settings: Settings, method: str, gap: float, time_limit_s: float | None) -> Plan:

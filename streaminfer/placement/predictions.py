@@ -24,6 +24,8 @@ _BINS = BINS + 20
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Key = tuple[int, str]
+"""An hour, and the name of a scenario."""
 
 
 @attrs.frozen(kw_only=True)
@@ -47,34 +49,31 @@ class Prediction:
     share: float
 
 
-def predict(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) -> dict[str, Prediction]:
+def predict(instance: Instance, counts: Floats, flows: Mapping[Key, Ints]) -> dict[str, Prediction]:
     """Predict the latency of every cluster that is served.
 
     Args:
         instance: pools that the replicas were chosen from.
         counts: replicas of each pool.
-        flows: flows of demand to pools, by state.
+        flows: flows of demand to pools, by hour and name of the scenario.
     """
     problem = instance.candidates.problem
-    max_rates = instance.pool_rates / [pool.level for pool in instance.pools]
+    largest = counts * instance.pool_rates / [pool.level for pool in instance.pools] * instance.flows.unit
     with np.errstate(divide="ignore", invalid="ignore"):
-        loads = {
-            s: np.nan_to_num(flow.sum(axis=0) / instance.flows.unit / (counts * max_rates)) for s, flow in flows.items()
-        }
+        loads = {key: np.nan_to_num(flow.sum(axis=0) / largest) for key, flow in flows.items()}
     predictions = {}
     for c, cluster in enumerate(problem.clusters):
-        serving = {s: float(loads[s][flow[c] > 0].max()) for s, flow in flows.items() if flow[c].any()}
         promise = problem.promise_of(cluster)
+        serving = {key: float(loads[key][flow[c] > 0].max()) for key, flow in flows.items() if flow[c].any()}
         latencies_s = {
-            s: _latency_s(instance, c, s, flows[s][c], loads[s], promise) for s in _busiest(instance, serving)
+            key: _latency_s(instance, c, key[1], flows[key][c], loads[key], promise) for key in _busiest(serving)
         }
         if latencies_s:
-            slowest = max(latencies_s, key=latencies_s.__getitem__)
-            state = instance.candidates.states[slowest]
+            hour, scenario = slowest = max(latencies_s, key=latencies_s.__getitem__)
             predictions[cluster.name] = Prediction(
                 cluster=cluster.name,
-                hour=state.hour,
-                scenario=problem.scenarios[state.scenario].name,
+                hour=hour,
+                scenario=scenario,
                 latency_s=latencies_s[slowest],
                 slo_s=promise.slo_s,
                 share=promise.share,
@@ -82,10 +81,10 @@ def predict(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) -> di
     return predictions
 
 
-def _latency_s(instance: Instance, c: int, state: int, flow: Ints, loads: Floats, promise: ServiceClass) -> float:
+def _latency_s(instance: Instance, c: int, name: str, flow: Ints, loads: Floats, promise: ServiceClass) -> float:
     """Return the latency of the promised share of a cluster's requests, in two passes."""
     problem = instance.candidates.problem
-    scenario = instance.candidates.states[state].scenario
+    scenario = [it.name for it in problem.scenarios].index(name)
     latency_s = promise.slo_s
     for _ in range(2):
         step_s = latency_s / BINS
@@ -101,7 +100,7 @@ def _latency_s(instance: Instance, c: int, state: int, flow: Ints, loads: Floats
     return latency_s
 
 
-def _busiest(instance: Instance, loads: Mapping[int, float]) -> Iterator[int]:
-    """Yield the state with the largest load of each scenario."""
-    for scenario in {instance.candidates.states[state].scenario for state in loads}:
-        yield max((s for s in loads if instance.candidates.states[s].scenario == scenario), key=loads.__getitem__)
+def _busiest(loads: Mapping[Key, float]) -> Iterator[Key]:
+    """Yield the hour with the largest load in each scenario."""
+    for scenario in {name for _, name in loads}:
+        yield max((key for key in loads if key[1] == scenario), key=loads.__getitem__)

@@ -16,6 +16,7 @@ from typing import Any, Self
 import attrs
 
 from streaminfer._internal.validation import (
+    check_amount,
     check_choice,
     check_count,
     check_duration,
@@ -53,8 +54,8 @@ _NO_ENTRIES: Mapping[str, Any] = {}
 _DISTRIBUTION = field_check(check_instance, Distribution, "a Distribution")
 
 
-def _number(expectation: str, fits: Callable[[float], bool], **options: Any) -> Any:
-    return field_check(check_number, expectation, fits, **options)
+def _number(expectation: str, fits: Callable[[float], bool]) -> Any:
+    return field_check(check_number, expectation, fits)
 
 
 def _text(**options: Any) -> Any:
@@ -62,12 +63,11 @@ def _text(**options: Any) -> Any:
 
 
 def _amount(default: float = 0.0) -> Any:
-    return attrs.field(default=default, validator=_number("a finite number ≥ 0", lambda it: 0 <= it < math.inf))
+    return attrs.field(default=default, validator=field_check(check_amount))
 
 
 def _optional_amount() -> Any:
-    check = _number("a finite number > 0, or None", lambda it: 0 < it < math.inf, optional=True)
-    return attrs.field(default=None, validator=check)
+    return attrs.field(default=None, validator=field_check(check_amount, positive=True, optional=True))
 
 
 def _records(kind: type, **options: Any) -> Any:
@@ -226,7 +226,7 @@ class Shard:
 
     service_time: Mapping[str, ServiceTime] = attrs.field()
     memory_bytes: float = _amount()
-    slots: float = attrs.field(default=1.0, validator=_number("a finite number > 0", lambda it: 0 < it < math.inf))
+    slots: float = attrs.field(default=1.0, validator=field_check(check_amount, positive=True))
     transfer_bytes: float = _amount()
 
     @service_time.validator

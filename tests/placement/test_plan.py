@@ -264,6 +264,15 @@ def test_running_replicas_are_matched_by_site_name():
     assert plan(moved, running=running, migrations=0).running == running.running
 
 
+def test_an_hour_given_twice_counts_once():
+    """Loads are those of the hour that is asked for, whatever hours the plan was made for."""
+    problem, _ = planned("hours")
+
+    once, twice = (plan(problem, hours=hours) for hours in ([0, 1], [0, 0, 1]))
+
+    assert twice.group_rates(1, "normal").tolist() == once.group_rates(1, "normal").tolist()
+
+
 def test_plan_hours_follows_the_demand():
     """Each hour costs no more than the plan for all hours."""
     problem, whole = planned("hours")

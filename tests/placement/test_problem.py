@@ -151,6 +151,8 @@ def test_wrong_distributions_are_rejected(values, shares, error, message):
     """Values must be seconds, and shares must add up to 1."""
     with pytest.raises(error, match=message):
         Distribution.of(values, shares)
+    with pytest.raises(error, match=message):
+        Distribution(values) if shares is None else Distribution(values, shares)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])

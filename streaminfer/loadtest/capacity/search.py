@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.distributions.quantiles import student_quantile
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_number, expected
+from streaminfer._internal.validation import check_amount, check_number, expected
 from streaminfer.loadtest.arrivals import check_run_s
 from streaminfer.simulation.arrivals import check_size
 
@@ -166,7 +166,7 @@ def check_rates(low: float, high: float, step_s: float) -> tuple[float, float, f
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    low = check_number("low", low, "a finite number > 0", lambda rate: 0 < rate < math.inf)
+    low = check_amount("low", low, positive=True)
     high = check_number("high", high, "a number above low", lambda rate: low < rate < math.inf)
     step_s = check_run_s("step_s", step_s)
     if low * step_s < _LEAST_REQUESTS:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile, MicrophoneProfile
 
-__all__ = ["CodecSettings", "codec_settings", "new_decoder", "new_encoder", "set_up_encoder"]
+__all__ = ["CODECS", "CodecSettings", "new_decoder", "new_encoder", "set_up_encoder"]
 
 
 class CodecSettings(NamedTuple):
@@ -20,7 +20,7 @@ class CodecSettings(NamedTuple):
 
 
 _REALTIME = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "error-resilient": "1"}
-_SETTINGS = {
+CODECS = {
     "h264": CodecSettings("libx264", "h264", {"preset": "ultrafast", "tune": "zerolatency"}),
     # a VP8 encoder with a cpu-used above 0 adapts to the load of the machine, so no run would repeat
     "vp8": CodecSettings("libvpx", "vp8", _REALTIME | {"cpu-used": "-12"}),
@@ -31,16 +31,12 @@ _SETTINGS = {
     "aac": CodecSettings("aac", "aac", {}, "fltp"),
     "pcm": CodecSettings("pcm_s16le", "pcm_s16le", {}, "s16"),
 }
-
-
-def codec_settings(profile: DeviceProfile) -> CodecSettings:
-    """Return the codec of a device."""
-    return _SETTINGS[profile.codec]
+"""Settings by the codec of a profile."""
 
 
 def set_up_encoder(context: Any, profile: DeviceProfile) -> None:
     """Set the frame format and the codec settings of a device on an encoder."""
-    settings = codec_settings(profile)
+    settings = CODECS[profile.codec]
     context.options = dict(settings.options)
     if isinstance(profile, CameraProfile):
         context.width, context.height, context.pix_fmt = profile.width, profile.height, settings.frame_format
@@ -60,7 +56,7 @@ def set_up_encoder(context: Any, profile: DeviceProfile) -> None:
 
 def new_encoder(av: ModuleType, profile: DeviceProfile) -> Any:
     """Return an open encoder for the frames of a device."""
-    context = av.CodecContext.create(codec_settings(profile).encoder, "w")
+    context = av.CodecContext.create(CODECS[profile.codec].encoder, "w")
     set_up_encoder(context, profile)
     context.open()
     return context
@@ -68,7 +64,7 @@ def new_encoder(av: ModuleType, profile: DeviceProfile) -> Any:
 
 def new_decoder(av: ModuleType, profile: DeviceProfile, encoder: Any) -> Any:
     """Return a decoder for the packets of an encoder."""
-    context = av.CodecContext.create(codec_settings(profile).decoder, "r")
+    context = av.CodecContext.create(CODECS[profile.codec].decoder, "r")
     if encoder.extradata:
         context.extradata = encoder.extradata
     if isinstance(profile, MicrophoneProfile):

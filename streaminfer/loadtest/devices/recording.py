@@ -10,7 +10,7 @@ from typing import Any
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance
 from streaminfer.errors import InvalidInput
-from streaminfer.loadtest.devices.codecs import codec_settings, set_up_encoder
+from streaminfer.loadtest.devices.codecs import CODECS, set_up_encoder
 from streaminfer.loadtest.devices.delivery import captures
 from streaminfer.loadtest.devices.filters import compile_filters
 from streaminfer.loadtest.devices.graph import filter_frames
@@ -103,7 +103,7 @@ def record(
     timing = captures(profile.delivery, profile.period_s, seed)
     with av.open(str(target), "w") as container:
         rate = {"rate": Fraction(profile.rate).limit_denominator(1_001)} if isinstance(profile, CameraProfile) else {}
-        stream = container.add_stream(codec_settings(profile).encoder, **rate)
+        stream = container.add_stream(CODECS[profile.codec].encoder, **rate)
         set_up_encoder(stream.codec_context, profile)
         encoder = stream.codec_context
         last_tick = -MIN_TICKS

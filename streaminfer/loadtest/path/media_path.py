@@ -131,13 +131,12 @@ class MediaPath(DevicePath):
             return
         self._in_flight.add(passage)
         try:
-            self._submitted += 1
             if self._thread is None:
                 self._work(passage)
             else:
                 self._thread.submit(self._work, passage)
+            self._submitted += 1
         except Closed as error:
-            self._submitted -= 1
             self._end(passage, error)
 
     async def aclose(self) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.arrivals import check_run_s
-from streaminfer.loadtest.devices.delivery import Capture, captures
+from streaminfer.loadtest.devices.delivery import captures
 from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer
 from streaminfer.loadtest.sample import Measured, Sample
 from streaminfer.loadtest.sending.loops import complete
@@ -58,10 +58,10 @@ _LOSSES: dict[Loss, tuple[type[FrameLost], str]] = {
 
 @attrs.frozen(slots=True)
 class _DueFrame:
-    """One frame of one path, due at an instant of the schedule."""
+    """One frame of one path, due at an instant of the schedule; its device delivers it ``late_ns`` later."""
 
     path: DevicePath
-    capture: Capture
+    late_ns: int
     skipped: int
 
 
@@ -147,7 +147,8 @@ class PathService(Node):
                 if capture.delivered_ns is None:
                     skipped += 1
                     continue
-                merged.append((at_ns, index, _DueFrame(path, capture, skipped)))
+                late_ns = capture.delivered_ns - capture.captured_ns
+                merged.append((at_ns, index, _DueFrame(path, late_ns, skipped)))
                 skipped = 0
         ordered = sorted(merged, key=lambda it: it[:2])
         self._samples = [Sample(due, labels=due.path.labels) for _, _, due in ordered]
@@ -176,9 +177,8 @@ class PathService(Node):
     def _begin(self, request: Request, receive: Receive) -> "_FrameCall":
         due: _DueFrame = request.inputs
         call = _FrameCall(self, request, due, receive)
-        delivered_ns, captured_ns = due.capture.delivered_ns, self._clock()
-        late_ns = 0 if delivered_ns is None else delivered_ns - due.capture.captured_ns
-        due.path.begin(captured_ns, captured_ns + late_ns, call.receive_transfer, skipped=due.skipped)
+        captured_ns = self._clock()
+        due.path.begin(captured_ns, captured_ns + due.late_ns, call.receive_transfer, skipped=due.skipped)
         return call
 
     @functools.cached_property

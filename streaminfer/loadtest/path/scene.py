@@ -8,7 +8,7 @@ import numpy as np
 
 from streaminfer._internal.loading.extras import require
 from streaminfer.errors import InvalidInput
-from streaminfer.loadtest.devices.codecs import codec_settings
+from streaminfer.loadtest.devices.codecs import CODECS
 from streaminfer.loadtest.devices.library import device_profile
 from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile
 from streaminfer.loadtest.devices.recording import render
@@ -39,7 +39,7 @@ class Scene:
     ) -> None:
         self.profile = device_profile(device)
         self._av: ModuleType = require("av", extra="media", purpose="Scene")
-        self._format = codec_settings(self.profile).frame_format
+        self._format = CODECS[self.profile.codec].frame_format
         self._frames = [self._to_array(frame) for frame in render(source, self.profile, seed=seed, seconds=seconds)]
         if not self._frames:
             raise InvalidInput(f"source: expected a recording with frames, got none in {str(source)!r}")

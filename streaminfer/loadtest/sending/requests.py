@@ -1,5 +1,6 @@
 """Requests of a load test: inputs by number, the call of the service, and measurements from its responses."""
 
+import contextlib
 import inspect
 import math
 from array import array
@@ -13,11 +14,12 @@ from streaminfer._internal.validation import expected
 from streaminfer.loadtest.sample import Measured, Sample
 from streaminfer.loadtest.sending.loops import Begin, Call, Receive
 from streaminfer.protocols import adapt, is_service
-from streaminfer.request import Request, Response, Timings
+from streaminfer.request import Request, Response
 
-__all__ = ["Requests", "check_inputs", "check_sequence", "check_service"]
+__all__ = ["Requests", "check_inputs", "check_sequence", "check_service", "check_takes"]
 
 _MAX_NOTES = 256
+_Numbers = dict[str, float]
 
 Service = Any
 """An object with ``async call(request)``, or an async function of the inputs."""
@@ -46,7 +48,8 @@ def check_inputs(inputs: Inputs) -> Callable[[int], Any]:
     if isinstance(inputs, (Mapping, Sample)):
         return lambda _number: inputs
     if callable(inputs):
-        _check_takes_a_number(inputs, expectation)
+        # without this check, the TypeError of every request would count as an error of the service
+        check_takes("inputs", inputs, expectation, 0)
         return inputs  # type: ignore[no-any-return]
     return check_sequence(inputs, expectation)
 
@@ -66,16 +69,17 @@ def check_sequence(inputs: Any, expectation: str) -> Callable[[int], Any]:
     return lambda number: inputs[number % count]
 
 
-def _check_takes_a_number(function: Any, expectation: str) -> None:
-    # without this check, the TypeError of every request would count as an error of the service
+def check_takes(argument: str, function: Any, expectation: str, *values: Any) -> None:
+    """Check that a function takes these values, as far as its signature tells.
+
+    Raises:
+        TypeError: it does not; ``expectation`` describes the functions that do.
+    """
     try:
-        signature = inspect.signature(function, follow_wrapped=False)  # a decorator may add the number
-    except ValueError:  # functions written in C may have no signature
-        return
-    try:
-        signature.bind(0)
+        with contextlib.suppress(ValueError):  # functions written in C may have no signature
+            inspect.signature(function, follow_wrapped=False).bind(*values)  # a decorator may add parameters
     except TypeError as error:
-        raise TypeError(f"{expected('inputs', expectation, function)}: {error}") from error
+        raise TypeError(f"{expected(argument, expectation, function)}: {error}") from error
 
 
 def _request_of(inputs: Any, **settings: Any) -> Request:
@@ -94,6 +98,8 @@ class Requests:
         count: number of requests.
 
     Attributes:
+        call: sends the request with a number.
+        begin: begins the request with a number, without a task; ``None`` without ``begin_call``.
         stages: seconds of each request by name of the stage; NaN where a request has none.
         values: other measurements by name; NaN where a request has none.
         labels: labels of each request by name; an empty string where a request has none.
@@ -104,19 +110,12 @@ class Requests:
         self.stages: defaultdict[str, array[float]] = defaultdict(lambda: no_numbers[:])
         self.values: defaultdict[str, array[float]] = defaultdict(lambda: no_numbers[:])
         self.labels: defaultdict[str, list[str]] = defaultdict(lambda: [""] * count)
-        self._samples: list[tuple[int, dict[str, str], dict[str, float]]] = []
-        self._timings: list[tuple[int, Timings]] = []
-        self._measured: list[tuple[int, dict[str, float], dict[str, float], dict[str, str]]] = []
-        self._inputs = inputs
-        self._begin_call = adapt(service).begin_call if is_service(service) else None
-        self._send: Callable[..., Awaitable[Any]] = (
+        self._notes: list[tuple[int, _Numbers, _Numbers, dict[str, str]]] = []
+        begin_call = adapt(service).begin_call if is_service(service) else None
+        self.begin: Begin | None = None if begin_call is None else self._begin(inputs, begin_call)
+        send: Callable[..., Awaitable[Any]] = (
             (lambda item, **settings: service.call(_request_of(item, **settings))) if is_service(service) else service
         )
-
-    @property
-    def call(self) -> Call:
-        """Function that sends the request with a number."""
-        inputs, send = self._inputs, self._send
 
         def call(number: int) -> Awaitable[Any]:
             item = inputs(number)
@@ -125,15 +124,9 @@ class Requests:
                 return send(item.inputs, **item.settings)
             return send(item)
 
-        return call
+        self.call: Call = call
 
-    @property
-    def begin(self) -> Begin | None:
-        """Function that begins the request with a number, without a task; ``None`` without ``begin_call``."""
-        begin_call, inputs = self._begin_call, self._inputs
-        if begin_call is None:
-            return None
-
+    def _begin(self, inputs: Callable[[int], Any], begin_call: Callable[[Request, Receive], Any]) -> Begin:
         def begin(number: int, receive: Receive) -> Any:
             item = inputs(number)
             if type(item) is Sample:
@@ -144,52 +137,40 @@ class Requests:
         return begin
 
     def _note(self, number: int, sample: Sample) -> None:
-        self._samples.append((number, dict(sample.labels), dict(sample.stages_s)))
-        if len(self._samples) == _MAX_NOTES:
-            self.sort_notes()
+        stages_s = dict(sample.stages_s)
+        if stages_s:
+            stages_s[BEFORE] = sum(stages_s.values())
+        self._keep(number, stages_s, {}, dict(sample.labels))
 
     def on_result(self, number: int, result: Any) -> None:
         """Collect the timings and measurements of a result."""
         measured = result
         if type(result) is Response:
             measured = result.outputs
-            if result.timings is not None:
-                self._timings.append((number, result.timings))
+            if (timings := result.timings) is not None:
+                stages_s = {"queue": timings.queued_s, "assembly": timings.assembled_s, "inference": timings.inferred_s}
+                self._keep(number, stages_s, {}, {})
         if type(measured) is Measured:  # no outputs, which may be large; copies, because a service may change them
-            self._measured.append((number, dict(measured.stages_s), dict(measured.values), dict(measured.labels)))
-        if len(self._timings) == _MAX_NOTES or len(self._measured) == _MAX_NOTES:
+            self._keep(number, dict(measured.stages_s), dict(measured.values), dict(measured.labels))
+
+    def _keep(self, number: int, stages_s: _Numbers, values: _Numbers, labels: dict[str, str]) -> None:
+        self._notes.append((number, stages_s, values, labels))
+        if len(self._notes) == _MAX_NOTES:
             self.sort_notes()
 
     def sort_notes(self) -> None:
         """Move the collected notes into the columns; also called at the end of the run."""
-        stages, labels = self.stages, self.labels
-        for number, request_labels, stages_s in self._samples:
-            for name, label in request_labels.items():
-                labels[name][number] = label
-            for name, seconds in stages_s.items():
-                stages[name][number] = seconds
-            if stages_s:
-                stages[BEFORE][number] = sum(stages_s.values())
-        for number, timings in self._timings:
-            _add(stages["queue"], number, timings.queued_s)
-            _add(stages["assembly"], number, timings.assembled_s)
-            _add(stages["inference"], number, timings.inferred_s)
-        for number, stages_s, values, request_labels in self._measured:
-            for name, seconds in stages_s.items():
-                _add(stages[name], number, seconds)
+        stages, is_missing = self.stages, math.isnan
+        for number, stages_s, values, labels in self._notes:
+            for name, seconds in stages_s.items():  # a request can have a stage twice: on its device, in the service
+                column = stages[name]
+                before_s = column[number]
+                column[number] = seconds if is_missing(before_s) else before_s + seconds
             for name, value in values.items():
                 self.values[name][number] = value
-            for name, label in request_labels.items():
-                labels[name][number] = label
-        self._samples.clear()
-        self._timings.clear()
-        self._measured.clear()
-
-
-def _add(column: "array[float]", number: int, seconds: float) -> None:
-    """Add the duration of a stage, which a request can have more than once: on its device, and in the service."""
-    previous = column[number]
-    column[number] = seconds if math.isnan(previous) else previous + seconds
+            for name, label in labels.items():
+                self.labels[name][number] = label
+        self._notes.clear()
 
 
 BEFORE = "before sending"

@@ -6,7 +6,6 @@ which the schedule begins. Each process sends its progress over a pipe, and at t
 
 import asyncio
 import contextlib
-import inspect
 import multiprocessing
 import pickle
 import time
@@ -20,6 +19,7 @@ import attrs
 from streaminfer._internal.validation import expected
 from streaminfer.loadtest.arrivals import Floats
 from streaminfer.loadtest.sending.record import Record
+from streaminfer.loadtest.sending.requests import check_takes
 from streaminfer.loadtest.sending.sender import OnProgress, Progress, running, send
 
 __all__ = ["send_from_processes"]
@@ -57,7 +57,8 @@ async def send_from_processes(
     """
     _check_portable("service", make_service)
     _check_portable("inputs", inputs)
-    _check_factory(make_service)
+    expectation = "a function without arguments that returns the service, because sender processes call it"
+    check_takes("service", make_service, expectation)
     context = multiprocessing.get_context("spawn")
     loop = asyncio.get_running_loop()
     pipes: list[Connection] = []
@@ -66,9 +67,6 @@ async def send_from_processes(
     failures: list[Exception] = []
 
     def report(state: Progress) -> None:
-        loop.call_soon_threadsafe(report_in_loop, state)
-
-    def report_in_loop(state: Progress) -> None:
         try:
             if progress is not None and not failures:
                 progress(state)
@@ -86,7 +84,9 @@ async def send_from_processes(
             with contextlib.closing(child_end):
                 child.start()
             children.append(child)
-        collecting = loop.run_in_executor(None, _collect, pipes, report, progress is not None)
+        collecting = loop.run_in_executor(
+            None, _collect, pipes, lambda state: loop.call_soon_threadsafe(report, state), progress is not None
+        )
         record = Record.merge(await asyncio.shield(collecting))
         if failures:
             raise failures[0]
@@ -118,16 +118,7 @@ def _check_portable(argument: str, value: Any) -> None:
         raise TypeError(expected(argument, expectation, value)) from error
 
 
-def _check_factory(make_service: Any) -> None:
-    try:
-        with contextlib.suppress(ValueError):  # the function has no signature
-            inspect.signature(make_service).bind()
-    except TypeError as error:
-        expectation = "a function without arguments that returns the service, because sender processes call it"
-        raise TypeError(expected("service", expectation, make_service)) from error
-
-
-def _collect(pipes: list[Connection], report: OnProgress, has_progress: bool) -> list[Record]:
+def _collect(pipes: list[Connection], report: Callable[[Progress], object], has_progress: bool) -> list[Record]:
     for pipe in pipes:
         _receive(pipe)
     start_ns = time.monotonic_ns() + round(_LEAD_S * 1e9)
@@ -135,20 +126,19 @@ def _collect(pipes: list[Connection], report: OnProgress, has_progress: bool) ->
         with contextlib.suppress(OSError):  # the process has ended: receiving raises
             pipe.send((start_ns, has_progress))
     records: dict[int, Record] = {}
-    latest: dict[int, Progress] = {}
-    reported: set[int] = set()
+    latest: dict[int, Progress] = {}  # of the running processes that have reported since
     while len(records) < len(pipes):
         for ready in wait([pipe for number, pipe in enumerate(pipes) if number not in records]):
             number = pipes.index(ready)  # type: ignore[arg-type]  # on this system a pipe is a Connection
             message = _receive(pipes[number])
             if isinstance(message, Record):
                 records[number] = message
-            else:
-                latest[number] = message
-                reported.add(number)
-                if len(reported | records.keys()) == len(pipes):  # all running processes have reported since
-                    report(_total(message, [latest[it] for it in reported - records.keys()], list(records.values())))
-                    reported.clear()
+                latest.pop(number, None)
+                continue
+            latest[number] = message
+            if len(latest) + len(records) == len(pipes):
+                report(_total(message, list(latest.values()), list(records.values())))
+                latest.clear()
     return [records[number] for number in range(len(pipes))]
 
 

@@ -11,7 +11,7 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.placement.network.promised_rtt import CONFIDENCE
 from streaminfer.placement.network.rtt_samples import RttSamples
-from streaminfer.placement.problem import Model, Problem, UserCluster, Variant
+from streaminfer.placement.problem import Problem, Variant
 from streaminfer.request import Request, Response
 from streaminfer.sync_layer import SyncLayer
 
@@ -130,23 +130,22 @@ def with_measurements(
                 cluster_links[site] = attrs.evolve(cluster_links[site], rtt=link.rtt) if site in cluster_links else link
         changes["links"] = links
     if service_times is not None:
-        keys = {
-            (model.name, variant.name, kind)
-            for model in problem.models
-            for variant in model.variants
-            for shard in variant.shards
-            for kind in shard.service_time
-        }
-        for key in service_times:
+        variants = {(model.name, variant.name): variant for model in problem.models for variant in model.variants}
+        keys = {(*names, kind) for names, it in variants.items() for shard in it.shards for kind in shard.service_time}
+        for key, learned in service_times.items():
             if key not in keys:
                 raise ValueError(expected("service_times", "model, variant and device of the problem", key))
-        changes["models"] = tuple(_with_learned_times(model, service_times) for model in problem.models)
+            variants[key[:2]] = _with_learned_times(variants[key[:2]], key, learned)
+        changes["models"] = tuple(
+            attrs.evolve(model, variants=tuple(variants[model.name, it.name] for it in model.variants))
+            for model in problem.models
+        )
     if rates is not None:
         names = {cluster.name for cluster in problem.clusters}
         for name in rates:
             if name not in names:
                 raise ValueError(expected("rates", "names of clusters", name))
-        changes["clusters"] = tuple(_measured(cluster, rates) for cluster in problem.clusters)
+        changes["clusters"] = tuple(attrs.evolve(it, rates=rates.get(it.name, it.rates)) for it in problem.clusters)
     return attrs.evolve(problem, **changes)
 
 
@@ -160,15 +159,7 @@ def _check_types(problem: Any, rtt: Any, service_times: Any, rates: Any) -> None
 _Key = tuple[str, str, str]  # model, variant and kind of device
 
 
-def _with_learned_times(model: Model, service_times: Mapping[_Key, Any]) -> Model:
-    variants = {variant.name: variant for variant in model.variants}
-    for key, service_time in service_times.items():
-        if key[0] == model.name:
-            variants[key[1]] = _with_learned_variant(variants[key[1]], key, service_time)
-    return attrs.evolve(model, variants=tuple(variants.values()))
-
-
-def _with_learned_variant(variant: Variant, key: _Key, service_times: Any) -> Variant:
+def _with_learned_times(variant: Variant, key: _Key, service_times: Any) -> Variant:
     by_shard = service_times if isinstance(service_times, list | tuple) else [service_times]
     shards = list(variant.shards)
     if len(by_shard) != len(shards):
@@ -215,7 +206,3 @@ def _extended(fitted: ServiceTime, last_size: int, previous: ServiceTime, max_ba
     times[last_size] = fitted.seconds(last_size)
     times |= {size: scale * previous.seconds(size) for size in previous.sizes if size > last_size}
     return ServiceTime(tuple(times), tuple(times.values()), scale * previous.per_item_s)
-
-
-def _measured(cluster: UserCluster, rates: Mapping[str, Any]) -> UserCluster:
-    return attrs.evolve(cluster, rates=rates[cluster.name]) if cluster.name in rates else cluster

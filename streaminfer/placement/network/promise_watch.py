@@ -24,7 +24,14 @@ import attrs
 
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_share, expected
+from streaminfer._internal.validation import (
+    check_count,
+    check_duration,
+    check_instance,
+    check_number,
+    check_share,
+    expected,
+)
 
 __all__ = ["LatencyPromise", "PromiseState", "PromiseWatch"]
 
@@ -72,14 +79,14 @@ class _Bet:
         allowed = 1.0 - promise.share
         alternative = min(_ALTERNATIVE * allowed, (1.0 + allowed) / 2.0)
         self.factor = (alternative - allowed) / (allowed * promise.share)
-        self.requests = self.late = self.in_block = self.late_in_block = 0
+        self.requests = self.late = self.late_before = 0
         self.log_wealth = self.peak = 0.0
 
-    def end_block(self) -> None:
-        excess = self.late_in_block / self.in_block - (1.0 - self.promise.share)
+    def end_block(self, size: int) -> None:
+        excess = (self.late - self.late_before) / size - (1.0 - self.promise.share)
         self.log_wealth = max(self.log_wealth, 0.0) + math.log1p(self.factor * excess)
         self.peak = max(self.peak, self.log_wealth)
-        self.in_block = self.late_in_block = 0
+        self.late_before = self.late
 
 
 class PromiseWatch:
@@ -125,20 +132,15 @@ class PromiseWatch:
             Whether the promise became untenable with this request; true only once until `reset`.
 
         Raises:
-            ValueError: there is no such promise.
+            TypeError, ValueError: there is no such promise, or the latency is not a number.
         """
-        bet = self._bets.get(name)
-        if bet is None:
-            raise ValueError(expected("name", "one of " + ", ".join(map(repr, self._bets)), name))
-        late = not latency_s <= bet.promise.latency_s
+        bet = self._bet(name)
+        bet.late += not check_number("latency_s", latency_s, "a number", lambda _: True) <= bet.promise.latency_s
         bet.requests += 1
-        bet.in_block += 1
-        bet.late += late
-        bet.late_in_block += late
-        if bet.in_block < self._block:
+        if bet.requests % self._block:
             return False
         was_tenable = bet.peak < self._threshold
-        bet.end_block()
+        bet.end_block(self._block)
         return was_tenable and bet.peak >= self._threshold
 
     def reset(self, name: str) -> None:
@@ -147,9 +149,13 @@ class PromiseWatch:
         Raises:
             ValueError: there is no such promise.
         """
-        if name not in self._bets:
-            raise ValueError(expected("name", "one of " + ", ".join(map(repr, self._bets)), name))
-        self._bets[name] = _Bet(self._bets[name].promise)
+        self._bets[name] = _Bet(self._bet(name).promise)
+
+    def _bet(self, name: str) -> _Bet:
+        try:
+            return self._bets[name]
+        except (KeyError, TypeError):  # TypeError: not hashable
+            raise ValueError(expected("name", "one of " + ", ".join(map(repr, self._bets)), name)) from None
 
     def untenable(self) -> tuple[str, ...]:
         """Return the names of the promises that have become untenable: reason to plan again."""

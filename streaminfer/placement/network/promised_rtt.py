@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.validation import check_share
 from streaminfer.placement.distribution import Distribution
 
-__all__ = ["CONFIDENCE", "LEVELS", "UNPROMISABLE_S", "Backtest", "PromisedRtt", "independent_samples", "promised_rtt"]
+__all__ = ["CONFIDENCE", "LEVELS", "UNPROMISABLE_S", "Backtest", "independent_samples"]
 
 CONFIDENCE = 0.97
 """A little over the 95 % of pairs that must keep their promise, because pairs change together: 0.95 kept 93 to 95 %."""
@@ -56,28 +56,6 @@ _RESOLUTION_S = 0.001
 """Added before logarithms are taken: a round-trip time may be measured as 0."""
 
 Floats = NDArray[np.float64]
-
-
-@attrs.frozen(eq=False)
-class PromisedRtt:
-    """Round-trip times of one pair that can be promised.
-
-    Attributes:
-        values_s: promised round-trip time for each of `LEVELS`, ascending; infinity: nothing can be promised.
-    """
-
-    values_s: Floats
-
-    def quantile(self, share: float) -> float:
-        """Return the promised round-trip time of a share of the requests, in seconds; infinity: no promise."""
-        at = int(np.searchsorted(LEVELS, share - 1e-12))
-        return float(self.values_s[at]) if at < len(LEVELS) else math.inf
-
-    def distribution(self) -> Distribution:
-        """Return the distribution for a `Problem`: each share has the value of the level above, the rest a day."""
-        shares = np.diff([0.0, *LEVELS, 1.0])
-        values = np.append(np.minimum(self.values_s, UNPROMISABLE_S), UNPROMISABLE_S)
-        return Distribution.of(values.tolist(), shares.tolist())
 
 
 @attrs.frozen(eq=False)
@@ -124,22 +102,22 @@ class Backtest:
         bound = slope[:, None] * center + np.array([_upper(distance[:, part], confidence) for part in parts]).T
         return cls(confidence, center, bound, slope)
 
-    def bounds(self, past_s: Floats) -> Floats:
-        """Return the bound on the future of a pair, for its quantiles at `LEVELS`, in seconds."""
-        rows = zip(_logs(past_s), self.past, self.future, self.slope, strict=True)
-        return np.exp([_bound(*row) for row in rows]) - _RESOLUTION_S
+    def promised(self, samples_s: Floats) -> Distribution:
+        """Return the round-trip times of a pair that can be promised.
 
+        Each share of the requests has the value of the level above it; those without a promise have `UNPROMISABLE_S`.
 
-def promised_rtt(samples_s: Floats, backtest: Backtest) -> PromisedRtt:
-    """Return what can be promised about a pair.
-
-    Args:
-        samples_s: its measurements, in the order of measurement.
-        backtest: backtest of all pairs.
-    """
-    measured = _quantiles(samples_s)
-    bounds = backtest.bounds(measured) if backtest.past.size else _order_statistics(samples_s, backtest.confidence)
-    return PromisedRtt(np.maximum.accumulate(np.maximum(bounds, measured)))
+        Args:
+            samples_s: its measurements, in the order of measurement.
+        """
+        measured = _quantiles(samples_s)
+        if self.past.size:
+            rows = zip(_logs(measured), self.past, self.future, self.slope, strict=True)
+            bounds = np.exp([_bound(*row) for row in rows]) - _RESOLUTION_S
+        else:
+            bounds = _order_statistics(samples_s, self.confidence)
+        values = np.minimum(np.maximum.accumulate(np.maximum(bounds, measured)), UNPROMISABLE_S)
+        return Distribution.of([*values.tolist(), UNPROMISABLE_S], np.diff([0.0, *LEVELS, 1.0]).tolist())
 
 
 def independent_samples(samples_s: Floats) -> float:

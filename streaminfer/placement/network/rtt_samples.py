@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.validation import check_instance, check_number, check_share, expected, field_check
 from streaminfer.placement.distribution import Distribution
-from streaminfer.placement.network.promised_rtt import CONFIDENCE, Backtest, independent_samples, promised_rtt
+from streaminfer.placement.network.promised_rtt import CONFIDENCE, UNPROMISABLE_S, Backtest, independent_samples
 from streaminfer.placement.problem import AccessProfile, Link, check_unique
 
 __all__ = ["END_TO_END", "PairSummary", "RttSamples"]
@@ -149,7 +149,7 @@ class RttSamples:
         backtest = Backtest.of(self._columns(), confidence)
         return {
             cluster: {
-                site: Link(rtt=promised_rtt(column, backtest).distribution(), bandwidth_bytes_s=bandwidth_bytes_s)
+                site: Link(rtt=backtest.promised(column), bandwidth_bytes_s=bandwidth_bytes_s)
                 for site, column in row.items()
             }
             for cluster, row in self.rtt_s.items()
@@ -174,10 +174,11 @@ class RttSamples:
                 median_s=float(np.median(column)),
                 moved_s=float(np.median(column[column.size // 2 :]) - np.median(column[: column.size // 2])),
                 measured_s=float(np.quantile(column, share, method="higher")),
-                promised_s=promised_rtt(column, backtest).quantile(share),
+                promised_s=promised_s if promised_s < UNPROMISABLE_S else math.inf,
             )
             for cluster, row in self.rtt_s.items()
             for site, column in row.items()
+            for promised_s in (backtest.promised(column).quantile(share),)
         }
 
     def _columns(self) -> list[Floats]:

@@ -104,9 +104,3 @@ class Flows:
         """Return the demand that a flow leaves unserved, without rounding."""
         left = self._demand[state] - flow.sum(axis=1)
         return np.where(left > np.minimum(self._tolerance, self._demand[state] // 2), left, 0)
-
-    def violated(self, state: int, counts: Floats, opened: Floats | None = None) -> Cut | None:
-        """Return a cut that replicas violate, or ``None`` where they suffice."""
-        flow = self.empty()
-        clusters, pools = self.extend(state, counts, flow, opened=opened)
-        return Cut(state, clusters, pools) if self.unserved(state, flow).any() else None

@@ -126,6 +126,10 @@ class _Search:
         self.is_out_of_time = False
         self.first = instance.uses.argmax(axis=0)
         self.at_site = (self.first[:, None] == np.arange(len(instance.site_prices))).astype(np.float32)
+        served = range(0 if self.is_partial else len(instance.flows.rates))
+        self.flows: list[tuple[int, Bools | None, int | None]] = [(state, None, None) for state in served]
+        for column, (state, quality) in enumerate(self.model.quality_flows, self.model.at_flows):
+            self.flows.append((state, instance.qualities >= quality, column))
 
     def _optimize(self, limit_s: float = _NEVER_S, *, target: float | None = None) -> Floats | None:
         """Return the values of the columns; ``None`` if there is no solution, or none in time."""
@@ -135,7 +139,7 @@ class _Search:
 
     def run(self) -> Solution | None:
         if self.is_partial:
-            self._offer(serve_most(self.instance), complete_first=False)
+            self._offer(serve_most(self.instance))
         elif not all((mask.any(axis=1) | (rates <= 0)).all() for mask, rates in self._states()):
             return None
         else:
@@ -144,7 +148,7 @@ class _Search:
             return self._result()
         self.bound = self.model.objective
         self.model.drop_slack()
-        self._start()
+        self._take(np.zeros(self.model.columns))
         limit_s = _SEARCH_S
         while not self._is_close():
             began_s = time.monotonic()
@@ -159,8 +163,7 @@ class _Search:
                 limit_s *= 2.0
             if values is None:
                 continue
-            is_cut = self._separate(values, lazy=True)
-            self._offer(values, complete_first=is_cut)
+            is_cut = self._take(values)
             if self._is_close() or (is_finished and not is_cut):
                 break
             self._polish(values, _POLISH_SHARE * (time.monotonic() - began_s))
@@ -233,8 +236,7 @@ class _Search:
             if not self._cut_relaxation() or (polished := self._optimize_integer(limit_s, target=target)) is None:
                 break
             is_worse = abs(self.model.objective - objective) > self.gap * abs(objective)
-            is_cut = self._separate(polished, lazy=True)
-            self._offer(polished, complete_first=is_cut)
+            is_cut = self._take(polished)
             if not is_cut or is_worse:
                 break
         self.model.allow_sites()
@@ -248,36 +250,32 @@ class _Search:
         duals = {} if values is None else self.model.resource_duals()
         return {row: max(0.0, -duals.get(row, 0.0)) for row in range(len(self.instance.limits))}
 
-    def _start(self) -> None:
-        """Begin with the greedy choice.
-
-        The solver does not get it as a start: HiGHS 1.16 ends with a wrong optimum for some starting solutions.
-        """
-        if not self.model.is_quality and self.instance.settings.migrations is None:
-            counts = trimmed(self.instance, np.zeros(self.model.at_sites))
-            if counts is not None:
-                self._offer(counts, complete_first=False)
-
     def _states(self) -> Any:
         return zip(self.instance.flows.allowed, self.instance.flows.rates, strict=True)
 
-    def _offer(self, values: Floats, *, complete_first: bool) -> None:
-        """Keep the replicas if they are the best so far; complete those that do not suffice, and cut them off."""
-        instance = self.instance
+    def _take(self, values: Floats) -> bool:
+        """Keep whole replicas that suffice; cut off others, and complete them. Return whether they were cut off.
+
+        The solver does not get a plan as a start: HiGHS 1.16 ends with a wrong optimum for some starting solutions.
+        """
         counts = values[: self.model.at_sites]
-        if complete_first and not self.is_partial:
-            if self.model.is_quality or instance.settings.migrations is not None:
-                return  # completing may break the budget; the next round has more cuts
+        is_cut = self._separate(values, lazy=True)
+        if not is_cut or self.is_partial:
+            self._offer(counts)
+        elif not self.model.is_quality and self.instance.settings.migrations is None:  # completing breaks no limit
             violated: list[Cut] = []
-            completed = trimmed(instance, counts, violated)
+            completed = trimmed(self.instance, counts, violated)
             for cut in violated:
                 self._add(cut, values)
                 self._add(cut, values, by_sites=True)
                 self._add_parts(cut, values)
-            if completed is None:
-                return
-            counts = completed
-        value = -instance.quality(counts) if self.model.is_quality else instance.cost(counts)
+            if completed is not None:
+                self._offer(completed)
+        return is_cut
+
+    def _offer(self, counts: Floats) -> None:
+        """Keep replicas that suffice if they are the best so far."""
+        value = -self.instance.quality(counts) if self.model.is_quality else self.instance.cost(counts)
         if value < self.value:
             self.counts, self.value = counts.copy(), value
 
@@ -318,18 +316,22 @@ class _Search:
 
     def _separate(self, values: Floats, *, lazy: bool) -> bool:
         """Add cuts that the values violate; return whether there are any."""
-        counts = values[: self.model.at_sites]
+        flows, counts = self.instance.flows, values[: self.model.at_sites]
         pool_use = None if lazy else self.model.opened(values)
-        served = range(0 if self.is_partial else len(self.instance.flows.rates))
-        is_cut = bool(served) and not lazy and len(self.model.priced) > 0 and self._separate_clusters(values)
-        for state in served:
-            cut = self.instance.flows.violated(state, counts, pool_use)
-            if cut is not None:
-                is_cut = self._add(cut, values) or is_cut
-                self._add_parts(cut, values)
-        for number, quality in enumerate(self.model.steps):
-            for at, state in enumerate(self.model.normal):
-                is_cut = self._separate_quality(values, number, quality, at, state, pool_use) or is_cut
+        is_cut = not (lazy or self.is_partial) and len(self.model.priced) > 0 and self._separate_clusters(values)
+        for state, pools, column in self.flows:
+            flow = flows.empty()
+            clusters, reached = flows.extend(state, counts, flow, opened=pool_use, pools=pools)
+            if column is None:
+                is_violated = flows.unserved(state, flow).any()
+            else:
+                is_violated = values[column] > flow.sum() / flows.unit * (1 + 1e-7) + 1e-7
+            if is_violated:
+                cut = Cut(state, clusters, reached)
+                usable = flows.allowed[state] if pools is None else flows.allowed[state] & pools
+                is_cut = self._add(cut, values, column=column, usable=usable) or is_cut
+                if column is None:
+                    self._add_parts(cut, values)
         return is_cut
 
     def _add_parts(self, cut: Cut, values: Floats) -> None:
@@ -351,20 +353,6 @@ class _Search:
             parts += 1
             if parts > 1 or remaining.any():
                 self._add(Cut(cut.state, part, pools), values)
-
-    def _separate_quality(
-        self, values: Floats, number: int, quality: float, at: int, state: int, opened: Floats | None
-    ) -> bool:
-        flows = self.instance.flows
-        flow = flows.empty()
-        clusters, pools = flows.extend(
-            state, values[: self.model.at_sites], flow, opened=opened, pools=self.instance.qualities >= quality
-        )
-        column = self.model.at_flows + number * len(self.model.normal) + at
-        if values[column] <= flow.sum() / flows.unit * (1 + 1e-7) + 1e-7:
-            return False
-        usable = flows.allowed[state] & (self.instance.qualities >= quality)
-        return self._add(Cut(state, clusters, pools), values, column=column, usable=usable)
 
     def _add(
         self,

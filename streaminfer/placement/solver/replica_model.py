@@ -49,8 +49,7 @@ class ReplicaModel:
     Attributes:
         is_quality: whether the program maximizes quality, or the served share, as a negative cost: it minimizes.
         priced: sites that cost something.
-        steps: distinct qualities, best first, where quality is maximized.
-        normal: states in which quality counts.
+        quality_flows: state and least quality of each flow, the best quality first, where quality is maximized.
         at_sites: first column of the sites, and so on.
         objective: value of the last solution.
         bound: bound of the last search for whole replicas.
@@ -67,12 +66,12 @@ class ReplicaModel:
         self.priced = np.flatnonzero(instance.site_prices)
         homes = list(dict.fromkeys(pool.home for pool in instance.pools))
         self.homes = homes if instance.settings.migrations is not None else []
-        self.steps = instance.steps() if self.is_quality else np.zeros(0)
-        self.normal = instance.normal() if self.is_quality else []
+        steps = instance.steps() if self.is_quality else np.zeros(0)
+        self.quality_flows = [(state, quality) for quality in steps for state in instance.normal()]
         self.at_sites = len(instance.pools)
         self.at_homes = self.at_sites + len(self.priced)
         self.at_flows = self.at_homes + len(self.homes)
-        self.at_totals = self.at_flows + len(self.steps) * len(self.normal)
+        self.at_totals = self.at_flows + len(self.quality_flows)
         self.totals = self._groups()
         self.columns = self.at_totals + len(self.totals)
         self._resource_rows: dict[int, tuple[int, float]] = {}  # of each resource, with its unit
@@ -222,20 +221,18 @@ class ReplicaModel:
 
     def _add_columns(self) -> Floats:
         instance, highs = self.instance, self._highs
-        lower = np.zeros(self.columns)
         upper = np.concatenate(
             [instance.max_counts, np.ones(len(self.priced)), np.full(self.columns - self.at_homes, self.infinity)]
         )
-        cost = np.zeros(self.columns)
+        lower, cost = np.zeros(self.columns), np.zeros(self.columns)
         if self.is_quality:
-            demand = sum(instance.flows.rates[state].sum() for state in self.normal)
-            for number, gain in enumerate(-np.diff(self.steps, append=0.0)):
-                for at, state in enumerate(self.normal):
-                    column = self.at_flows + number * len(self.normal) + at
-                    cost[column] = -gain / max(demand, 1e-12)
-                    upper[column] = instance.flows.rates[state].sum()
-                    if number + 1 == len(self.steps) and not instance.settings.is_partial:
-                        lower[column] = upper[column]  # everybody is served
+            steps, normal = instance.steps(), instance.normal()
+            demands = instance.flows.rates[normal].sum(axis=1)
+            flows = slice(self.at_flows, self.at_totals)
+            cost[flows] = np.repeat(np.diff(steps, append=0.0), len(normal)) / max(demands.sum(), 1e-12)
+            upper[flows] = np.tile(demands, len(steps))
+            if not instance.settings.is_partial:  # all requests are served
+                lower[self.at_totals - len(normal) : self.at_totals] = demands
         else:
             cost[: self.at_homes] = np.concatenate([instance.prices, instance.site_prices[self.priced]])
         highs.addVars(self.columns, lower, upper)

@@ -89,8 +89,10 @@ def test_repr_and_html():
         (lambda: PromiseWatch({}, false_alarm=0), "false_alarm"),
         (lambda: PromiseWatch({"a": PROMISE}).observe("b", 0.1), "name: expected one of 'a'"),
         (lambda: PromiseWatch({"a": PROMISE}).reset("b"), "name: expected one of 'a'"),
+        (lambda: PromiseWatch({"a": PROMISE}).observe(["a"], 0.1), "name: expected one of 'a'"),
+        (lambda: PromiseWatch({"a": PROMISE}).observe("a", "0.1"), "latency_s: expected a number"),
     ],
-    ids=["mapping", "kind", "share", "latency", "block", "false alarm", "observe", "reset"],
+    ids=["mapping", "kind", "share", "latency", "block", "false alarm", "observe", "reset", "a list", "text"],
 )
 def test_bad_arguments_are_named(make, message):
     with pytest.raises((TypeError, ValueError), match=message):

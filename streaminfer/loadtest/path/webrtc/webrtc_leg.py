@@ -244,8 +244,7 @@ class WebRtcLeg:
         host, port = self.relay.connect(side, (candidate[3], int(candidate[4])))
         line = f"a=candidate:{candidate[1]} 1 udp {candidate[2]} {host} {port} typ host"
         lines = [it for it in description.sdp.split("\r\n") if not it.startswith("a=candidate:")]
-        position = next(number for number, it in enumerate(lines) if it.startswith("m=")) + 1
-        sdp = "\r\n".join([*lines[:position], *lines[position:-1], line, *lines[-1:]])
+        sdp = "\r\n".join([*lines[:-1], line, *lines[-1:]])
         return self._aiortc.RTCSessionDescription(sdp, description.type)
 
     def _read_packet(self, packet: bytes, *, arrived: bool) -> None:

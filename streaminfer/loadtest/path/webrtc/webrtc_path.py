@@ -160,7 +160,7 @@ class WebRtcPath(DevicePath):
 
     async def _read_pictures(self, target: VideoFormat) -> None:
         async for frame in self._leg.frames(size=target.size, pixel_format=target.pixel_format):
-            self._take_picture(frame.captured_ns, [await self._prepared(frame)])
+            self._take(frame.captured_ns, [await self._prepared(frame)], self._period_ns // 2)
 
     async def _read_sound(self, target: AudioFormat) -> None:
         assembler = AudioAssembler(require("av", extra="webrtc", purpose="WebRtcPath"), target)
@@ -175,7 +175,7 @@ class WebRtcPath(DevicePath):
             position_ns = sent.number * self._nominal_ns + max(0, offset_ns)
             frames = assembler.push(sound, Stamp(position_ns, sent.transfer.captured_ns, discontinuity=False))
             chunks += [await self._prepared(frame) for frame in frames]
-            chunks = self._take_sound(packet, chunks)
+            chunks = self._take(packet, chunks)
 
     async def _prepared(self, frame: Frame) -> Frame | Exception:
         if self._prepare is None:
@@ -186,35 +186,29 @@ class WebRtcPath(DevicePath):
         except Exception as error:  # noqa: BLE001 - of prepare: the caller of this frame gets it
             return error
 
-    def _take_picture(self, captured_ns: int, frames: list[Frame | Exception]) -> None:
-        """Complete the transfer of the picture captured at an instant; earlier pictures count as lost."""
-        earliest_ns = captured_ns - self._period_ns // 2
-        latest_ns = earliest_ns + self._period_ns
-        for ticks, sent in list(self._sent.items()):
-            sent_ns = sent.transfer.captured_ns
-            if sent_ns > latest_ns:
-                return
-            if sent_ns >= earliest_ns:
-                self._complete(ticks, sent, frames)
-                return
-            self._mark_lost(ticks)  # a later one came
+    def _take(self, position: int, frames: list[Frame | Exception], tolerance: int = 0) -> list[Frame | Exception]:
+        """Complete the transfer that ends at a position; earlier ones count as lost, because a later one came.
 
-    def _take_sound(self, packet: int, chunks: list[Frame | Exception]) -> list[Frame | Exception]:
-        """Complete the transfer with its last sound in this packet; earlier ones count as lost.
+        Args:
+            position: instant of capture of a picture, or number of a packet of sound.
+            frames: frames for the model.
+            tolerance: largest distance of the position from that of the transfer.
 
         Returns:
-            The chunks for a later transfer.
+            The frames for a later transfer.
         """
         for ticks, sent in list(self._sent.items()):
-            last = sent.packets[-1]
-            if last > packet:
+            ends = sent.transfer.captured_ns if self._camera else sent.packets[-1]
+            if ends > position + tolerance:
                 break
-            if last < packet:
-                self._mark_lost(ticks)  # a later one came
+            if ends < position - tolerance:
+                self._mark_lost(ticks)
             else:
-                self._complete(ticks, sent, chunks)
-                chunks = []
-        return chunks
+                self._complete(ticks, sent, frames)
+                frames = []
+                if self._camera:  # a packet of sound can have several frames
+                    break
+        return frames
 
     def _complete(self, ticks: int, sent: _Sent, frames: list[Frame | Exception]) -> None:
         transfer, ready_ns = sent.transfer, self.clock()
