@@ -10,7 +10,6 @@ next batch (set to 10 ms, measured: 600). With gRPC, the server knows the deadli
 is still queued when it passes. If the model's queue takes timeouts, each request also has one; HTTP has nothing else.
 """
 
-import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
@@ -324,7 +323,7 @@ class TritonBackend(StackClock, Node):
         with splitter.session.calls, Busy(recorder), Counted(recorder, len(batch.rows)):
             return await splitter.infer(batch)
 
-    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
+    def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """Yield the responses of a decoupled model as they come: ``async for outputs in backend.stream(request)``.
 
         The stream ends when the model says that nothing follows. Close it with ``contextlib.aclosing`` if the loop can
@@ -343,9 +342,7 @@ class TritonBackend(StackClock, Node):
             BackendError: the server cannot be reached, failed, or returned something impossible; or it speaks HTTP.
             Closed: not started, or stopped.
         """
-        async with contextlib.aclosing(self._lifecycle.running().stream(request)) as responses:
-            async for response in responses:
-                yield response
+        return self._lifecycle.running().stream(request)
 
     async def end_stream(self, stream_id: Hashable, inputs: Any = None, *, timeout_s: float | None = None) -> Any:
         """Run the last step of a stream, after its queued and running steps, and let the server forget its state.
