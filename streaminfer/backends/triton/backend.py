@@ -392,7 +392,7 @@ class TritonBackend(StackClock, Node):
         description = self.description = session.model
         self._set_version(description.version)
         self.inputs, self.outputs = description.inputs, description.outputs
-        self.batch_axes = session.validator.signature.batch_axes
+        self.batch_axes = session.signature.batch_axes
         self.max_batch_size = None if description.by_row else description.max_batch_size
 
     def _set_version(self, version: str) -> None:

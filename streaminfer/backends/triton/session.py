@@ -17,13 +17,12 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from streaminfer.backends.signature import TEXT, TensorSpec, zeros
+from streaminfer.backends.signature import TEXT, Signature, TensorSpec, zeros
 from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import dtype_of, is_text
 from streaminfer.backends.triton.errors import ServerError, explained
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, describe_server, latest_version
-from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.sequences import LostSequences, Sequences
 from streaminfer.backends.triton.settings import Settings, Transport
 from streaminfer.backends.triton.shared_memory.region import Region, required_bytes
@@ -95,7 +94,7 @@ class Session:
 
     Attributes:
         model: the model's current description.
-        validator: checks requests against that description.
+        signature: checks requests against that description; of text, the shape only.
         sequences: the model's sequences; ``None`` if it has none.
         changes: how often the description has changed.
         calls: calls that a caller awaits, without streams of responses.
@@ -262,7 +261,9 @@ class Session:
     def _set_model(self, model: ModelDescription) -> None:
         """Set the model's description; streams keep their sequences if the model still has sequences."""
         self.model = model
-        self.validator = RequestValidator(model, self._settings.non_finite)
+        self.signature = Signature(
+            model.inputs, model.outputs, non_finite=self._settings.non_finite, text_fits=lambda _: True
+        )
         self._inputs = {spec.name: spec for spec in model.inputs}
         if not model.sequence:
             self.sequences = None
