@@ -126,19 +126,9 @@ class TritonBackend(StackClock, Node):
         check_instance("model", model, str, "the model's name")
         if not model:
             raise ValueError(expected("model", "the model's name", model))
-        expectation = "a version as digits, or an empty string"
-        check_instance("version", version, str, expectation)
-        check_instance("shared_memory", shared_memory, bool, "True or False")
-        check_choice("non_finite", non_finite, ("allow", "reject"))
         clock = self._accept_clock(clock)
-        if statistics_every_s is not None:
-            statistics_every_s = check_duration("statistics_every_s", statistics_every_s, positive=True)
-        if keepalive_s is not None:
-            keepalive_s = check_duration("keepalive_s", keepalive_s, positive=True)
         self._memory_bytes = None if memory_bytes is None else check_count("memory_bytes", memory_bytes)
         address = find_endpoint(url, protocol, tls, insecure)
-        if shared_memory and not address.local:
-            raise ValueError(f"shared_memory: expected False, since {address} is another machine, got True")
         self._settings = Settings(
             address=address,
             protocol=protocol,
@@ -149,13 +139,15 @@ class TritonBackend(StackClock, Node):
             version=version,
             clock=clock or time.monotonic_ns,
             non_finite=non_finite,
-            max_streams=check_count("max_streams", max_streams),
+            max_streams=max_streams,
             shared_memory=shared_memory,
             may_be_unloaded=memory_bytes is not None,
-            timeout_s=check_duration("timeout_s", timeout_s, positive=True),
-            load_timeout_s=check_duration("load_timeout_s", load_timeout_s, positive=True),
+            timeout_s=timeout_s,
+            load_timeout_s=load_timeout_s,
             statistics_every_s=statistics_every_s,
         )
+        if shared_memory and not address.local:
+            raise ValueError(f"shared_memory: expected False, since {address} is another machine, got True")
         self._example = example
         self.address = str(address)
         self.encrypted = address.tls is not None
