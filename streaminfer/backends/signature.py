@@ -150,14 +150,16 @@ def _explain(check: InputCheck, value: Any) -> None:
 
 def _as_text(check: InputCheck, text_fits: Callable[[Any], bool], value: Any) -> Any:
     """Return strings as an array of objects, from any form that a batcher takes."""
-    if isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype.kind in "UT"):
-        value = np.asarray(value).astype(object)
-    if isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype.kind == "S"):
-        _reject(check, value, "bytes are no text: decode them")
-    if isinstance(value, np.ndarray) and value.dtype == TEXT and not text_fits(value):
-        problem = "has half a surrogate pair, which UTF-8 cannot encode" if is_all_text(value) else "is no str"
-        _reject(check, value, f"an element {problem}")
-    return value
+    kind = np.asarray(value).dtype.kind if isinstance(value, (str, bytes, np.ndarray)) else ""
+    text = np.asarray(value).astype(object) if kind in {"S", "U", "T"} else value
+    if isinstance(text, np.ndarray) and text.dtype == TEXT and not text_fits(text):
+        problem = "an element is no str"
+        if is_all_text(text):
+            problem = "an element has half a surrogate pair, which UTF-8 cannot encode"
+        elif kind == "S":
+            problem = "bytes are no text: decode them"
+        _reject(check, value, problem)
+    return text
 
 
 def _reject(check: InputCheck, value: Any, reason: str) -> NoReturn:

@@ -59,7 +59,8 @@ class BackendRecorder:
         self._workers = workers
         self.clock = check_clock("clock", clock) or time.monotonic_ns
         self._lock = new_lock()
-        self._batches = self._rows = self._errors = self._cancelled = self._busy_ns = 0
+        self._counts = dict.fromkeys(("batches", "rows", "errors", "cancelled"), 0)
+        self._busy_ns = 0
 
     def begin(self, rows: int, done: Done, begin: Callable[..., T], *arguments: Any) -> T:
         """Begin ``work`` on a batch of ``rows`` requests; count its outcome and pass it to a callback.
@@ -85,24 +86,17 @@ class BackendRecorder:
         """Count the outcome of a batch of ``rows`` requests."""
         with self._lock:
             if error is None:
-                self._batches += 1
-                self._rows += rows
+                self._counts["batches"] += 1
+                self._counts["rows"] += rows
             elif isinstance(error, asyncio.CancelledError):
-                self._cancelled += 1
+                self._counts["cancelled"] += 1
             elif isinstance(error, Exception) and not isinstance(error, Closed):
-                self._errors += 1
+                self._counts["errors"] += 1
 
     def snapshot(self) -> BackendStatistics:
         """Return all counters at one moment."""
         with self._lock:
-            return BackendStatistics(
-                batches=self._batches,
-                rows=self._rows,
-                errors=self._errors,
-                cancelled=self._cancelled,
-                busy_s=self._busy_ns / 1e9,
-                workers=self._workers,
-            )
+            return BackendStatistics(**self._counts, busy_s=self._busy_ns / 1e9, workers=self._workers)
 
 
 class Counted:

@@ -132,14 +132,11 @@ class WorkerThreads(Generic[W]):
         Raises:
             Closed: the threads are stopped.
         """
-        if not self._closed:
-            pool = self._pool
-            if pool is None:
-                pool = self._open()
-            job = Job(function, arguments, interrupt, done, self._hang_grace_s)
-            if pool.put(job):
-                return job
-        raise Closed(f"{self._name} is stopped")
+        self.check_open()
+        job = Job(function, arguments, interrupt, done, self._hang_grace_s)
+        if not (self._pool or self._open()).put(job):
+            raise Closed(f"{self._name} is stopped")
+        return job
 
     async def run_for_each(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call ``function(worker, *arguments)`` once for every worker, at the same time, and wait for all of them.

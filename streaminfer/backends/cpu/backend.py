@@ -162,7 +162,6 @@ class CpuBackend(Node):
             self.validate = _check_unnamed
         self._executor = executor
         self._asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
-        self._function = fn
         copies = copy_outputs and executor != "process"
         self._own: Callable[[Any], Any] = own_arrays if copies else lambda outputs: outputs
         self._recorder = BackendRecorder(workers, clock)
@@ -174,6 +173,9 @@ class CpuBackend(Node):
         self._threads: WorkerThreads[_FunctionWorker | ProcessWorker] | None = None
         self._closed = False
         self._awaited: set[Future[None]] = set()  # inline and async: one per batch, done when the batch ends
+        self._function = _FunctionWorker(fn, self._priority)
+        # SystemExit of a worker must not end the event loop; that of an inline function, and Ctrl-C in it, may
+        self._failures: type[BaseException] = Exception if executor == "inline" else BaseException
         if executor == "inline":
             if workers != 1:
                 raise ValueError(expected("workers", "1 with executor='inline'", workers))
@@ -184,7 +186,7 @@ class CpuBackend(Node):
             raise TypeError(
                 expected("fn", f"a synchronous function with executor={executor!r} ('inline' awaits an async one)", fn)
             )
-        resources: list[_FunctionWorker | ProcessWorker] = [_FunctionWorker(fn, self._priority)] * workers
+        resources: list[_FunctionWorker | ProcessWorker] = [self._function] * workers
         if executor == "process":
             resources = _process_workers(fn, self._name, workers)
         self._threads = WorkerThreads(resources, f"CpuBackend({self._name})", hang_grace_s=hang_grace_s)
@@ -311,18 +313,12 @@ class CpuBackend(Node):
                 return self._own(worker.run(batch.inputs))
         except StreamInferError:
             raise
-        except BaseException as error:  # SystemExit of a worker must not end the event loop
+        except self._failures as error:
             raise self._failure(batch, error) from error
 
     def _call_inline(self, batch: Batch, recorder: BackendRecorder) -> Any:
         self._check_open()
-        try:
-            with Busy(recorder):
-                return self._own(self._function(batch.inputs))
-        except StreamInferError:
-            raise
-        except Exception as error:
-            raise self._failure(batch, error) from error
+        return self._call(self._function, batch, recorder)
 
     async def _await_inline(self, batch: Batch, recorder: BackendRecorder) -> Any:
         self._check_open()
@@ -331,7 +327,7 @@ class CpuBackend(Node):
         self._awaited.add(ended)
         try:
             with Busy(recorder):
-                return self._own(await self._function(batch.inputs))
+                return self._own(await self._function.run(batch.inputs))
         except StreamInferError:
             raise
         except Exception as error:

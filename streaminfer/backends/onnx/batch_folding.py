@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from streaminfer._internal.files.whole_file import write_whole
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_path, expected
 from streaminfer.backends.onnx.fold_layout import Convolution, Layout, lay_out
 from streaminfer.backends.onnx.model import CPU, find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.session import stack_example
@@ -101,8 +101,7 @@ def fold_batch(
     """
     onnx = require("onnx", extra="fold", purpose="fold_batch")
     runtime = require("onnxruntime", extra="onnx", purpose="fold_batch")
-    if not isinstance(target, (str, os.PathLike)):
-        raise TypeError(expected("target", "a path", target))
+    target = check_path("target", target)
     name, source = find_source(path_or_bytes)
     trial = _Trial(runtime, source, name, dict(batch_axes or {}), dict(shared_inputs or {}), example)
     model = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
@@ -129,7 +128,7 @@ def fold_batch(
     difference = trial.compare(folded)
     write_whole(target, folded)
     return FoldedModel(
-        path=Path(target),
+        path=target,
         folded=tuple(candidates[output].node.name or output for output in layouts),
         unchanged=_count(model.graph) - len(layouts),
         largest_difference=difference,

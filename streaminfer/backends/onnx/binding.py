@@ -2,7 +2,7 @@
 
 Idea: for every input, ``InferenceSession.run`` allocates memory on the device and copies from memory that the GPU's
 copy engine cannot read, so that the driver copies once more, through a small buffer. For every output it allocates
-memory again. Here each batch shape has a *slot*: memory on the device for its inputs and outputs, bound once, and
+memory again. Here each batch shape has a *slot*: memory on the device for its inputs and outputs, and
 *pinned* (page-locked) memory on the host, which the copy engine reads at the full speed of the bus.
 
 CUDA graphs: a slot's addresses stay the same, so the work of a batch can be recorded and replayed by later batches of
@@ -263,66 +263,45 @@ class _Slot:
         self._names = [spec.name for spec in signature.outputs]
         self._hosts: dict[str, Array] = {}
         self._inputs: dict[str, Any] = {}
-        self._bound_to_outputs: set[str] = set()  # inputs that are bound to an output of an earlier run
         for spec, shape in zip(signature.inputs, shapes, strict=True):
             assert spec.dtype is not None  # noqa: S101 - read_specs rejects other inputs
             if shape is None:
                 continue
             host = _host_memory(shape, spec.dtype, runs.cuda)
             self._hosts[spec.name] = host
-            value = self._inputs[spec.name] = _value_of(runs, host)
-            self._binding.bind_ortvalue_input(spec.name, value)
+            self._inputs[spec.name] = _value_of(runs, host)
         output_shapes = _output_shapes(signature, shapes)
         self._outputs: list[tuple[Any, Array | None]] | None = None
         if output_shapes is not None:
             memories = map(np.empty, output_shapes, [spec.dtype for spec in signature.outputs])
             on_cpu = self._device[0] == "cpu"
             self._outputs = [(_value_of(runs, memory), memory if on_cpu else None) for memory in memories]
-        self._bind_outputs()
 
     def run(self, feed: Mapping[str, Any], options: Any, device_outputs: frozenset[str] = frozenset()) -> list[Any]:
         for name, host in self._hosts.items():
-            self._feed(name, host, feed[name], reuses=not device_outputs)
-        if device_outputs:
-            return self._run_on_device(options, device_outputs)
-        if self._outputs is None:
-            self._bind_new_outputs()
-        self.run_bound(options)
-        if self._outputs is None:
-            copies: list[Array] = self._binding.copy_outputs_to_cpu()
-            return copies
-        # numpy() copies values from a device to the host
-        return [value.numpy() if memory is None else memory.copy() for value, memory in self._outputs]
-
-    def _run_on_device(self, options: Any, device_outputs: frozenset[str]) -> list[Any]:
-        self._bind_new_outputs()
-        try:
-            self.run_bound(options)
-            outputs = zip(self._names, self._binding.get_outputs(), strict=True)
-            return [DeviceArray(value) if name in device_outputs else value.numpy() for name, value in outputs]
-        finally:  # also after a failure: the next run reads its outputs from the slot's memory
-            self._bind_outputs()
-
-    def _feed(self, name: str, host: Array, value: Any, *, reuses: bool) -> None:
-        bound_value = self._inputs[name]
-        if isinstance(value, DeviceArray) and not reuses and value.device == self._device[0]:
-            self._binding.bind_ortvalue_input(name, value.value)
-            self._bound_to_outputs.add(name)
-            return
-        np.copyto(host, value)
-        if self._device[0] != "cpu":
-            bound_value.update_inplace(host)
-        if name in self._bound_to_outputs:
+            value, bound_value = feed[name], self._inputs[name]
+            if device_outputs and isinstance(value, DeviceArray) and value.device == self._device[0]:
+                bound_value = value.value
+            else:
+                np.copyto(host, value)
+                if self._device[0] != "cpu":
+                    bound_value.update_inplace(host)
             self._binding.bind_ortvalue_input(name, bound_value)
-            self._bound_to_outputs.discard(name)
-
-    def _bind_new_outputs(self) -> None:
-        for name in self._names:
-            self._binding.bind_output(name, *self._device)
-
-    def _bind_outputs(self) -> None:
-        for name, (value, _) in zip(self._names, self._outputs or (), strict=self._outputs is not None):
-            self._binding.bind_ortvalue_output(name, value)
+        outputs = None if device_outputs else self._outputs
+        for position, name in enumerate(self._names):
+            if outputs is None:
+                self._binding.bind_output(name, *self._device)
+            else:
+                self._binding.bind_ortvalue_output(name, outputs[position][0])
+        self.run_bound(options)
+        if outputs is not None:
+            # numpy() copies values from a device to the host
+            return [value.numpy() if memory is None else memory.copy() for value, memory in outputs]
+        if device_outputs:
+            new = zip(self._names, self._binding.get_outputs(), strict=True)
+            return [DeviceArray(value) if name in device_outputs else value.numpy() for name, value in new]
+        copies: list[Array] = self._binding.copy_outputs_to_cpu()
+        return copies
 
     def run_bound(self, options: Any) -> None:
         """Run the model on the inputs in the slot's memory."""

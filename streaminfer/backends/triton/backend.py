@@ -10,7 +10,6 @@ next batch (set to 10 ms, measured: 600). With gRPC, the server knows the deadli
 is still queued when it passes. If the model's queue takes timeouts, each request also has one; HTTP has nothing else.
 """
 
-import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
@@ -127,19 +126,9 @@ class TritonBackend(StackClock, Node):
         check_instance("model", model, str, "the model's name")
         if not model:
             raise ValueError(expected("model", "the model's name", model))
-        expectation = "a version as digits, or an empty string"
-        check_instance("version", version, str, expectation)
-        check_instance("shared_memory", shared_memory, bool, "True or False")
-        check_choice("non_finite", non_finite, ("allow", "reject"))
         clock = self._accept_clock(clock)
-        if statistics_every_s is not None:
-            statistics_every_s = check_duration("statistics_every_s", statistics_every_s, positive=True)
-        if keepalive_s is not None:
-            keepalive_s = check_duration("keepalive_s", keepalive_s, positive=True)
         self._memory_bytes = None if memory_bytes is None else check_count("memory_bytes", memory_bytes)
         address = find_endpoint(url, protocol, tls, insecure)
-        if shared_memory and not address.local:
-            raise ValueError(f"shared_memory: expected False, since {address} is another machine, got True")
         self._settings = Settings(
             address=address,
             protocol=protocol,
@@ -150,13 +139,15 @@ class TritonBackend(StackClock, Node):
             version=version,
             clock=clock or time.monotonic_ns,
             non_finite=non_finite,
-            max_streams=check_count("max_streams", max_streams),
+            max_streams=max_streams,
             shared_memory=shared_memory,
             may_be_unloaded=memory_bytes is not None,
-            timeout_s=check_duration("timeout_s", timeout_s, positive=True),
-            load_timeout_s=check_duration("load_timeout_s", load_timeout_s, positive=True),
+            timeout_s=timeout_s,
+            load_timeout_s=load_timeout_s,
             statistics_every_s=statistics_every_s,
         )
+        if shared_memory and not address.local:
+            raise ValueError(f"shared_memory: expected False, since {address} is another machine, got True")
         self._example = example
         self.address = str(address)
         self.encrypted = address.tls is not None
@@ -324,7 +315,7 @@ class TritonBackend(StackClock, Node):
         with splitter.session.calls, Busy(recorder), Counted(recorder, len(batch.rows)):
             return await splitter.infer(batch)
 
-    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
+    def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """Yield the responses of a decoupled model as they come: ``async for outputs in backend.stream(request)``.
 
         The stream ends when the model says that nothing follows. Close it with ``contextlib.aclosing`` if the loop can
@@ -343,9 +334,7 @@ class TritonBackend(StackClock, Node):
             BackendError: the server cannot be reached, failed, or returned something impossible; or it speaks HTTP.
             Closed: not started, or stopped.
         """
-        async with contextlib.aclosing(self._lifecycle.running().stream(request)) as responses:
-            async for response in responses:
-                yield response
+        return self._lifecycle.running().stream(request)
 
     async def end_stream(self, stream_id: Hashable, inputs: Any = None, *, timeout_s: float | None = None) -> Any:
         """Run the last step of a stream, after its queued and running steps, and let the server forget its state.
@@ -395,7 +384,7 @@ class TritonBackend(StackClock, Node):
         description = self.description = session.model
         self._set_version(description.version)
         self.inputs, self.outputs = description.inputs, description.outputs
-        self.batch_axes = session.validator.signature.batch_axes
+        self.batch_axes = session.signature.batch_axes
         self.max_batch_size = None if description.by_row else description.max_batch_size
 
     def _set_version(self, version: str) -> None:

@@ -114,6 +114,8 @@ def read_model(
         if batch is None and any(_sizes(one)[:1] != [-1] for one in inputs):
             batch = 0
         optional = {one["name"] for one in (config or {}).get("input") or () if one.get("optional")}
+        if len(inputs) == 1:  # a request must have an input
+            optional = set()
         return ModelDescription(
             name=name,
             version=version,

@@ -53,7 +53,9 @@ class RequestSplitter:
             InvalidInput: names the input, what was expected, and what came.
         """
         session = self.session
-        session.validator.validate(request.inputs)
+        session.signature.check(request.inputs)
+        if isinstance(request.inputs, Mapping) and not request.inputs:
+            raise InvalidInput(f"inputs: expected at least one input of model {session.model.name!r}, got none")
         if session.sequences is not None and request.stream_id is None:
             raise InvalidInput(
                 f"stream_id: expected one, since model {session.model.name!r} keeps state for each stream, got None"
@@ -65,7 +67,7 @@ class RequestSplitter:
         Raises:
             StreamInferError: the whole batch failed.
         """
-        inputs = self.session.validator.signature.batch_by_name(batch.inputs, self._name)
+        inputs = self.session.signature.batch_by_name(batch.inputs, self._name)
         model = self.session.model
         if not model.by_row:
             limit = model.max_batch_size
@@ -268,7 +270,7 @@ class RequestSplitter:
         if not is_of_input or not failure.says(_MODEL_REPLACED):
             return error
         try:
-            self.session.validator.validate({name: array[0, ...] for name, array in arrays.items()})
+            self.session.signature.check({name: array[0, ...] for name, array in arrays.items()})
         except InvalidInput:
             return error
         replaced = BackendError(
@@ -395,7 +397,7 @@ class RequestSplitter:
         """Return the inputs of a valid request by name, with a batch axis."""
         inputs = request.inputs
         if not isinstance(inputs, Mapping):
-            inputs = {self.session.validator.signature.only_input: inputs}
+            inputs = {self.session.signature.only_input: inputs}
         return {name: as_array(value)[np.newaxis] for name, value in inputs.items()}
 
     def parameters(self, rows: Sequence[Request]) -> dict[str, int | bool | str]:

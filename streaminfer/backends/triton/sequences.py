@@ -83,8 +83,8 @@ class Sequences:
     Args:
         kind: the protocol's type of a sequence's id.
         idle_s: idle seconds after which the server forgets a sequence; 0: the server does not say.
-        max_streams: the most streams to remember. If there are more, streams are forgotten whose sequences the server
-            has forgotten too; if there are none, a new stream is rejected.
+        max_streams: the most streams to remember. If there are more, a stream is forgotten whose sequence the server
+            has forgotten too; if there is none, a new stream is rejected.
         on_lost: called with the id of each lost sequence that the server may still know.
     """
 
@@ -96,8 +96,7 @@ class Sequences:
         self.update(kind, idle_s)
         self._max = max_streams
         self._on_lost = on_lost
-        self._streams: dict[Hashable, Stream] = {}
-        self._idle_from_ns = 0  # no stream can have been idle long enough before this instant
+        self._streams: dict[Hashable, Stream] = {}  # in the order of their latest steps
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -107,8 +106,7 @@ class Sequences:
 
         Streams keep their ids; for those that the server has forgotten, its response says so.
         """
-        self._idle_ns = round(idle_s * 1e9)
-        self._idle_from_ns = 0
+        self._idle_ns = round(idle_s * 1e9) or 3_600_000_000_000
         if kind != self._kind:
             self._kind = kind
             self._bits = _BITS.get(kind, 62)
@@ -154,8 +152,9 @@ class Sequences:
         finally:
             stream.in_flight -= 1
             stream.seen_ns = max(stream.seen_ns, now_ns)
-            if not stream.in_flight and not stream.started:  # the stream has no state
-                self._streams.pop(stream_id, None)
+            del self._streams[stream_id]
+            if stream.in_flight or stream.started:  # else the stream has no state
+                self._streams[stream_id] = stream
 
     def lose(self, stream_id: Hashable, correlation: int | str) -> bool:
         """Lose a sequence that has run a step whose caller had left, and with it the stream's queued steps.
@@ -184,17 +183,11 @@ class Sequences:
         return stream
 
     def _make_room(self, now_ns: int) -> None:
-        if now_ns > self._idle_from_ns:  # before that, a search for idle streams would find none
-            idle_ns = self._idle_ns or 3_600_000_000_000
-            self._idle_from_ns = now_ns + idle_ns
-            for stream_id, stream in list(self._streams.items()):
-                if stream.in_flight == 0:
-                    if now_ns - stream.seen_ns > idle_ns:
-                        del self._streams[stream_id]
-                    else:
-                        self._idle_from_ns = min(self._idle_from_ns, stream.seen_ns + idle_ns)
-        if len(self._streams) >= self._max:
+        idle = ((stream_id, stream) for stream_id, stream in self._streams.items() if not stream.in_flight)
+        stream_id, stream = next(idle, (None, None))
+        if stream is None or now_ns - stream.seen_ns <= self._idle_ns:
             raise Overloaded(f"{len(self._streams)} streams are remembered already (max_streams={self._max})")
+        del self._streams[stream_id]
 
     def _lose(self, stream: Stream, *, is_known: bool = True) -> None:
         if is_known:

@@ -17,13 +17,12 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from streaminfer.backends.signature import TEXT, TensorSpec, zeros
+from streaminfer.backends.signature import TEXT, Signature, TensorSpec, zeros
 from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import dtype_of, is_text
 from streaminfer.backends.triton.errors import ServerError, explained
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, describe_server, latest_version
-from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.sequences import LostSequences, Sequences
 from streaminfer.backends.triton.settings import Settings, Transport
 from streaminfer.backends.triton.shared_memory.region import Region, required_bytes
@@ -95,7 +94,7 @@ class Session:
 
     Attributes:
         model: the model's current description.
-        validator: checks requests against that description.
+        signature: checks requests against that description; of text, the shape only.
         sequences: the model's sequences; ``None`` if it has none.
         changes: how often the description has changed.
         calls: calls that a caller awaits, without streams of responses.
@@ -262,7 +261,9 @@ class Session:
     def _set_model(self, model: ModelDescription) -> None:
         """Set the model's description; streams keep their sequences if the model still has sequences."""
         self.model = model
-        self.validator = RequestValidator(model, self._settings.non_finite)
+        self.signature = Signature(
+            model.inputs, model.outputs, non_finite=self._settings.non_finite, text_fits=lambda _: True
+        )
         self._inputs = {spec.name: spec for spec in model.inputs}
         if not model.sequence:
             self.sequences = None
@@ -334,10 +335,22 @@ class Session:
     async def _infer_shared(
         self, pool: RegionPool, call: InferRequest, rows: int | None, end_s: float
     ) -> InferResponse:
-        """Run through one region: inputs at its start, followed by outputs of known size.
+        """Run through a region of shared memory; once more if a restarted server does not know it.
 
         The time in which the server maps memory is part of the request's time.
         """
+        try:
+            return await self._infer_in_region(pool, call, rows, end_s)
+        except ServerError as failure:
+            if not failure.says(_UNKNOWN_REGION):
+                raise
+        pool.retire_all()
+        return await self._infer_in_region(pool, call, rows, end_s)
+
+    async def _infer_in_region(
+        self, pool: RegionPool, call: InferRequest, rows: int | None, end_s: float
+    ) -> InferResponse:
+        """Run with the inputs at the start of a region, followed by outputs of known size."""
         model = self.model
         arrays = {  # the server accepts no tensor of zero bytes
             tensor.name: tensor.content
@@ -354,26 +367,17 @@ class Session:
             return await self.transport.infer(call, end_s - self.loop.time())
         completed = False
         try:
-            written = region.write(arrays)
-            reserved = region.reserve(sizes)
-            refs = {name: SharedMemoryRef(region.name, *place) for name, place in written.items()}
+            written = {name: SharedMemoryRef(region.name, *place) for name, place in region.write(arrays).items()}
+            reserved = {name: SharedMemoryRef(region.name, *place) for name, place in region.reserve(sizes).items()}
             call = call._replace(
-                inputs=[tensor._replace(content=refs.get(tensor.name, tensor.content)) for tensor in call.inputs],
-                outputs={
-                    spec.name: SharedMemoryRef(region.name, *reserved[spec.name]) if spec.name in reserved else None
-                    for spec in model.outputs
-                },
+                inputs=[tensor._replace(content=written.get(tensor.name, tensor.content)) for tensor in call.inputs],
+                outputs={spec.name: reserved.get(spec.name) for spec in model.outputs},
             )
             try:
                 response = await self.transport.infer(call, end_s - self.loop.time())
             except ServerError as failure:
                 completed = failure.status == "INVALID_ARGUMENT"
-                if not failure.says(_UNKNOWN_REGION):
-                    raise
-                completed = False
-                async with _time_limit(end_s, "map shared memory"):
-                    await pool.reregister(region)
-                response = await self.transport.infer(call, end_s - self.loop.time())
+                raise
             completed = True
             outputs = {
                 name: _read_shared(region, reserved[name], tensor) if name in reserved else tensor
@@ -410,22 +414,21 @@ async def _time_limit(end_s: float | None, action: str) -> AsyncIterator[None]:
         raise ServerError("DEADLINE_EXCEEDED", f"the server did not {action} in time") from error
 
 
-def _read_shared(region: Region, place: tuple[int, int], tensor: Tensor) -> Tensor:
+def _read_shared(region: Region, place: SharedMemoryRef, tensor: Tensor) -> Tensor:
     """Return an output with its content from shared memory, at the place that the request named.
 
     Raises:
         ServerError: the output has an unexpected type, or is larger than its place.
     """
-    offset, size = place
     dtype = dtype_of(tensor.datatype)  # the type in the response, which may be of a newer version than the description
     smallest = min(tensor.shape, default=0)
-    if dtype is None or dtype == TEXT or smallest < 0 or math.prod(tensor.shape) * dtype.itemsize > size:
+    if dtype is None or dtype == TEXT or smallest < 0 or math.prod(tensor.shape) * dtype.itemsize > place.byte_size:
         raise ServerError(
             "INTERNAL",
-            f"output {tensor.name!r}: expected at most {size} bytes of shared memory, got "
+            f"output {tensor.name!r}: expected at most {place.byte_size} bytes of shared memory, got "
             f"{tensor.datatype}{list(tensor.shape)}",
         )
-    return tensor._replace(content=region.read(offset, dtype, tensor.shape))
+    return tensor._replace(content=region.read(place.offset, dtype, tensor.shape))
 
 
 def _size_of(spec: TensorSpec, rows: int | None) -> int | None:

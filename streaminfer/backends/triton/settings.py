@@ -2,6 +2,7 @@
 
 import attrs
 
+from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, field_check
 from streaminfer.backends.signature import NonFinite
 from streaminfer.backends.triton.endpoint import Endpoint, Protocol
 from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
@@ -13,6 +14,9 @@ __all__ = ["Settings", "Transport"]
 
 Transport = GrpcTransport | HttpTransport
 """A connection to a server; both classes have the same methods."""
+
+_SECONDS = field_check(check_duration, positive=True)
+_MAYBE_SECONDS = field_check(check_duration, positive=True, optional=True)
 
 
 @attrs.define(kw_only=True)
@@ -40,18 +44,18 @@ class Settings:
     address: Endpoint
     protocol: Protocol
     headers: Headers
-    keepalive_s: float | None
+    keepalive_s: float | None = attrs.field(validator=_MAYBE_SECONDS)
     name: str
     model: str
-    version: str
+    version: str = attrs.field(validator=field_check(check_instance, str, "a version as digits, or an empty string"))
     clock: Clock
-    non_finite: NonFinite
-    max_streams: int
-    shared_memory: bool
+    non_finite: NonFinite = attrs.field(validator=field_check(check_choice, ("allow", "reject")))
+    max_streams: int = attrs.field(validator=field_check(check_count))
+    shared_memory: bool = attrs.field(validator=field_check(check_instance, bool, "True or False"))
     may_be_unloaded: bool
-    timeout_s: float
-    load_timeout_s: float
-    statistics_every_s: float | None
+    timeout_s: float = attrs.field(validator=_SECONDS)
+    load_timeout_s: float = attrs.field(validator=_SECONDS)
+    statistics_every_s: float | None = attrs.field(validator=_MAYBE_SECONDS)
 
     def connect(self) -> Transport:
         """Return a new connection, which belongs to the running event loop.

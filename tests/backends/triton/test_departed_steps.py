@@ -31,7 +31,7 @@ class Server:
 
     def __init__(self):
         self.model = SimpleNamespace(by_row=True, decoupled=False, max_batch_size=8, priority_levels=0)
-        self.validator = SimpleNamespace(signature=SimpleNamespace(batch_by_name=lambda inputs, _name: inputs))
+        self.signature = SimpleNamespace(batch_by_name=lambda inputs, _name: inputs)
         self.sequences = Sequences("TYPE_UINT64", 5.0, 100)
         self.changes = 0
         self.steps = {}

@@ -16,7 +16,7 @@ class Server:
 
     def __init__(self):
         self.model = SimpleNamespace(by_row=False, max_batch_size=8, priority_levels=0, takes_timeout=False)
-        self.validator = SimpleNamespace(signature=SimpleNamespace(batch_by_name=lambda inputs, _name: inputs))
+        self.signature = SimpleNamespace(batch_by_name=lambda inputs, _name: inputs)
         self.counts = SimpleNamespace(split=0)
         self.changes = 0
 

@@ -11,12 +11,12 @@ import pytest
 from triton_settings import make_settings
 from tritonclient.grpc import service_pb2 as messages
 
+from streaminfer.backends.signature import Signature
 from streaminfer.backends.triton.endpoint import find_endpoint
 from streaminfer.backends.triton.errors import ServerError
 from streaminfer.backends.triton.messages import InferRequest
 from streaminfer.backends.triton.model import read_model
 from streaminfer.backends.triton.request_splitter import RequestSplitter
-from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
 from streaminfer.backends.triton.transport.headers import Headers
 from streaminfer.errors import BackendError, DeadlineExceeded, Overloaded
@@ -134,7 +134,7 @@ def test_replaced_decoupled_model_is_described_again(width):
         async with connected(respond) as transport:
             session = SimpleNamespace(
                 model=model, changes=3, transport=transport, call=lambda *_: CALL,
-                validator=RequestValidator(model, "allow"), refresh_model=refresh_model,
+                signature=Signature(model.inputs, model.outputs), refresh_model=refresh_model,
             )  # fmt: skip
             splitter = RequestSplitter(session, make_settings(), lambda: None)
             with pytest.raises(BackendError, match="unexpected shape") as caught:

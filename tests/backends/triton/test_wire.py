@@ -1,7 +1,6 @@
 """Messages, types, responses and errors of the protocol, without a server."""
 
 import asyncio
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ from streaminfer.backends.triton.errors import ServerError, from_status, of_http
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import latest, read_model
 from streaminfer.backends.triton.request_splitter import RequestSplitter
-from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.server_statistics import CounterReader
+from streaminfer.backends.triton.session import CallCounts, Session
 from streaminfer.backends.triton.transport import http_transport as http
 from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, Overloaded
@@ -199,16 +198,27 @@ def test_the_latest_version_is_the_highest_number():
     assert latest([]) == ""
 
 
+def splitter_of(model, non_finite="allow"):
+    """Return the splitter of a session of a model, which validates its requests."""
+
+    async def main():
+        settings = make_settings(non_finite=non_finite)
+        return RequestSplitter(Session(None, None, model, settings, None, CallCounts()), settings, lambda: None)
+
+    return asyncio.run(main())
+
+
 def test_requests_are_validated_and_text_by_shape():
     """Requests are validated as for other backends, and text by its shape."""
     model = read_model(
         "m", "1", described({"x": ("FP32", [-1, 2]), "t": ("BYTES", [-1, 1])}), config(input=[{"name": "t", "optional": True}])
     )  # fmt: skip
     assert [spec.is_optional for spec in model.inputs] == [False, True]
-    check = RequestValidator(model, "reject")
+    check = splitter_of(model, "reject")
     x = np.zeros(2, np.float32)
-    for inputs in (x, {"x": x}, {"x": x, "t": np.array(["long text"])}, {"x": x, "t": np.array([b"t"], object)}):
-        check.validate(inputs)
+    for inputs in (x, {"x": x}, {"x": x, "t": np.array(["long text"])}, {"x": x, "t": np.array([b"t"])},
+                   {"x": x, "t": np.array([b"t"], object)}):  # fmt: skip
+        check.validate(Request(inputs))
     for inputs, message in [
         ({"x": x, "t": np.array(["a", "b"])}, "input 't': expected str"),
         ({"x": x, "t": "a"}, "input 't'"),
@@ -218,29 +228,27 @@ def test_requests_are_validated_and_text_by_shape():
         (np.array([np.nan, 0], np.float32), "expected finite"),
     ]:
         with pytest.raises(InvalidInput, match=message):
-            check.validate(inputs)
+            check.validate(Request(inputs))
 
 
 def test_a_request_has_at_least_one_input():
     x = np.zeros(2, np.float32)
     optional = [{"name": name, "optional": True} for name in "xz"]
     inputs = {"x": ("FP32", [-1, 2]), "z": ("FP32", [-1, 2])}
-    check = RequestValidator(read_model("m", "1", described(inputs), config(input=optional)), "allow")
-    check.validate({"z": x})
+    check = splitter_of(read_model("m", "1", described(inputs), config(input=optional)))
+    check.validate(Request({"z": x}))
     with pytest.raises(InvalidInput, match="expected at least one input of model 'm', got none"):
-        check.validate({})
+        check.validate(Request({}))
 
-    only = RequestValidator(read_model("m", "1", described({"x": inputs["x"]}), config(input=optional[:1])), "allow")
-    only.validate(x)
-    assert only.signature.batch_by_name(x, "m") == {"x": x}
+    only = splitter_of(read_model("m", "1", described({"x": inputs["x"]}), config(input=optional[:1])))
+    only.validate(Request(x))
+    assert only.session.signature.batch_by_name(x, "m") == {"x": x}
 
 
 def test_a_plain_number_is_the_required_input():
     """A plain number is the value of the required input, even if an optional input comes first."""
     inputs = {"a": ("FP32", [-1]), "x": ("FP32", [-1])}
-    model = read_model("m", "1", described(inputs), config(input=[{"name": "a", "optional": True}]))
-    session = SimpleNamespace(validator=RequestValidator(model, "allow"), sequences=None)
-    splitter = RequestSplitter(session, make_settings(), lambda: None)
+    splitter = splitter_of(read_model("m", "1", described(inputs), config(input=[{"name": "a", "optional": True}])))
     request = Request(np.float32(2.0))
 
     splitter.validate(request)
@@ -250,9 +258,7 @@ def test_a_plain_number_is_the_required_input():
 
 def test_text_keeps_the_zeros_at_its_end():
     """A string of a single request keeps zeros at its end, as in a batch; NumPy's text types would drop them."""
-    model = read_model("m", "1", described({"t": ("BYTES", [-1])}), config())
-    session = SimpleNamespace(validator=RequestValidator(model, "allow"), sequences=None)
-    splitter = RequestSplitter(session, make_settings(), lambda: None)
+    splitter = splitter_of(read_model("m", "1", described({"t": ("BYTES", [-1])}), config()))
     request = Request("a\0")
 
     splitter.validate(request)
@@ -341,13 +347,13 @@ def test_bfloat16_has_a_type():
 def test_bfloat16_is_a_type_of_numbers():
     """Values of type bfloat16 are checked for finiteness, and a batcher's example of them is zeros."""
     model = read_model("m", "1", described({"x": ("BF16", [-1, 2])}), config())
-    check = RequestValidator(model, "reject")
+    check = splitter_of(model, "reject")
     finite = np.zeros(2, dtype_of("BF16"))
 
-    check.validate(finite)
+    check.validate(Request(finite))
     for wrong in (np.nan, np.inf):
         with pytest.raises(InvalidInput, match=r"input 'x': expected finite values .* the first at \(1,\)"):
-            check.validate(np.array([0, wrong], finite.dtype))
+            check.validate(Request(np.array([0, wrong], finite.dtype)))
     assert guess_inputs(model.inputs)["x"].tobytes() == finite.tobytes()
 
 

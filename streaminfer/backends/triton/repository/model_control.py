@@ -5,9 +5,9 @@ in the repository's index therefore decides what to send, and when the action is
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from streaminfer._internal.error_log import Log
 from streaminfer._internal.validation import expected
@@ -24,6 +24,8 @@ _IN_MEMORY = ("READY", "LOADING", "UNLOADING")
 
 _MIN_POLL_S = 0.005
 _MAX_POLL_S = 0.1  # the most time that polling adds to a load or unload
+
+T = TypeVar("T")
 
 _log = Log("streaminfer")
 
@@ -99,18 +101,15 @@ class ModelControl:
             raise ValueError(expected("model", f"a model of the server's repository ({names})", self._model))
         try:
             if state != "READY":
-                await self._send(transport.load, "loading")
+                await self._call(transport.load(self._model, self._settings.load_timeout_s), "loading")
             await self._loaded(state != "READY")
         except Exception as error:
             if state != "READY":
-                await self._undo(transport, error)
+                try:
+                    await self._remove(transport)
+                except StreamInferError as failure:
+                    error.add_note(f"the model may still take memory: {failure}")
             raise
-
-    async def _undo(self, transport: Transport, error: Exception) -> None:
-        try:
-            await self._remove(transport)
-        except StreamInferError as failure:
-            error.add_note(f"the model may still take memory: {failure}")
 
     async def _remove(self, transport: Transport) -> None:
         rows = await self._index(transport, "unloading")
@@ -119,7 +118,7 @@ class ModelControl:
         if state not in _IN_MEMORY:
             return
         if state != "UNLOADING":
-            await self._send(transport.unload, "unloading")
+            await self._call(transport.unload(self._model, self._settings.load_timeout_s), "unloading")
 
         def is_unloaded(rows: _Index) -> bool:  # models that only it needed leave too: the parts of an ensemble
             return _state(rows, self._model) not in _IN_MEMORY and _unloading(rows) <= unloading
@@ -142,27 +141,25 @@ class ModelControl:
         return rows
 
     async def _index(self, transport: Transport, action: str) -> "_Index":
-        try:
-            return list(await transport.index(self._settings.timeout_s))
-        except ServerError as failure:
-            if failure.status not in {"NOT_FOUND", "UNIMPLEMENTED"}:
-                raise from_status(failure, f"{action} {self._name}", has_inputs=False) from failure.__cause__
-            raise self._unsupported(failure, action, "it has no extension for that") from failure
+        index = transport.index(self._settings.timeout_s)
+        return list(await self._call(index, action, unsupported={"NOT_FOUND", "UNIMPLEMENTED"}))
 
-    async def _send(self, call: Callable[[str, float], Awaitable[None]], action: str) -> None:
+    async def _call(self, call: Awaitable[T], action: str, unsupported: Container[str] = ()) -> T:
+        """Return the result of a call; ``unsupported`` are the states that say that the server has no such call."""
         try:
-            await call(self._model, self._settings.load_timeout_s)
+            return await call
         except ServerError as failure:
-            if not failure.says([_NOT_ALLOWED]):
+            if failure.says([_NOT_ALLOWED]):
+                hint = "start it with --model-control-mode=explicit"
+            elif failure.status in unsupported:
+                hint = "it has no extension for that"
+            else:
                 raise from_status(failure, f"{action} {self._name}", has_inputs=False) from failure.__cause__
-            raise self._unsupported(failure, action, "start it with --model-control-mode=explicit") from failure
-
-    def _unsupported(self, failure: ServerError, action: str, hint: str) -> BackendError:
-        error = BackendError(
-            f"{action} {self._name}: the server does not let its clients do that; {hint} ({failure.text})"
-        )
-        error.retryable = False  # type: ignore[attr-defined]
-        return error
+            error = BackendError(
+                f"{action} {self._name}: the server does not let its clients do that; {hint} ({failure.text})"
+            )
+            error.retryable = False  # type: ignore[attr-defined]
+            raise error from failure
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Transport]:

@@ -27,13 +27,11 @@ class Region:
     Attributes:
         name: the name under which the server knows the region.
         byte_size: its size.
-        is_stale: whether the server was restarted, and does not know the region until it is registered again.
     """
 
     def __init__(self, name: str, memory: mmap.mmap) -> None:
         self.name = name
         self.byte_size = len(memory)
-        self.is_stale = False
         self._bytes: npt.NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
         self._end = 0
 
@@ -82,12 +80,6 @@ class Region:
         if offset < 0 or end > self.byte_size:
             raise ValueError(f"{self.name}: expected an array within {self.byte_size} bytes, got {offset} to {end}")
         return self._view(offset, kind, tuple(shape)).copy()
-
-    def move_to(self, memory: mmap.mmap) -> None:
-        """Continue in other memory of the same size, with the same contents."""
-        new = np.frombuffer(memory, np.uint8)
-        new[:] = self._bytes
-        self._bytes = new
 
     def _place(self, sizes: Mapping[str, int], start: int) -> dict[str, Place]:
         places: dict[str, Place] = {}

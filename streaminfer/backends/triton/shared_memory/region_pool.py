@@ -17,6 +17,7 @@ Invariants:
   *retired*: the pool does not read it again, and periodically tells the server to forget it. Triton since 2.50 rejects
   or postpones the call while a request still uses the region, so an early call is harmless. Older versions crash, so
   :data:`OLDEST_SERVER` is the oldest that may be used.
+* **A restarted server knows no region**: the first request that it rejects for that reason retires all of them.
 * **Results never change under the caller**: :meth:`Region.read` copies, with one ``memcpy`` per batch. Views would cost
   nothing, but one stored row would keep a whole region that the pool needs.
 * Memory is allocated before it is used (``posix_fallocate``): the pool then notices a full ``/dev/shm``, instead of a
@@ -144,8 +145,6 @@ class RegionPool:
         region = min(reversed(fitting), key=lambda one: one.byte_size)
         self._idle.remove(region)
         self._in_use.add(region)
-        if region.is_stale:
-            await self.reregister(region)
         return region
 
     def release(self, region: Region, *, completed: bool) -> None:
@@ -158,7 +157,7 @@ class RegionPool:
                 connection: the server may still use the region.
         """
         if region not in self._in_use:
-            return  # retired because `reregister` failed, or the pool was closed meanwhile
+            return  # retired meanwhile, with all others
         self._in_use.remove(region)
         if not completed:
             self._retire(region)
@@ -169,27 +168,12 @@ class RegionPool:
             self._idle.remove(smallest)
             self._retire(smallest)
 
-    async def reregister(self, region: Region) -> None:
-        """Register a region again, with its contents, because the server was restarted and does not know it.
-
-        The other regions are registered again when they are next acquired.
-
-        Raises:
-            BaseException: the exception of ``register`` or ``unregister``; the region is retired.
-        """
-        for other in (*self._idle, *self._in_use):
-            other.is_stale = True
-        try:
-            # if the server was not restarted after all, it must forget the old memory first
-            await self._unregister(region.name)
-            memory = await self._map(region.name, region.byte_size)
-            await self._check_open(region.name)
-        except BaseException:
-            self._in_use.discard(region)
+    def retire_all(self) -> None:
+        """Use no region again, because the server was restarted and knows none; running requests keep theirs."""
+        for region in (*self._idle, *self._in_use):
             self._retire(region)
-            raise
-        region.move_to(memory)
-        region.is_stale = False
+        self._idle.clear()
+        self._in_use.clear()
 
     async def close(self) -> None:
         """Make the server forget every region. May be repeated.
@@ -202,10 +186,7 @@ class RegionPool:
             if self._cleanup is not None:
                 self._cleanup.cancel()
                 await asyncio.wait([self._cleanup])
-            for region in (*self._idle, *self._in_use):
-                self._retire(region)
-            self._idle.clear()
-            self._in_use.clear()
+            self.retire_all()
             await self._clean_up_once()
             # a server responds shortly before it frees the memory, and continues requests that were cancelled; a
             # server that does not respond must not delay the close again
@@ -224,53 +205,25 @@ class RegionPool:
         if self.byte_size + size > self._max_bytes:
             return None
         name = f"{self._owner}-{next(self._numbers)}"
-        self.byte_size += size
+        path = _FOLDER / name
         try:
-            memory = await self._map(name, size)
-        except MemoryError:
-            self.byte_size -= size
-            return None
-        except BaseException:
-            self._retired.append((name, size))  # the server may have registered it all the same
-            raise
-        await self._check_open(name)
-        region = Region(name, memory)
-        self._in_use.add(region)
-        return region
-
-    async def _map(self, name: str, size: int) -> mmap.mmap:
-        """Return new memory, registered with the server as ``name``.
-
-        Raises:
-            MemoryError: there is no memory left.
-            BaseException: the exception of ``register``.
-        """
-        # a new key each time: for a known key, Triton uses the memory that it already has
-        key = f"{self._owner}-{next(self._numbers)}"
-        path = _FOLDER / key
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
+            memory = _new_memory(path, size)
+            if memory is None:
+                return None
+            self.byte_size += size
             try:
-                os.posix_fallocate(descriptor, 0, size)
-                memory = mmap.mmap(descriptor, size)
-            except OSError as error:
-                raise MemoryError(f"{size} bytes of shared memory: {error}") from error
-            finally:
-                os.close(descriptor)
-            await self._register(name, key, size)
+                await self._register(name, name, size)
+            except BaseException:
+                self._retired.append((name, size))  # the server may have registered it all the same
+                raise
         finally:
             path.unlink(missing_ok=True)
-        return memory
-
-    async def _check_open(self, name: str) -> None:
-        """Undo a registration if the pool was closed meanwhile.
-
-        Raises:
-            Closed: the pool is closed.
-        """
         if self._closed:
             await self._forget(name)
             raise Closed("RegionPool is closed")
+        region = Region(name, memory)
+        self._in_use.add(region)
+        return region
 
     def _retire(self, region: Region) -> None:
         self._retired.append((region.name, region.byte_size))
@@ -334,6 +287,18 @@ def _size_class(size: int) -> int:
     """Round a size up, in whole pages: 4 sizes per octave, so that at most a quarter is wasted and sizes repeat."""
     step = max(mmap.PAGESIZE, 1 << max(0, (size - 1).bit_length() - 3))
     return -(-size // step) * step
+
+
+def _new_memory(path: Path, size: int) -> mmap.mmap | None:
+    """Return new memory of a name in the file system; ``None`` if memory is short."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        return mmap.mmap(descriptor, size)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _bind_owner_socket(owner: str) -> int:

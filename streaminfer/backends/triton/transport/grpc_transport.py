@@ -191,8 +191,7 @@ class GrpcTransport:
                 if response.final:
                     return
         except asyncio.CancelledError:
-            self._explain_cancellation()
-            self._replace_if_silent()
+            self._handle_cancellation()
             raise
         except self._grpc.AioRpcError as error:
             self._raise_failure(error, headers)
@@ -225,9 +224,7 @@ class GrpcTransport:
         try:
             response = await rpc
         except asyncio.CancelledError:
-            self._explain_cancellation()
-            # a batcher cancels at the deadline, before gRPC reports that it has passed
-            self._replace_if_silent()
+            self._handle_cancellation()
             raise
         except self._grpc.AioRpcError as error:
             self._raise_failure(error, headers)
@@ -248,10 +245,11 @@ class GrpcTransport:
             self._replace_if_silent()
         raise_scrubbed(headers, status, text, error, _retry_after(error.trailing_metadata()))
 
-    def _explain_cancellation(self) -> None:
+    def _handle_cancellation(self) -> None:
         task = asyncio.current_task()
         if self._closed and not (task is not None and task.cancelling()):
             self._raise_closed()
+        self._replace_if_silent()  # a batcher cancels at the deadline, before gRPC reports that it has passed
 
     def _raise_closed(self) -> NoReturn:
         raise Closed("the connection to the server was closed")

@@ -58,20 +58,3 @@ def test_oversized_write_is_an_error_without_effect():
     for offset, shape in ((0, [65]), (256, [1]), (-4, [1])):
         with pytest.raises(ValueError, match="expected an array within 256 bytes"):
             region.read(offset, F32, shape)
-
-
-def test_moved_region_keeps_its_contents():
-    """A region moves to other memory with its contents.
-
-    The new memory has the contents of the old memory, and later writes do not reach the old memory.
-    """
-    old, new = mmap.mmap(-1, 4096), mmap.mmap(-1, 4096)
-    region = Region("r", old)
-    (place,) = region.write({"x": np.arange(8, dtype=F32)}).values()
-
-    region.move_to(new)
-    region.write({"y": np.ones(1, F32)})
-
-    assert region.read(place[0], F32, [8]).tolist() == [1, *range(1, 8)]
-    assert np.frombuffer(new, F32, 8).tolist() == [1, *range(1, 8)]
-    assert np.frombuffer(old, F32, 8).tolist() == list(range(8))

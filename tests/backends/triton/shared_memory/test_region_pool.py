@@ -328,45 +328,30 @@ def test_failed_registration_is_undone(server, error):
 # ---------------------------------------------------------------------------------------------- restart and end
 
 
-def test_after_a_restart_regions_are_registered_again(server):
+def test_after_a_restart_no_region_is_used_again(server):
+    """After a restart of the server all regions are retired; a batch that still runs reads its results."""
+
     async def main():
         pool = make(server)
         held, idle = [await pool.acquire(4096) for _ in range(2)]
         pool.release(idle, completed=True)
-        place = held.write({"x": np.arange(8, dtype=F32)})["x"]
+        server.double(held.name, held.write({"x": np.arange(8, dtype=F32)})["x"], (64, 32))
         server.restart()
-        await pool.reregister(held)
-        server.double(held.name, place, (64, 32))
+        pool.retire_all()
         assert held.read(64, F32, [8]).tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
-        assert set(server.known) == {held.name}
-        assert await pool.acquire(4096) is idle
-        assert set(server.known) == {held.name, idle.name}
-        await pool.reregister(idle)  # nothing was restarted this time
-        server.double(idle.name, idle.write({"x": np.ones(8, F32)})["x"], (64, 32))
-        assert idle.read(64, F32, [8]).tolist() == [2] * 8
-        pool.release(idle, completed=True)
-        server.restart()
-        server.registering = fail_once(server)
-        with pytest.raises(ConnectionError):
-            await pool.reregister(held)
-        pool.release(held, completed=True)  # retired already
-        assert await pool.acquire(4096) is idle
-        assert await pool.acquire(4096) is not held
+        pool.release(held, completed=True)
+        region = await pool.acquire(4096)
+        assert region not in {held, idle}
+        server.double(region.name, region.write({"x": np.ones(8, F32)})["x"], (64, 32))
+        assert region.read(64, F32, [8]).tolist() == [2] * 8
         await settle(pool)
-        assert held.name not in server.known
+        assert set(server.known) == {region.name}
+        assert pool.byte_size == 4096
         await pool.close()
         assert server.known == {}
         assert pool.byte_size == 0
 
     run(main())
-
-
-def fail_once(server):
-    async def fail():
-        server.registering = None
-        raise ConnectionError
-
-    return fail
 
 
 def test_close_ends_all_regions_and_a_late_acquire(server):
@@ -475,33 +460,6 @@ def test_close_waits_for_a_silent_server_once(server):
         assert len(set(asked)) == len(asked) == 3  # the last call is made in the time for freeing memory, which ends it
 
     testing.run(main)
-
-
-def test_close_during_a_renewal_leaves_nothing(server):
-    """If the pool closes while it registers a region again, the region is unregistered and its caller gets `Closed`."""
-
-    async def main():
-        pool = make(server)
-        region = await pool.acquire(4096)
-        reached, go_on = asyncio.Event(), asyncio.Event()
-
-        async def wait():
-            reached.set()
-            await go_on.wait()
-
-        server.restart()
-        server.registering = wait
-        renewal = asyncio.create_task(pool.reregister(region))
-        await reached.wait()
-        server.known.clear()  # the server reads the call only later
-        await pool.close()
-        server.known[region.name] = None
-        go_on.set()
-        with pytest.raises(errors.Closed):
-            await renewal
-        assert server.known == {}
-
-    run(main())
 
 
 def test_next_client_removes_regions_of_killed_one(server, tmp_path):
@@ -695,7 +653,8 @@ def test_real_triton_holds_region_until_request_ends(triton, grpc):
             while not await in_use(client, region, task := asyncio.create_task(client.echo(region, 7, 500))):
                 with pytest.raises(InferenceServerException, match="NOT_FOUND"):
                     await task
-                await client.pool.reregister(region)
+                client.pool.release(region, completed=False)
+                region = await client.pool.acquire(4096)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -723,8 +682,8 @@ async def in_use(client, region, task):
     return False
 
 
-def test_region_is_registered_again_with_real_triton(triton, grpc):
-    """A region that a real Triton has unregistered can be registered again and used."""
+def test_real_triton_does_not_find_an_unknown_region(triton, grpc):
+    """A real Triton rejects a request with a region that it has unregistered, and takes a new one."""
 
     async def main():
         async with Client(triton) as client:
@@ -732,7 +691,8 @@ def test_region_is_registered_again_with_real_triton(triton, grpc):
             await client.client.unregister_system_shared_memory(region.name)
             with pytest.raises(InferenceServerException, match="NOT_FOUND"):
                 await client.echo(region, 3, 0)
-            await client.pool.reregister(region)
+            client.pool.retire_all()
+            region = await client.pool.acquire(4096)
             assert await client.echo(region, 3, 0) == 3
             client.pool.release(region, completed=True)
 

@@ -32,6 +32,7 @@ class Transport:
 
     def __init__(self, dtype):
         self.version, self.dtype, self.is_text = "1", np.dtype(dtype), False
+        self.forgets = False  # each region at once
         self.known = {}
         self.calls = []
 
@@ -47,6 +48,8 @@ class Transport:
             self.known[name] = mmap.mmap(descriptor, byte_size)
         finally:
             os.close(descriptor)
+        if self.forgets:
+            del self.known[name]
 
     async def unregister(self, name, timeout_s):
         self.known.pop(name, None)
@@ -56,6 +59,9 @@ class Transport:
 
     async def infer(self, call, timeout_s):
         self.calls.append(call)
+        for tensor in call.inputs:
+            if isinstance(tensor.content, SharedMemoryRef) and tensor.content.region not in self.known:
+                raise ServerError("NOT_FOUND", f"Unable to find shared memory region: '{tensor.content.region}'")
         place = (call.outputs or {}).get("y")
         if self.is_text:
             content = np.array([[b"two"]], object) if place is None else None
@@ -156,5 +162,24 @@ def test_input_without_elements_travels_in_the_message(scenario):
         x, free = transport.calls[0].inputs
         assert isinstance(x.content, SharedMemoryRef)
         assert (free.shape, free.content.nbytes) == ((1, 0), 0)
+
+    scenario(body, dtype=np.float32)
+
+
+def test_restarted_server_gets_the_batch_once_more(scenario):
+    """A batch in a region that a restarted server does not know is sent again in a new region, once."""
+
+    async def body(splitter, transport):
+        await splitter.infer(batch())
+        transport.known.clear()
+        (row,) = await splitter.infer(batch())
+        assert row.tolist() == [2, 2]
+        assert len(transport.calls) == 3
+
+        transport.known.clear()
+        transport.forgets = True
+        with pytest.raises(BackendError, match="Unable to find shared memory region"):
+            await splitter.infer(batch())
+        assert len(transport.calls) == 5
 
     scenario(body, dtype=np.float32)
