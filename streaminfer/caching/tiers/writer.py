@@ -30,7 +30,7 @@ import attrs
 from streaminfer._internal.error_log import ErrorLog, Log
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.defensive_copy import freeze
-from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
+from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.key_destruction import KeyDestruction
@@ -154,12 +154,8 @@ class TierWriter:
 
         These match an erasure that the tier has not made, or are older than a value or deletion that it has not stored.
         """
-        pending, replaced_ns = self.erasures.pending, self._newer.since_ns(key)
-        return lambda entry: entry.stored_ns < replaced_ns or is_erased(entry, pending)
-
-    def _is_excluded(self, key: str | bytes, entry: Entry) -> bool:
-        """Return whether an entry must not be used now; like ``excluded``, but without checking each failed erasure."""
-        return entry.stored_ns < self._newer.since_ns(key) or self.erasures.matches(entry)
+        is_erased, replaced_ns = self.erasures.matcher(), self._newer.since_ns(key)
+        return lambda entry: entry.stored_ns < replaced_ns or is_erased(entry)
 
     def statistics(self) -> TierUsage:
         """Return a frozen snapshot."""
@@ -276,7 +272,7 @@ class TierWriter:
         policy, longest_stale_ns = memory.freshness.policy, memory.freshness.stale_ns
         rule = None if policy is None else policy.rule(entry.tags)
         disallowed = rule is not None and not rule.permits(self.tier)
-        if disallowed or before(entry) or self._is_excluded(key, entry):
+        if disallowed or before(entry) or self.excluded(key)(entry):
             self.discarded += 1
             return None
         age_ns = max(self.tier.wall_clock() - entry.stored_ns, 0)
@@ -359,7 +355,7 @@ class TierWriter:
             self._writes_in_progress = 0
             for erasing in self.erasures.matching(write.entry):  # registered during the put
                 self.destruction.repeat(erasing)
-            if stored and not (write.entry and self._is_excluded(write.key, write.entry)):
+            if stored and not (write.entry and self.excluded(write.key)(write.entry)):
                 self._newer.settle(write.key)  # otherwise a newer value or a deletion is queued
             if write.entry is not None or write.deletes:
                 self.stored += stored
