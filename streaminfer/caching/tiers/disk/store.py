@@ -94,7 +94,7 @@ class DiskStore:
         lock, self._lock = self._lock, -1
         try:
             with suppress(sqlite3.Error):
-                self._delete_outdated()
+                self._delete_outdated(*self._outdated)
             self._disconnect()
         finally:
             if lock >= 0:
@@ -127,7 +127,7 @@ class DiskStore:
         future = f"stored_ns > ? AND aged_ns <= {now_ns}" + FREE
         purged = self._delete("expires_ns <= ?" + FREE, now_ns) or self._delete(future, now_ns + SKEW_NS)
         self._counters.purged += purged
-        self._delete_outdated()
+        self._delete_outdated(*self._outdated)
         return purged
 
     def hold(self, kind: bytes, text: str, on: bool) -> None:
@@ -312,15 +312,15 @@ class DiskStore:
                 del self._outdated[next(iter(self._outdated))]
             if code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
                 with suppress(sqlite3.Error, OSError):
-                    self._delete_outdated()  # needs less room than a put
+                    self._delete_outdated(name)  # needs less room than a put
             raise
         self._outdated.pop(name, None)
         return is_stored
 
-    def _delete_outdated(self) -> None:
-        for name, stored_ns in list(self._outdated.items()):
+    def _delete_outdated(self, *names: bytes) -> None:
+        for name in names:
             try:
-                self._delete_replaced(name, stored_ns)
+                self._delete_replaced(name, self._outdated[name])
             except sqlite3.Error as error:
                 if code_of(error) != sqlite3.SQLITE_FULL:
                     raise
