@@ -53,6 +53,6 @@ def _token_of(obj: Any) -> str:
     if token is None:
         token = secrets.token_hex(16)
         with contextlib.suppress(TypeError):  # an object without weak references gets another identity at each wrap
-            weakref.finalize(obj, _TOKENS.pop, id(obj)).atexit = False
+            weakref.finalize(obj, _TOKENS.pop, id(obj), None)
             _TOKENS[id(obj)] = token
     return token
