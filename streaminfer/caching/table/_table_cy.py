@@ -105,7 +105,9 @@ class EdgeTable(Entries):
         """Remove all entries and ghosts, and release the memory."""
         self.erasures += 1
         self._all_erased = self.erasures
-        self._note(None, None, self._empty(), None)
+        old_objects = self._begin()
+        self.removed = self.inserted - self.evicted - self.expired - self.erased  # no entry is left
+        self._note(None, None, old_objects, None)
 
     def setdefault(self, key: Any, default: Any = None, ttl_ns: int = -1, labels: Labels = None) -> Any:
         """Return the fresh value of a key, which counts as a use; else store ``default`` and return it.
