@@ -51,11 +51,8 @@ cdef class EdgeTable(Entries):
         self, object key, object value, long long ttl_ns, object labels, long long erasures=*
     ) except -1
 
-    @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, at_ns=cython.longlong, past_ns=cython.longlong)
-    cpdef object lookup(self, object key, long long now_ns)
-
     @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, at_ns=cython.longlong)
-    cpdef long long usable_until(self, object key) except -1
+    cpdef object lookup(self, object key, long long now_ns)
 
     cpdef object expire(self)
 

@@ -11,6 +11,7 @@ cdef class Miss:
     cdef readonly int state
     cdef readonly object value
     cdef readonly long long now_ns
+    cdef readonly tuple fallback
 
 @cython.final
 cdef class HitPath:
@@ -19,7 +20,7 @@ cdef class HitPath:
 
     cpdef object key(self, object inputs, object tenant=*)
     cpdef object lookup(self, object inputs, object tenant=*)
-    @cython.locals(now_ns=cython.longlong, entry=tuple)
+    @cython.locals(now_ns=cython.longlong, erasures=cython.longlong, state=int)
     cpdef object find(self, object key)
 
 cpdef object copy_out(object value)

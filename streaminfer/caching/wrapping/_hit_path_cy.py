@@ -38,13 +38,15 @@ class Miss:
         state: ``MISSING``, ``STALE``, ``OUTDATED`` or ``NEGATIVE``.
         value: the stale value, or the error.
         now_ns: when it was looked up.
+        fallback: ``erasures`` of the table before the lookup, and the instant until which the value can be used.
     """
 
-    def __init__(self, key: Any, state: int, value: Any, now_ns: int) -> None:
+    def __init__(self, key: Any, state: int, value: Any, now_ns: int, fallback: tuple[int, int]) -> None:
         self.key = key
         self.state = state
         self.value = value
         self.now_ns = now_ns
+        self.fallback = fallback
 
 
 class HitPath:
@@ -78,10 +80,9 @@ class HitPath:
     def find(self, key: Any) -> Any:
         """Return a caller's copy of the fresh value of this key; or a :class:`Miss`."""
         now_ns = self._table._read()
-        entry = self._table.lookup(key, now_ns)
-        if entry[0] == _FRESH:
-            return copy_out(entry[1])
-        return Miss(key, entry[0], entry[1], now_ns)
+        erasures = self._table.erasures
+        state, value, until_ns = self._table.lookup(key, now_ns)
+        return copy_out(value) if state == _FRESH else Miss(key, state, value, now_ns, (erasures, until_ns))
 
 
 def copy_out(value: Any) -> Any:

@@ -129,7 +129,7 @@ class CachedCalls(Layer):
         if self.gives_stale(missed):
             self.refresh(key, call)
             return copy_out(missed.value)
-        fallback = self.fallback(missed) if missed.state == OUTDATED else None
+        fallback = missed.fallback if missed.state == OUTDATED else None
         work = (self._computing, key, call, fallback is None)
         try:
             value, led = await self.flights.here().share(self.flight_key(key, call), work)
@@ -150,7 +150,7 @@ class CachedCalls(Layer):
             work, limit_s = (self._compute_sync, key, call, False), self.budget.refresh_s()
             threads.refresh(flight_key, work, refreshes=self._thread_refreshes, limit_s=limit_s)
             return copy_out(missed.value)
-        fallback = self.fallback(missed) if missed.state == OUTDATED else None
+        fallback = missed.fallback if missed.state == OUTDATED else None
         try:
             value, _ = threads.share(flight_key, (self._compute_sync, key, call, fallback is None))
         except Exception as error:

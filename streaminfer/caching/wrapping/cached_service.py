@@ -211,7 +211,7 @@ class CachedService(Layer, Wrapper):
         if self.gives_stale(cached):
             self.refresh(key, call)
             return Response(copy_out(cached.value), True, "cache")
-        fallback = self.fallback(cached) if cached.state == OUTDATED else None
+        fallback = cached.fallback if cached.state == OUTDATED else None
         work = (self._computing, key, call, fallback is None)
         try:
             response, led = await self._share(self.flight_key(key, call), work, request, cached.now_ns)

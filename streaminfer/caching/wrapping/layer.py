@@ -193,10 +193,6 @@ class Layer(ABC):
         """Return whether a stale value replaced a failure less than a second ago."""
         return self.now() < self._failing_until_ns
 
-    def fallback(self, outdated: Miss) -> tuple[int, int]:
-        """Return the ``fallback`` argument of :meth:`replaces` for an outdated value."""
-        return self.memory.erasures, self.memory.usable_until(outdated.key)
-
     def replaces(self, error: BaseException, key: Any, call: Any, fallback: tuple[int, int]) -> bool:
         """Return whether a stale value replaces an error: it was not erased meanwhile, and its time has not passed.
 
