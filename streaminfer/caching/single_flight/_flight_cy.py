@@ -21,7 +21,7 @@ callers join it and wait.
 * A computation that waits for its own flight would wait for ever, and so would two that wait for each other. The waits
   of computations are therefore edges of a graph between flights, and a join that would close a cycle raises an error.
 
-The table has no event loop, lock, thread or clock; ``_loop_flights_cy`` and ``flights`` have them and take the lock.
+The table has no event loop, lock, thread or clock; ``loop_flights`` and ``flights`` have them and take the lock.
 
 *Complexity.* All operations are O(1), except notifying all waiters and the check for cycles. The check walks the
 flights that the joined flight waits for: none, unless computations request other keys.

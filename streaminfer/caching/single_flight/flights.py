@@ -1,4 +1,4 @@
-"""Single flight of one cache for tasks (``_loop_flights_cy``) and for threads, by the rules of ``_flight_cy``.
+"""Single flight of one cache for tasks (``loop_flights``) and for threads, by the rules of ``_flight_cy``.
 
 In threads, the leader computes in its own thread, and each waiter waits for an event. If the leader's computation
 raises, even ``KeyboardInterrupt``, a waiter leads. A refresh has its own thread. A thread cannot be ended, so a late
@@ -24,7 +24,7 @@ from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
-from streaminfer.caching.single_flight._loop_flights_cy import LoopFlights, Work
+from streaminfer.caching.single_flight.loop_flights import LoopFlights, Work
 from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, end_attempt, enter
 from streaminfer.errors import DeadlineExceeded, copy_error
 

@@ -94,8 +94,8 @@ class Layer(ABC):
         flight = inside.flight
         flight.tier_wait = wait = TierWait()
         for caller in flight.waiting:  # callers that joined before this attempt began
-            if caller.expires_s is not None and caller is not flight.leader:
-                self._shorten(wait, round((caller.expires_s - asyncio.get_running_loop().time()) * 1e9))
+            if caller.timer is not None and caller is not flight.leader:
+                self._shorten(wait, round((caller.timer.when() - asyncio.get_running_loop().time()) * 1e9))
         with tiers.underway(key):
             return await self._read_or_compute(key, call, stores_errors, wait)
 
