@@ -1,10 +1,13 @@
-"""Flight of the running computation, as a context variable, and the lock of all flight tables.
+"""Flight of the running computation, as a context variable, and how the callers of a flight learn its outcome.
 
 Tasks, and threads started by ``asyncio.to_thread``, inherit the context variable. If a computation waits for a thread
 that does not inherit it, and that thread requests the same key, both wait for ever, as with any lock.
 """
 
+import asyncio
 import contextvars
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -12,9 +15,10 @@ import attrs
 from streaminfer._internal.error_log import Log
 from streaminfer._internal.forking import new_awaited_lock
 from streaminfer._internal.validation import check_duration
-from streaminfer.caching.single_flight._flight_cy import Flight, FlightTable
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable
+from streaminfer.errors import copy_error
 
-__all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "end_attempt", "enter", "fresh_for", "no_store"]
+__all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "Caller", "FlightContext", "Flights", "enter", "fresh_for", "no_store"]
 
 LOG = Log("streaminfer.caching")
 
@@ -47,18 +51,67 @@ def enter(flight: Flight) -> contextvars.Token[FlightContext | None]:
     return CURRENT_FLIGHT.set(FlightContext(flight))
 
 
-def end_attempt(table: FlightTable, flight: Flight, error: BaseException, **options: bool) -> tuple[list[Any], Any]:
-    """End the current attempt of a flight with an error, as `FlightTable.fail` does, and log the error if it is new.
+@attrs.define(eq=False)
+class Caller:
+    """Task or thread that waits for a flight.
 
-    Returns:
-        The callers to notify, and the next leader or ``None``.
+    Attributes:
+        outcome: the value, and whether this caller led the computation.
+        context: in which its attempt runs, if it leads a flight of tasks.
+        work: what it computes then: a coroutine function and its arguments.
+        owner: the object whose ``stop`` ends the computation.
+        timer: ends the wait of a task; ``None``: nothing does.
     """
-    with FLIGHTS_LOCK:
-        callers, leader, is_news = table.fail(flight, error, **options)
-    if is_news:
-        text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
-        LOG.warning(text, type(error).__name__, error, exc_info=error)
-    return callers, leader
+
+    outcome: Any  # a future of its event loop, or of `concurrent`
+    context: Any = None
+    work: Any = None
+    owner: Any = None
+    timer: asyncio.TimerHandle | None = None
+
+    def waits(self) -> bool:
+        """Return whether it can still be notified, and may lead."""
+        return not self.outcome.done()
+
+
+class Flights(ABC):
+    """Flights of the tasks of one event loop, or of threads.
+
+    Args:
+        counts: counts of the cache.
+        now: reads the cache's clock.
+
+    Attributes:
+        table: the flights.
+    """
+
+    def __init__(self, counts: FlightCounts, now: Callable[[], int]) -> None:
+        self.table = FlightTable(counts, Caller.waits)
+        self._now = now
+
+    @abstractmethod
+    def _lead(self, flight: Flight, leader: Caller) -> None:
+        """Make a waiting caller compute."""
+
+    def _succeed(self, flight: Flight, value: Any) -> None:
+        leader = flight.leader
+        with FLIGHTS_LOCK:
+            callers = self.table.succeed(flight)
+        for caller in filter(Caller.waits, callers):
+            caller.outcome.set_result((value, caller is leader))
+
+    def _fail(self, flight: Flight, error: BaseException, **options: bool) -> None:
+        """End the current attempt as `FlightTable.fail` does, log the error if it is new, and notify the callers."""
+        original = flight.leader
+        with FLIGHTS_LOCK:
+            callers, leader, is_news = self.table.fail(flight, error, **options)
+        if is_news:
+            text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
+            LOG.warning(text, type(error).__name__, error, exc_info=error)
+        for caller in filter(Caller.waits, callers):
+            caller.outcome.set_exception(error if caller is original else copy_error(error))
+        if leader is not None:
+            self._lead(flight, leader)
 
 
 def no_store() -> None:

@@ -15,11 +15,9 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
-import attrs
-
-from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
-from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, LOG, end_attempt, enter
-from streaminfer.errors import Closed, DeadlineExceeded, copy_error
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, Refreshes
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, LOG, Caller, Flights, enter
+from streaminfer.errors import Closed, DeadlineExceeded
 
 __all__ = ["LATE_S", "LoopFlights", "Work"]
 
@@ -29,36 +27,7 @@ _GRACE_S = 1.0  # for a computation that was cancelled
 Work = tuple[Any, ...]  # a coroutine function and its arguments; cheaper than a `partial` for each of many callers
 
 
-@attrs.define(eq=False)
-class Caller:
-    """Task that waits for a flight.
-
-    Attributes:
-        outcome: the value, and whether this caller led the computation.
-        context: in which its attempt runs, if it leads.
-        work: what it computes then.
-        owner: the object whose ``stop`` ends the computation.
-        timer: ends its wait; ``None``: nothing does.
-    """
-
-    outcome: asyncio.Future[tuple[Any, bool]]
-    context: Context
-    work: Work
-    owner: Any
-    timer: asyncio.TimerHandle | None = None
-
-    @property
-    def waits(self) -> bool:
-        """True if it can still be notified, and may lead."""
-        return not self.outcome.done()
-
-    def expire(self, timeout_s: float) -> None:
-        """End its wait after its timeout."""
-        if self.waits:
-            self.outcome.set_exception(DeadlineExceeded(f"the deadline passed after {timeout_s:.6f} s"))
-
-
-class LoopFlights:
+class LoopFlights(Flights):
     """Flights of one event loop; use it on that loop only.
 
     Args:
@@ -67,13 +36,11 @@ class LoopFlights:
         now: reads the cache's clock.
 
     Attributes:
-        table: the flights.
         loop: a weak reference to the loop.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counts: FlightCounts, now: Callable[[], int]) -> None:
-        self.table = FlightTable(counts, lambda caller: caller.waits)
-        self._now = now
+        super().__init__(counts, now)
         self.loop = weakref.ref(loop)  # the dictionary of loops must not keep its own keys alive
         self._owners: dict[asyncio.Task[Any], tuple[Any, Flight]] = {}  # by running computation: its owner and flight
 
@@ -106,9 +73,9 @@ class LoopFlights:
         try:
             leads = flight.leader is caller
             if leads:
-                self._begin(flight, work, owner, caller.context)
+                self._lead(flight, caller)
             if timeout_s is not None and not (leads and enforced):
-                caller.timer = loop.call_later(timeout_s, caller.expire, timeout_s)
+                caller.timer = loop.call_later(timeout_s, _expire, caller, timeout_s)
             return await caller.outcome
         finally:
             if caller.timer is not None:
@@ -187,7 +154,10 @@ class LoopFlights:
     def _fail_stopped(self, flight: Flight, task: asyncio.Task[Any]) -> None:
         if flight.computing is task:
             flight.computing = None
-            self._fail(flight, Closed("the service stopped before it could answer"), True)
+            self._fail(flight, Closed("the service stopped before it could answer"), final=True)
+
+    def _lead(self, flight: Flight, leader: Caller) -> None:
+        self._begin(flight, leader.work, leader.owner, leader.context)
 
     def _begin(self, flight: Flight, work: Work, owner: Any, context: Context) -> None:
         flight.computing = task = get_running_loop().create_task(_computation(flight, work), context=context)
@@ -205,23 +175,6 @@ class LoopFlights:
         elif not flight.over:  # otherwise it was abandoned, and no caller waits
             self._fail(flight, error)
 
-    def _succeed(self, flight: Flight, value: Any) -> None:
-        leader = flight.leader
-        with FLIGHTS_LOCK:
-            callers = self.table.succeed(flight)
-        for caller in callers:
-            if caller.waits:
-                caller.outcome.set_result((value, caller is leader))
-
-    def _fail(self, flight: Flight, error: BaseException, final: bool = False) -> None:
-        original = flight.leader
-        callers, leader = end_attempt(self.table, flight, error, final=final)
-        for caller in callers:
-            if caller.waits:
-                caller.outcome.set_exception(error if caller is original else copy_error(error))
-        if leader is not None:
-            self._begin(flight, leader.work, leader.owner, leader.context)
-
 
 async def _computation(flight: Flight, work: Work) -> Any:
     enter(flight)
@@ -229,3 +182,8 @@ async def _computation(flight: Flight, work: Work) -> Any:
     context: Any = CURRENT_FLIGHT.get()
     flight.discards = not context.store
     return value
+
+
+def _expire(caller: Caller, timeout_s: float) -> None:
+    if caller.waits():
+        caller.outcome.set_exception(DeadlineExceeded(f"the deadline passed after {timeout_s:.6f} s"))
