@@ -110,7 +110,7 @@ def copy_out(value: Any) -> Any:
 def _copy_out_array(value: Any) -> Any:
     kind = type(value.dtype)
     if kind is not _OBJECT_DTYPE and (kind is not _RECORD_DTYPE or not value.dtype.hasobject):
-        return value.view()
+        return value[...] if type(value) is ndarray else value.view()  # indexing is the faster way to a view
     own = value.copy(order="K")
     replace_objects(own.view(ndarray), copy_out)  # a masked array would make arrays of lists
     own.setflags(write=False)

@@ -31,7 +31,7 @@ _MAX_THREADS = 8
 _WRAPPER_SOURCE = """
 async def cached({parameters}):
     __found = __look({values})
-    if __found.__class__ is not __Missed:
+    if __type(__found) is not __Missed:
         return __found
     return await __on_miss(__found, __partial(__function, {arguments}))
 def key_of({parameters}):
@@ -198,6 +198,7 @@ def cached_function(function: Any, layer: CachedCalls, *, is_async: bool) -> Any
         "__look": layer.hit_path.lookup,
         "__key": layer.hit_path.key,
         "__Missed": Miss,
+        "__type": type,
         "__on_miss": layer.resolve if is_async else layer.resolve_sync,
         "__partial": partial,
     }
