@@ -128,7 +128,7 @@ class TierWriter:
         self._has_overrun = False  # whether a put did not end in time, so that it may still seal a value
         self._newer = NewerValues()
         self._queue = WriteQueue(preserves=tier.preserves)
-        self._leases: list[tuple[str | bytes, bytes]] = []  # leases to end without an entry
+        self._leases: dict[str | bytes, bytes] = {}  # tokens of leases to end, unless a queued put does so
         self._writes_in_progress = 0
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -293,8 +293,8 @@ class TierWriter:
 
     def open_lease(self, key: str | bytes, token: bytes) -> None:
         """End the lease of a key; if the computed value is queued, wait for that write, and do so only if it fails."""
-        if not self._queue.end_lease(key, token) and self.runs:
-            self._leases.append((key, token))
+        if self.runs:
+            self._leases[key] = token
             self._wake.set()
 
     def count_removals(self) -> None:
@@ -308,10 +308,11 @@ class TierWriter:
         while True:
             now = loop.time()
             erasing = self.erasures.next(now, may_retry=now >= self._retry_at)
+            lease = next((key for key in self._leases if key not in self._queue), None)
             if erasing is not None:
                 await self._erase(erasing)
-            elif self._leases:
-                await self._open(*self._leases.pop())
+            elif lease is not None:
+                await self._open(lease, self._leases.pop(lease))
             elif self._queue:  # no local name, which would keep the value alive while the task waits
                 await self._put(self._queue.pop())
             elif self._closing:
@@ -330,8 +331,8 @@ class TierWriter:
     def _settle(self, write: PendingWrite, stored: bool) -> None:
         if not write.done.done():
             write.done.set_result(stored)
-        if write.token and not (stored and write.entry):  # a stored entry ends its lease
-            self._leases.append((write.key, write.token))
+        if stored and write.entry:  # a stored entry ends its lease
+            self._leases.pop(write.key, None)
 
     async def _put(self, write: PendingWrite) -> None:
         if write.entry is not None and self.erasures.matches(write.entry):
@@ -431,7 +432,7 @@ class TierWriter:
         self._reject(write)
         if write.key not in self._queue:
             self.replace(write.key, deletes=True)
-            removal = write._replace(entry=None, size=0, token=b"")
+            removal = write._replace(entry=None, size=0)
             self._queue.add(removal, self.tier.wall_clock(), accepts=True)
 
     def _drop(self, which: Callable[[PendingWrite], Any]) -> None:
