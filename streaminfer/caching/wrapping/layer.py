@@ -89,15 +89,13 @@ class Layer(ABC):
 
     async def _use_tiers(self, key: Any, call: Any, stores_errors: bool) -> Any:
         """Return the entry of a key from the tiers, a `TierHit`, else the result of ``_compute``."""
-        tiers: Any = self.tiers
         inside: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
         flight = inside.flight
         flight.tier_wait = wait = TierWait()
         for caller in flight.waiting:  # callers that joined before this attempt began
             if caller.timer is not None and caller is not flight.leader:
                 self._shorten(wait, round((caller.timer.when() - asyncio.get_running_loop().time()) * 1e9))
-        with tiers.underway(key):
-            return await self._read_or_compute(key, call, stores_errors, wait)
+        return await self._read_or_compute(key, call, stores_errors, wait)
 
     def shorten_wait(self, flight_key: Any, left_ns: int) -> None:
         """Limit the time that the tiers take in a flight to what a joining caller can spare."""
