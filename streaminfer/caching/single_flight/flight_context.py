@@ -4,7 +4,6 @@ Tasks, and threads started by ``asyncio.to_thread``, inherit the context variabl
 that does not inherit it, and that thread requests the same key, both wait for ever, as with any lock.
 """
 
-import asyncio
 import contextvars
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from streaminfer._internal.validation import check_duration
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable
 from streaminfer.errors import copy_error
 
-__all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "Caller", "FlightContext", "Flights", "enter", "fresh_for", "no_store"]
+__all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "Flights", "enter", "fresh_for", "no_store"]
 
 LOG = Log("streaminfer.caching")
 
@@ -51,31 +50,8 @@ def enter(flight: Flight) -> contextvars.Token[FlightContext | None]:
     return CURRENT_FLIGHT.set(FlightContext(flight))
 
 
-@attrs.define(eq=False)
-class Caller:
-    """Task or thread that waits for a flight.
-
-    Attributes:
-        outcome: the value, and whether this caller led the computation.
-        context: in which its attempt runs, if it leads a flight of tasks.
-        work: what it computes then: a coroutine function and its arguments.
-        owner: the object whose ``stop`` ends the computation.
-        timer: ends the wait of a task; ``None``: nothing does.
-    """
-
-    outcome: Any  # a future of its event loop, or of `concurrent`
-    context: Any = None
-    work: Any = None
-    owner: Any = None
-    timer: asyncio.TimerHandle | None = None
-
-    def waits(self) -> bool:
-        """Return whether it can still be notified, and may lead."""
-        return not self.outcome.done()
-
-
 class Flights(ABC):
-    """Flights of the tasks of one event loop, or of threads.
+    """Flights of the tasks of one event loop, or of threads. A caller is a future of a value and whether it led.
 
     Args:
         counts: counts of the cache.
@@ -86,19 +62,19 @@ class Flights(ABC):
     """
 
     def __init__(self, counts: FlightCounts, now: Callable[[], int]) -> None:
-        self.table = FlightTable(counts, Caller.waits)
+        self.table = FlightTable(counts, _waits)
         self._now = now
 
     @abstractmethod
-    def _lead(self, flight: Flight, leader: Caller) -> None:
+    def _lead(self, flight: Flight, leader: Any) -> None:
         """Make a waiting caller compute."""
 
     def _succeed(self, flight: Flight, value: Any) -> None:
         leader = flight.leader
         with FLIGHTS_LOCK:
             callers = self.table.succeed(flight)
-        for caller in filter(Caller.waits, callers):
-            caller.outcome.set_result((value, caller is leader))
+        for caller in filter(_waits, callers):
+            caller.set_result((value, caller is leader))
 
     def _fail(self, flight: Flight, error: BaseException, **options: bool) -> None:
         """End the current attempt as `FlightTable.fail` does, log the error if it is new, and notify the callers."""
@@ -108,10 +84,15 @@ class Flights(ABC):
         if is_news:
             text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
             LOG.warning(text, type(error).__name__, error, exc_info=error)
-        for caller in filter(Caller.waits, callers):
-            caller.outcome.set_exception(error if caller is original else copy_error(error))
+        for caller in filter(_waits, callers):
+            caller.set_exception(error if caller is original else copy_error(error))
         if leader is not None:
             self._lead(flight, leader)
+
+
+def _waits(caller: Any) -> bool:
+    """Return whether a caller can still be notified, and may lead."""
+    return not caller.done()
 
 
 def no_store() -> None:

@@ -26,7 +26,7 @@ from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, Refreshes
 from streaminfer.caching.single_flight.loop_flights import LoopFlights, Work
-from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, Caller, Flights, enter
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, Flights, enter
 from streaminfer.errors import DeadlineExceeded
 
 __all__ = ["FlightStatistics", "SingleFlight"]
@@ -137,7 +137,7 @@ class ThreadFlights(Flights):
             RuntimeError: the caller is inside the computation of the same key.
             BaseException: the error of the computation.
         """
-        caller = Caller(Future())
+        caller: Future[Any] = Future()
         context = CURRENT_FLIGHT.get()
         inside = None if context is None else context.flight
         with FLIGHTS_LOCK:
@@ -145,13 +145,13 @@ class ThreadFlights(Flights):
         error: BaseException = RuntimeError("the thread that computed this was interrupted")
         try:
             # this caller leads from the start, or after an earlier leader failed
-            while flight.leader is not caller and caller.waits():
+            while flight.leader is not caller and not caller.done():
                 try:
-                    caller.outcome.exception(_left_s(flight))
+                    caller.exception(_left_s(flight))
                 except TimeoutError:
                     self._end_late(flight)
             if flight.leader is not caller:
-                return caller.outcome.result()
+                return caller.result()
             value = _compute_in(flight, work)
             self._succeed(flight, value)
         except BaseException as raised:
@@ -212,8 +212,8 @@ class ThreadFlights(Flights):
             flight.late_s = math.inf
             self._fail(flight, DeadlineExceeded("a refresh in a thread is late; it continues"), as_refresh=True)
 
-    def _lead(self, flight: Flight, leader: Caller) -> None:  # noqa: ARG002 - its thread knows the flight
-        leader.outcome.set_result(None)
+    def _lead(self, flight: Flight, leader: Future[Any]) -> None:  # noqa: ARG002 - its thread knows the flight
+        leader.set_result(None)
 
 
 def _left_s(flight: Flight) -> float | None:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, Refreshes
-from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, LOG, Caller, Flights, enter
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, LOG, Flights, enter
 from streaminfer.errors import Closed, DeadlineExceeded
 
 __all__ = ["LATE_S", "LoopFlights", "Work"]
@@ -64,22 +64,24 @@ class LoopFlights(Flights):
             RuntimeError: the caller is inside the computation of the same key.
             BaseException: the error of the computation.
         """
-        loop = get_running_loop()
+        loop: Any = self.loop()  # faster than asking for the running one
         inside = CURRENT_FLIGHT.get()
         around = None if inside is None else inside.flight  # the flight whose computation makes this call
-        caller = Caller(loop.create_future(), copy_context(), work, owner)
+        caller = loop.create_future()
+        ends_s = None if timeout_s is None else loop.time() + timeout_s
+        timer = None
         with FLIGHTS_LOCK:
-            flight = self.table.join(key, caller, around)
+            flight = self.table.join(key, caller, around, (work, owner, copy_context(), ends_s))
         try:
             leads = flight.leader is caller
             if leads:
                 self._lead(flight, caller)
-            if timeout_s is not None and not (leads and enforced):
-                caller.timer = loop.call_later(timeout_s, _expire, caller, timeout_s)
-            return await caller.outcome
+            if ends_s is not None and not (leads and enforced):
+                timer = loop.call_at(ends_s, _expire, caller, timeout_s)
+            return await caller
         finally:
-            if caller.timer is not None:
-                caller.timer.cancel()
+            if timer is not None:
+                timer.cancel()
             with FLIGHTS_LOCK:
                 abandoned = self.table.leave(flight, caller, around)
             if abandoned and flight.computing is not None:
@@ -156,8 +158,8 @@ class LoopFlights(Flights):
             flight.computing = None
             self._fail(flight, Closed("the service stopped before it could answer"), final=True)
 
-    def _lead(self, flight: Flight, leader: Caller) -> None:
-        self._begin(flight, leader.work, leader.owner, leader.context)
+    def _lead(self, flight: Flight, leader: Any) -> None:
+        self._begin(flight, *flight.waiting[leader][:3])
 
     def _begin(self, flight: Flight, work: Work, owner: Any, context: Context) -> None:
         flight.computing = task = get_running_loop().create_task(_computation(flight, work), context=context)
@@ -184,6 +186,6 @@ async def _computation(flight: Flight, work: Work) -> Any:
     return value
 
 
-def _expire(caller: Caller, timeout_s: float) -> None:
-    if caller.waits():
-        caller.outcome.set_exception(DeadlineExceeded(f"the deadline passed after {timeout_s:.6f} s"))
+def _expire(caller: asyncio.Future[Any], timeout_s: float) -> None:
+    if not caller.done():
+        caller.set_exception(DeadlineExceeded(f"the deadline passed after {timeout_s:.6f} s"))
