@@ -283,7 +283,7 @@ def test_every_operation_takes_a_lock_where_needed(plain):
 
     assert operations <= set(vars(guarded(table)))
     assert methods | special <= set(vars(guarded_mapping(mapping)))
-    assert len(operations) == 20
+    assert len(operations) == 21
     assert len(methods) == 5
     assert is_atomic(EdgeTable, "peek") == ATOMIC
     assert not is_atomic(table, "peek")

@@ -13,8 +13,10 @@ cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED
 cdef class EdgeTable(Entries):
     # called by `TableMapping` in C; where compiled code is not atomic, `TableMapping` takes the lock itself
     @cython.final
-    @cython.locals(slot=Py_ssize_t)
     cdef object _get(self, object key, object default)
+
+    @cython.locals(slot=Py_ssize_t)
+    cpdef object hit(self, object key, object default)
 
     @cython.final
     cdef int _has(self, object key) except -1

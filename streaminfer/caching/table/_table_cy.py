@@ -40,9 +40,16 @@ class EdgeTable(Entries):
     # -- the mapping --------------------------------------------------------------------------------------------
 
     def _get(self, key: Any, default: Any) -> Any:
+        value = self.hit(key, _ABSENT)
+        if value is _ABSENT:
+            self.misses += 1
+            return default
+        return value
+
+    def hit(self, key: Any, default: Any) -> Any:
+        """Return the fresh value of a key, which counts as a hit; else ``default``, which counts as nothing."""
         slot = self._find_fresh(key)
         if slot < 0:
-            self.misses += 1
             return default
         self.hits += 1
         self._order.touch(slot)

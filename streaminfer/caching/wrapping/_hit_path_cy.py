@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["HitPath", "Miss", "copy_out"]
 
 _FRESH = 1
+_ABSENT: Any = object()
 _OBJECT_DTYPE = type(dtype(object))  # the class: dtypes of unpickled arrays are other instances
 _RECORD_DTYPE = type(dtype(void))
 
@@ -61,13 +62,13 @@ class HitPath:
         self._table = table
         self._key_maker = key_maker
 
-    def lookup(self, inputs: Any, tenant: str | None = None) -> Any:
+    def lookup(self, inputs: Any) -> Any:
         """Return a caller's copy of the fresh value for these inputs; or a :class:`Miss`.
 
         Raises:
             InvalidInput: something among the inputs cannot be keyed.
         """
-        return self.find(self._key_maker.key(inputs, tenant))
+        return self.find(self._key_maker.key(inputs, None))
 
     def key(self, inputs: Any, tenant: str | None = None) -> bytes:
         """Return the key of these inputs.
@@ -79,6 +80,9 @@ class HitPath:
 
     def find(self, key: Any) -> Any:
         """Return a caller's copy of the fresh value of this key; or a :class:`Miss`."""
+        fresh = self._table.hit(key, _ABSENT)  # faster than `lookup`, which also tells why there is none
+        if fresh is not _ABSENT:
+            return copy_out(fresh)
         now_ns = self._table._read()
         erasures = self._table.erasures
         state, value, until_ns = self._table.lookup(key, now_ns)
