@@ -25,8 +25,8 @@ from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, Refreshes
-from streaminfer.caching.single_flight.loop_flights import LoopFlights, Work
 from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, Flights, enter
+from streaminfer.caching.single_flight.loop_flights import LoopFlights, Work
 from streaminfer.errors import DeadlineExceeded
 
 __all__ = ["FlightStatistics", "SingleFlight"]

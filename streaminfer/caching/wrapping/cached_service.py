@@ -42,8 +42,8 @@ from streaminfer._runtime.closing import close_answers
 from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
-from streaminfer.caching.single_flight.loop_flights import LATE_S, Work
 from streaminfer.caching.single_flight.flight_context import no_store
+from streaminfer.caching.single_flight.loop_flights import LATE_S, Work
 from streaminfer.caching.tiers.protocol import TierHit
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched

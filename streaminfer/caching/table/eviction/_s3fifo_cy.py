@@ -139,12 +139,11 @@ class Policy(EvictionOrder):
         """Return whether main is not full; its capacity is what small, failures and stale entries leave."""
         count_room = self._maxsize - self._small_count - self._counts[NEGATIVE] - self._counts[STALE]
         bytes_room = self._max_bytes - self._small_bytes - self._bytes[NEGATIVE] - self._bytes[STALE]
-        if self._counts[MAIN] >= count_room or self._bytes[MAIN] >= bytes_room:
+        count_left = count_room - self._counts[MAIN]
+        bytes_left = bytes_room - self._bytes[MAIN]
+        if count_left <= 0 or bytes_left <= 0:
             self._full = True
-        elif (
-            self._counts[MAIN] < count_room - (count_room >> _REFILL_BITS)
-            and self._bytes[MAIN] < bytes_room - (bytes_room >> _REFILL_BITS)
-        ):
+        elif count_left > count_room >> _REFILL_BITS and bytes_left > bytes_room >> _REFILL_BITS:
             self._full = False
         return not self._full
 
