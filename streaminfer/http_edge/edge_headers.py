@@ -85,7 +85,7 @@ class EdgePolicy:
     share_tenants: bool = attrs.field(default=False, validator=_is_flag)
     send_age: bool = attrs.field(default=False, validator=_is_flag)
     vary_field: str = attrs.field(init=False, repr=False)
-    _windows: tuple[tuple[str, float], ...] = attrs.field(init=False, repr=False, eq=False)
+    _windows: tuple[tuple[str, int], ...] = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if self.client_s is not None and (self.stale_while_revalidate_s or self.stale_if_error_s):
@@ -99,7 +99,7 @@ class EdgePolicy:
         varying = dict.fromkeys(each.lower() for each in (*self.vary, self.credentials))
         object.__setattr__(self, "vary_field", ", ".join(varying))
         windows = {"stale-while-revalidate": self.stale_while_revalidate_s, "stale-if-error": self.stale_if_error_s}
-        object.__setattr__(self, "_windows", tuple(it for it in windows.items() if it[1] >= 1.0))
+        object.__setattr__(self, "_windows", tuple((it, int(windows[it])) for it in windows if windows[it] >= 1.0))
 
 
 def edge_headers(
@@ -158,7 +158,7 @@ def edge_headers(
         if not is_entity_tag(etag):
             raise ValueError(expected("etag", _A_TAG, etag))
     computed = now if computed_s is None else _whole_second("computed_s", computed_s)
-    age_s = 0.0 if computed_s is None else max(now_s - computed_s, 0.0)
+    age_s = now_s - computed_s if computed_s is not None and computed_s < now_s else 0.0
     may_store = store and request.store and not response.degraded
     if not may_store or request.subject is not None or request.stream_id is not None:
         return headers
@@ -188,9 +188,10 @@ def _cache_control(policy: EdgePolicy, fresh_s: int, age: int, beyond_s: float, 
         if audience != "private, ":
             text = f"{text}, s-maxage={age + fresh_s}"
     windows = policy._windows if beyond_s >= 1.0 else ()
-    ending = "".join([f", {name}={int(min(window_s, beyond_s))}" for name, window_s in windows])
-    # without a window, a cache may otherwise use it stale without the origin (RFC 9111 §4.2.4)
-    text = f"{text}{ending or ', must-revalidate'}"
+    for name, window_s in windows:
+        text = f"{text}, {name}={window_s if window_s <= beyond_s else int(beyond_s)}"
+    if not windows:
+        text = f"{text}, must-revalidate"  # otherwise a cache may use it stale without the origin (RFC 9111 §4.2.4)
     return f"{text}, immutable" if policy.immutable else text
 
 

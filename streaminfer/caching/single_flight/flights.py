@@ -137,7 +137,7 @@ class ThreadFlights(Flights):
             RuntimeError: the caller is inside the computation of the same key.
             BaseException: the error of the computation.
         """
-        caller: Future[Any] = Future()
+        caller: Future[tuple[Any, bool]] = Future()
         context = CURRENT_FLIGHT.get()
         inside = None if context is None else context.flight
         with FLIGHTS_LOCK:

@@ -67,7 +67,7 @@ class LoopFlights(Flights):
         loop: Any = self.loop()  # faster than asking for the running one
         inside = CURRENT_FLIGHT.get()
         around = None if inside is None else inside.flight  # the flight whose computation makes this call
-        caller = loop.create_future()
+        caller: asyncio.Future[tuple[Any, bool]] = loop.create_future()
         ends_s = None if timeout_s is None else loop.time() + timeout_s
         timer = None
         with FLIGHTS_LOCK:
