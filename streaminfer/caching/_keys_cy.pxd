@@ -32,6 +32,7 @@ cdef extern from *:
     cpdef bytes _double "streaminfer_double"(double number)
     cpdef bytes _joined "streaminfer_joined"(bytes left, bytes right)
 
+cdef object ndarray
 cdef int _MAX_DEPTH
 cdef Py_ssize_t _LONG, _MAX_HEADERS
 

@@ -50,7 +50,7 @@ class Freshness:
         ttl_ns: nanoseconds for which a value is fresh; ``NEVER``: for good.
         stale_ns: nanoseconds for which a value is stored after that: the longer of the two stale windows.
         revalidate_ns: nanoseconds of these for which the value is used while it is refreshed.
-        negative_ns: nanoseconds for which a failure without tags is remembered.
+        negative_ns: nanoseconds for which a failure is remembered, unless the policy limits it.
         policy: the retention policy; ``None`` if there is none.
     """
 
@@ -92,7 +92,6 @@ class Freshness:
             if revalidate_s > if_error_s:
                 window, own_s = "stale_while_revalidate_s", stale_while_revalidate_s
             _check_policy(policy, "stale_s" if own_s is None else window, self.stale_s)
-            self.negative_ns = min(self.negative_ns, _max_age_ns(policy.rule(())))
 
     def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
         """Return how many nanoseconds a value is fresh: ``ttl_s``, else the cache's time, limited by the policy."""
@@ -132,7 +131,7 @@ class Freshness:
         rule = policy.rule(tags)
         own_ns, stale_ns = self.ttl_ns, self.stale_ns
         if failed:
-            own_ns, stale_ns = duration_ns("negative_ttl_s", self.negative_ttl_s), 0
+            own_ns, stale_ns = self.negative_ns, 0
         longest_ns = max(_max_age_ns(rule) - stale_ns - age_ns, 0)
         return min(own_ns if ttl_ns < 0 else ttl_ns, longest_ns), (subject, tags, rule.data_class, now_ns - age_ns)
 

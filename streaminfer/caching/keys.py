@@ -13,7 +13,6 @@ Processes and machines can therefore share keys, also after restarts.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from streaminfer._internal.loading.extras import require
@@ -89,18 +88,12 @@ def key_maker(model: str, version: str = "", preprocessing: str = "", secret: by
     return KeyMaker(_digest_by(secret), prefix)
 
 
-def _digest_by(secret: bytes | None) -> Callable[[Any], bytes]:
+def _digest_by(secret: bytes | None) -> Any:
     if secret is None:
-        fast: Callable[[Any], bytes] = require("xxhash", extra="cache", purpose="a content key").xxh3_128_digest
-        return fast
+        return require("xxhash", extra="cache", purpose="a content key").xxh3_128_digest
     blake3 = require("blake3", extra="cache", purpose="a content key with a secret").blake3
     key = blake3(secret, derive_key_context=_CONTEXT).digest()
-
-    def digest(content: Any) -> bytes:
-        hashed: bytes = blake3(content, key=key).digest()
-        return hashed
-
-    return digest
+    return lambda content: blake3(content, key=key).digest()
 
 
 def _check(model: Any, version: Any, preprocessing: Any, secret: Any) -> None:

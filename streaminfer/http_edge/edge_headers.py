@@ -34,7 +34,7 @@ __all__ = ["EdgePolicy", "edge_headers"]
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _A_TAG = 'an entity tag with its quotes, such as "a" or W/"a"'
-_LATEST_S = 253_402_300_799  # the end of the year 9999
+_LATEST_S = 253_402_300_799.0  # the end of the year 9999
 
 
 def _names(value: Any) -> Any:
@@ -85,6 +85,7 @@ class EdgePolicy:
     share_tenants: bool = attrs.field(default=False, validator=_is_flag)
     send_age: bool = attrs.field(default=False, validator=_is_flag)
     vary_field: str = attrs.field(init=False, repr=False)
+    _windows: tuple[tuple[str, int], ...] = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if self.client_s is not None and (self.stale_while_revalidate_s or self.stale_if_error_s):
@@ -97,6 +98,8 @@ class EdgePolicy:
                 raise ValueError(expected(name, "the name of a request header", value))
         varying = dict.fromkeys(each.lower() for each in (*self.vary, self.credentials))
         object.__setattr__(self, "vary_field", ", ".join(varying))
+        windows = {"stale-while-revalidate": self.stale_while_revalidate_s, "stale-if-error": self.stale_if_error_s}
+        object.__setattr__(self, "_windows", tuple((it, int(windows[it])) for it in windows if windows[it] >= 1.0))
 
 
 def edge_headers(
@@ -155,7 +158,7 @@ def edge_headers(
         if not is_entity_tag(etag):
             raise ValueError(expected("etag", _A_TAG, etag))
     computed = now if computed_s is None else _whole_second("computed_s", computed_s)
-    age_s = 0.0 if computed_s is None else max(now_s - computed_s, 0.0)
+    age_s = now_s - computed_s if computed_s is not None and computed_s < now_s else 0.0
     may_store = store and request.store and not response.degraded
     if not may_store or request.subject is not None or request.stream_id is not None:
         return headers
@@ -184,13 +187,10 @@ def _cache_control(policy: EdgePolicy, fresh_s: int, age: int, beyond_s: float, 
         text = f"{audience}max-age={age + min(fresh_s, int(policy.client_s))}"
         if audience != "private, ":
             text = f"{text}, s-maxage={age + fresh_s}"
-    revalidate = int(min(policy.stale_while_revalidate_s, beyond_s))
-    error = int(min(policy.stale_if_error_s, beyond_s))
-    if revalidate > 0:
-        text = f"{text}, stale-while-revalidate={revalidate}"
-    if error > 0:
-        text = f"{text}, stale-if-error={error}"
-    if revalidate <= 0 and error <= 0:
+    windows = policy._windows if beyond_s >= 1.0 else ()
+    for name, window_s in windows:
+        text = f"{text}, {name}={window_s if window_s <= beyond_s else int(beyond_s)}"
+    if not windows:
         text = f"{text}, must-revalidate"  # otherwise a cache may use it stale without the origin (RFC 9111 §4.2.4)
     return f"{text}, immutable" if policy.immutable else text
 
@@ -199,6 +199,6 @@ def _whole_second(name: str, seconds: Any) -> int:
     """Return the whole second of an instant."""
     if type(seconds) is not float and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
         raise TypeError(expected(name, "seconds since 1970", seconds))
-    if not 0 <= seconds <= _LATEST_S:
+    if not 0.0 <= seconds <= _LATEST_S:
         raise ValueError(expected(name, "seconds since 1970, before the year 10000", seconds))
     return int(seconds)

@@ -19,6 +19,7 @@ __all__ = ["compares_strongly", "compares_weakly", "entity_tag", "is_entity_tag"
 
 _TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 _ONE = re.compile(_TAG)
+is_entity_tag = _ONE.fullmatch  # true for one well-formed tag
 # OWS around elements, and empty elements, which a recipient has to accept (RFC 9110 §5.6.1.2). Each blank or comma is
 # consumed in one way only, so the time is linear in the length.
 _LIST = re.compile(rf"[ \t,]*{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*")
@@ -54,11 +55,6 @@ def entity_tag(content: bytes | bytearray | memoryview, *, weak: bool = False) -
         if isinstance(content, memoryview) and not content.c_contiguous:
             content = content.tobytes()
     return f'W/"{_digest(content)}"' if weak else f'"{_digest(content)}"'
-
-
-def is_entity_tag(text: str) -> bool:
-    """Return whether ``text`` is one well-formed tag."""
-    return _ONE.fullmatch(text) is not None
 
 
 def compares_weakly(field: str, tag: str) -> bool:

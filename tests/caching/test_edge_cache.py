@@ -97,25 +97,25 @@ def test_expired_entry_is_removed_before_a_fresh_one(clock):
 def test_entry_is_fresh_then_stale_then_gone(clock):
     cache = EdgeCache(ttl_s=1.0, stale_s=2.0, negative_ttl_s=0.5, clock=clock)
     cache["k"] = "v"
-    assert cache._memory.lookup("k", clock()) == (1, "v")
+    assert cache._memory.lookup("k", clock())[:2] == (1, "v")
     clock.advance(1.0)
-    assert cache._memory.lookup("k", clock()) == (2, "v")
+    assert cache._memory.lookup("k", clock())[:2] == (2, "v")
     assert len(cache) == 0  # `len` handles due entries: this one becomes stale
-    assert cache._memory.lookup("k", clock()) == (2, "v")
+    assert cache._memory.lookup("k", clock())[:2] == (2, "v")
     assert not cache.put_negative("k", "error")
     clock.now_ns += 2 * 10**9 - 1
-    assert cache._memory.lookup("k", clock()) == (2, "v")
+    assert cache._memory.lookup("k", clock())[:2] == (2, "v")
     clock.now_ns += 1
-    assert cache._memory.lookup("k", clock()) == (0, None)
+    assert cache._memory.lookup("k", clock())[:2] == (0, None)
     assert cache.expire() == 1
     assert cache.put_negative("k", "error")
-    assert cache._memory.lookup("k", clock()) == (3, "error")
+    assert cache._memory.lookup("k", clock())[:2] == (3, "error")
     assert ("k" in cache, len(cache), cache.statistics().negative) == (False, 0, 1)
     clock.advance(0.5)
-    assert cache._memory.lookup("k", clock()) == (0, None)
+    assert cache._memory.lookup("k", clock())[:2] == (0, None)
     cache.put_negative("k", "error")
     cache["k"] = "again"
-    assert cache._memory.lookup("k", clock()) == (1, "again")
+    assert cache._memory.lookup("k", clock())[:2] == (1, "again")
     seen = cache.statistics()
     assert (seen.hits, seen.stale_hits, seen.negative_hits, seen.misses) == (2, 3, 1, 2)
 

@@ -8,9 +8,9 @@ erases memory, then arms it. No entry can slip through between these steps.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
@@ -18,10 +18,7 @@ from streaminfer._internal.forking import new_lock
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance
 
-if TYPE_CHECKING:
-    from streaminfer.caching.tiers.protocol import Entry
-
-__all__ = ["MEMORY", "Erasure", "PendingErasure", "check_selection", "is_erased"]
+__all__ = ["MEMORY", "Erasure", "PendingErasure", "check_selection"]
 
 MEMORY = "memory"
 """Name of the process's memory in the list of a cache's places."""
@@ -38,11 +35,6 @@ def check_selection(subject: Any, tag: Any) -> tuple[str | None, str | None]:
     for name, word in (("subject", subject), ("tag", tag)):
         check_instance(name, word, str | None, "a string")
     return None if subject is None else str(subject), None if tag is None else str(tag)
-
-
-def is_erased(entry: Entry, pending: Iterable[PendingErasure]) -> bool:
-    """Return whether one of these erasures matches an entry."""
-    return any(it.matches(entry.subject, entry.tags) for it in pending)
 
 
 @attrs.frozen

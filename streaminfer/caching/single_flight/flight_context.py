@@ -1,10 +1,12 @@
-"""Flight of the running computation, as a context variable, and the lock of all flight tables.
+"""Flight of the running computation, as a context variable, and how the callers of a flight learn its outcome.
 
 Tasks, and threads started by ``asyncio.to_thread``, inherit the context variable. If a computation waits for a thread
 that does not inherit it, and that thread requests the same key, both wait for ever, as with any lock.
 """
 
 import contextvars
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -12,9 +14,10 @@ import attrs
 from streaminfer._internal.error_log import Log
 from streaminfer._internal.forking import new_awaited_lock
 from streaminfer._internal.validation import check_duration
-from streaminfer.caching.single_flight._flight_cy import Flight, FlightTable
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable
+from streaminfer.errors import copy_error
 
-__all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "end_attempt", "enter", "fresh_for", "no_store"]
+__all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "Flights", "enter", "fresh_for", "no_store"]
 
 LOG = Log("streaminfer.caching")
 
@@ -47,18 +50,49 @@ def enter(flight: Flight) -> contextvars.Token[FlightContext | None]:
     return CURRENT_FLIGHT.set(FlightContext(flight))
 
 
-def end_attempt(table: FlightTable, flight: Flight, error: BaseException, **options: bool) -> tuple[list[Any], Any]:
-    """End the current attempt of a flight with an error, as `FlightTable.fail` does, and log the error if it is new.
+class Flights(ABC):
+    """Flights of the tasks of one event loop, or of threads. A caller is a future of a value and whether it led.
 
-    Returns:
-        The callers to notify, and the next leader or ``None``.
+    Args:
+        counts: counts of the cache.
+        now: reads the cache's clock.
+
+    Attributes:
+        table: the flights.
     """
-    with FLIGHTS_LOCK:
-        callers, leader, is_news = table.fail(flight, error, **options)
-    if is_news:
-        text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
-        LOG.warning(text, type(error).__name__, error, exc_info=error)
-    return callers, leader
+
+    def __init__(self, counts: FlightCounts, now: Callable[[], int]) -> None:
+        self.table = FlightTable(counts, _waits)
+        self._now = now
+
+    @abstractmethod
+    def _lead(self, flight: Flight, leader: Any) -> None:
+        """Make a waiting caller compute."""
+
+    def _succeed(self, flight: Flight, value: Any) -> None:
+        leader = flight.leader
+        with FLIGHTS_LOCK:
+            callers = self.table.succeed(flight)
+        for caller in filter(_waits, callers):
+            caller.set_result((value, caller is leader))
+
+    def _fail(self, flight: Flight, error: BaseException, **options: bool) -> None:
+        """End the current attempt as `FlightTable.fail` does, log the error if it is new, and notify the callers."""
+        original = flight.leader
+        with FLIGHTS_LOCK:
+            callers, leader, is_news = self.table.fail(flight, error, **options)
+        if is_news:
+            text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
+            LOG.warning(text, type(error).__name__, error, exc_info=error)
+        for caller in filter(_waits, callers):
+            caller.set_exception(error if caller is original else copy_error(error))
+        if leader is not None:
+            self._lead(flight, leader)
+
+
+def _waits(caller: Any) -> bool:
+    """Return whether a caller can still be notified, and may lead."""
+    return not caller.done()
 
 
 def no_store() -> None:

@@ -65,7 +65,7 @@ cdef class Entries:
 
     @cython.final
     @cython.locals(slots=CSlots, expiries=CHeap, order=COrder)
-    cdef object _empty(self)
+    cdef object _begin(self)
 
     @cython.final
     @cython.locals(slot=Py_ssize_t, at_ns=cython.longlong, now_ns=cython.longlong, hashed=Py_ssize_t)

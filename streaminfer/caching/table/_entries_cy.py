@@ -111,11 +111,8 @@ class Entries:
         self.rejected = 0
         self.events_lost = 0
         self.erasures = 0
-        slots = Slots(_SMALLEST)
-        self._slots = slots
-        self._index = KeyIndex(slots)
-        self._expiries = ExpiryHeap(slots)
-        self._order = policy(slots, maxsize, max_bytes)
+        self._index = KeyIndex()
+        self._begin()
 
     def now(self) -> int:
         """Return the current instant of the cache's clock in monotonic nanoseconds."""
@@ -131,13 +128,12 @@ class Entries:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _empty(self) -> Any:
-        """Empty the table, ghosts included; return the list that holds the old contents."""
+    def _begin(self) -> Any:
+        """Start empty, without ghosts; return the list that holds the old contents."""
         slots = Slots(_SMALLEST)
         expiries = ExpiryHeap(slots)
         order = self._policy(slots, self._maxsize, self._max_bytes)
         old_objects = self._index.begin(slots)
-        self.removed += self._order.count
         self._slots = slots
         self._expiries = expiries
         self._order = order

@@ -2,7 +2,7 @@ cimport cython
 from streaminfer.caching.table._slots_cy cimport Slots as CSlots
 
 cdef int MAIN, SMALL, STALE, NEGATIVE, _QUEUES, _NEGATIVE_SHARE, _STALE_SHARE
-cdef long long _NO_MARKS, _NO_LIMIT
+cdef long long _NO_MARKS
 
 # no_gc: numbers only
 @cython.no_gc

@@ -27,7 +27,6 @@ _QUEUES = 4
 _NO_MARKS = -16
 _NEGATIVE_SHARE = 16
 _STALE_SHARE = 8
-_NO_LIMIT = 2**63 - 1
 
 
 class EvictionOrder:
@@ -177,7 +176,5 @@ class EvictionOrder:
         self._slots._ints[8 * newer + 6] = older
 
     def _share_of(self, limit: int, share: int) -> int:
-        """Return one ``share``-th of a limit, at least 1; no limit stays no limit."""
-        if limit == _NO_LIMIT:
-            return limit
+        """Return one ``share``-th of a limit, at least 1; that of no limit is too large to matter."""
         return limit // share if limit >= share else 1

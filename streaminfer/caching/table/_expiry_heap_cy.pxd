@@ -16,10 +16,8 @@ cdef class ExpiryHeap:
     cdef Py_ssize_t _count
     cdef long long _latest_ns
 
+    @cython.locals(filed=cython.longlong[::1], heap=int[::1], places=int[::1], length=Py_ssize_t)
     cpdef object grow(self, Py_ssize_t capacity)
-
-    @cython.locals(length=Py_ssize_t)
-    cdef void _move(self, long long[::1] filed, int[::1] heap, int[::1] places)
 
     cpdef long long at(self, Py_ssize_t slot) noexcept
 

@@ -57,12 +57,12 @@ class ExpiryHeap:
 
     def grow(self, capacity: int) -> None:
         """Make room for ``capacity`` slots; a smaller capacity than the current one changes nothing."""
-        self._move(array("q", [0]) * capacity, array("i", [0]) * capacity, array("i", [0]) * capacity)
-
-    def _move(self, filed: MutableSequence[int], heap: MutableSequence[int], places: MutableSequence[int]) -> None:
-        # typed arguments: the compiled views of the new arrays exist before this reads the old ones
+        # typed in the compiled module: the views of the new arrays exist before this reads the old ones
+        filed: MutableSequence[int] = array("q", [0]) * capacity
+        heap: MutableSequence[int] = array("i", [0]) * capacity
+        places: MutableSequence[int] = array("i", [0]) * capacity
         length = len(self._instants)
-        if len(filed) <= length:
+        if capacity <= length:
             return
         filed[:length] = self._instants
         heap[:length] = self._heap

@@ -14,7 +14,7 @@ Objects lie in one list: key, value, labels, key, value, labels, ... It grows in
 The garbage collector does not track the list and has nothing to walk. The price is that a cycle
 from a cached value back to its own cache is not collected.
 
-*Re-entrancy.* Only ``find``, ``grow`` and the constructor call Python or allocate. If the index changed while an
+*Re-entrancy.* Only ``find``, ``grow`` and ``begin`` call Python or allocate. If the index changed while an
 ``__eq__`` ran, ``find`` starts again; if it changed during an allocation, ``grow`` changes nothing.
 
 *Complexity.* O(1) amortized. One source, compiled with the C types of ``_index_cy.pxd`` or run as plain Python.
@@ -45,10 +45,7 @@ _MAX_BITS = 31  # the hash bits in a word
 
 
 class KeyIndex:
-    """Keys, values and labels by slot.
-
-    Args:
-        slots: empty.
+    """Keys, values and labels by slot; without slots until ``begin``.
 
     Attributes:
         slots: the remaining state of each slot.
@@ -61,13 +58,12 @@ class KeyIndex:
     objects: list[Any]
     slots: Slots
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self) -> None:
         self.version = 0
         self.objects = []
-        self.begin(slots)
 
     def begin(self, slots: Slots) -> list[Any]:
-        """Start empty over other slots, and return the old objects. Allocates first, then changes all in one step."""
+        """Start empty over empty slots, and return the old objects. Allocates first, then changes all in one step."""
         bits = _index_bits(slots.capacity)
         numbers = _numbers(1 << bits)
         address = numbers.buffer_info()[0]

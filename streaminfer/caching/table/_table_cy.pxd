@@ -13,8 +13,10 @@ cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED
 cdef class EdgeTable(Entries):
     # called by `TableMapping` in C; where compiled code is not atomic, `TableMapping` takes the lock itself
     @cython.final
-    @cython.locals(slot=Py_ssize_t)
     cdef object _get(self, object key, object default)
+
+    @cython.locals(slot=Py_ssize_t)
+    cpdef object hit(self, object key, object default)
 
     @cython.final
     cdef int _has(self, object key) except -1
@@ -51,11 +53,8 @@ cdef class EdgeTable(Entries):
         self, object key, object value, long long ttl_ns, object labels, long long erasures=*
     ) except -1
 
-    @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, at_ns=cython.longlong, past_ns=cython.longlong)
-    cpdef object lookup(self, object key, long long now_ns)
-
     @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, at_ns=cython.longlong)
-    cpdef long long usable_until(self, object key) except -1
+    cpdef object lookup(self, object key, long long now_ns)
 
     cpdef object expire(self)
 

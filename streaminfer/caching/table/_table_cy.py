@@ -40,9 +40,16 @@ class EdgeTable(Entries):
     # -- the mapping --------------------------------------------------------------------------------------------
 
     def _get(self, key: Any, default: Any) -> Any:
+        value = self.hit(key, _ABSENT)
+        if value is _ABSENT:
+            self.misses += 1
+            return default
+        return value
+
+    def hit(self, key: Any, default: Any) -> Any:
+        """Return the fresh value of a key, which counts as a hit; else ``default``, which counts as nothing."""
         slot = self._find_fresh(key)
         if slot < 0:
-            self.misses += 1
             return default
         self.hits += 1
         self._order.touch(slot)
@@ -105,7 +112,9 @@ class EdgeTable(Entries):
         """Remove all entries and ghosts, and release the memory."""
         self.erasures += 1
         self._all_erased = self.erasures
-        self._note(None, None, self._empty(), None)
+        old_objects = self._begin()
+        self.removed = self.inserted - self.evicted - self.expired - self.erased  # no entry is left
+        self._note(None, None, old_objects, None)
 
     def setdefault(self, key: Any, default: Any = None, ttl_ns: int = -1, labels: Labels = None) -> Any:
         """Return the fresh value of a key, which counts as a use; else store ``default`` and return it.
@@ -147,47 +156,34 @@ class EdgeTable(Entries):
         """Remember a failure, unless the key has a fresh or stale value or ``ttl_ns`` is 0."""
         return ttl_ns > 0 and self._store(key, value, ttl_ns, _payload(value), labels, True, erasures)
 
-    def lookup(self, key: Any, now_ns: int) -> tuple[int, Any]:
+    def lookup(self, key: Any, now_ns: int) -> tuple[int, Any, int]:
         """Look up the entry of a key at an instant.
 
         Returns:
-            A state and a value: 1 and the fresh value; 2 and the stale value; 4 and the outdated value (stale, past
-            ``revalidate_ns``); 3 and the remembered failure; or 0 and ``None``. Counts as a hit (1), a stale hit (2
-            and 4), a negative hit (3) or a miss (0).
+            A state, a value and, unless it is fresh, the instant until which it can be used. The state and the value
+            are 1 and the fresh value; 2 and the stale value; 4 and the outdated value (stale, past ``revalidate_ns``);
+            3 and the remembered failure; or 0 and ``None``. Counts as a hit (1), a stale hit (2 and 4), a negative hit
+            (3) or a miss (0).
         """
         slot = self._index.find(key, hash(key))
         if slot >= 0:
             queue = self._slots._words[4 * slot] & 3
             at_ns = self._slots._words[4 * slot + 1]
-            if queue <= SMALL and now_ns < at_ns:
-                self.hits += 1
-                self._order.touch(slot)
-                return _IS_FRESH, self._index.objects[3 * slot + 1]
-            if queue == NEGATIVE:
+            if queue <= SMALL:
                 if now_ns < at_ns:
+                    self.hits += 1
+                    self._order.touch(slot)
+                    return _IS_FRESH, self._index.objects[3 * slot + 1], 0
+                at_ns += self._stale_ns  # it has expired, but was not moved to the stale entries yet
+            if now_ns < at_ns:
+                if queue == NEGATIVE:
                     self.negative_hits += 1
-                    return _IS_FAILURE, self._index.objects[3 * slot + 1]
-            elif now_ns < at_ns or (queue <= SMALL and now_ns - at_ns < self._stale_ns):
+                    return _IS_FAILURE, self._index.objects[3 * slot + 1], at_ns
                 self.stale_hits += 1
-                past_ns = now_ns - at_ns
-                if queue == STALE:
-                    past_ns += self._stale_ns
-                if past_ns >= self.revalidate_ns:
-                    return _IS_OUTDATED, self._index.objects[3 * slot + 1]
-                return _IS_STALE, self._index.objects[3 * slot + 1]
+                is_outdated = now_ns >= at_ns - self._stale_ns + self.revalidate_ns
+                return _IS_OUTDATED if is_outdated else _IS_STALE, self._index.objects[3 * slot + 1], at_ns
         self.misses += 1
-        return _IS_MISSING, None
-
-    def usable_until(self, key: Any) -> int:
-        """Return the instant until which the value of a key can be used, stale time included; 0 if it has no value."""
-        slot = self._index.find(key, hash(key))
-        if slot < 0:
-            return 0
-        queue = self._slots._words[4 * slot] & 3
-        at_ns = self._slots._words[4 * slot + 1]
-        if queue == NEGATIVE:
-            return 0
-        return at_ns if queue == STALE or at_ns == NEVER else at_ns + self._stale_ns
+        return _IS_MISSING, None, 0
 
     def expire(self) -> int:
         """Free every entry whose time, stale time included, has passed; return how many were freed."""

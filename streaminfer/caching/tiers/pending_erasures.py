@@ -4,14 +4,16 @@
 order of their last attempt, so that one that always fails does not block the others. A later erasure of the same
 selection replaces a failed one.
 
-*Complexity.* O(1) in the number of failed erasures, except that each change makes a new ``pending``, which a read can
-keep while erasures are added and removed. Erasures that a legal hold forbids are checked one by one.
+*Complexity.* O(1) in the number of erasures, except that each change makes a new ``pending``, and the next `matcher` a
+new set of their selections, which a read can keep while erasures are added and removed. Erasures that a legal hold
+forbids are checked one by one.
 """
 
 import weakref
+from collections.abc import Callable
 
 from streaminfer._internal.forking import new_lock
-from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
+from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.tiers.protocol import Entry
 
 __all__ = ["PendingErasures"]
@@ -30,6 +32,7 @@ class PendingErasures:
         self.pending: tuple[PendingErasure, ...] = ()
         self._untried: dict[PendingErasure, None] = {}
         self._failed: dict[_Selection, PendingErasure] = {}
+        self._selections: frozenset[_Selection] | None = None  # of all erasures; ``None``: they changed since
         # by erasure that a hold forbids: when to check it again
         self._held_until: weakref.WeakKeyDictionary[PendingErasure, float] = weakref.WeakKeyDictionary()
         self._lock = new_lock()
@@ -69,6 +72,7 @@ class PendingErasures:
 
     def _list_pending(self) -> None:
         self.pending = (*self._untried, *self._failed.values())
+        self._selections = None
 
     def hold(self, erasing: PendingErasure, until_s: float) -> None:
         """Skip an erasure, which a legal hold forbids, until an instant."""
@@ -100,13 +104,17 @@ class PendingErasures:
                     return erasing
         return None
 
+    def matcher(self) -> Callable[[Entry], bool]:
+        """Return a function that tells whether one of the erasures that are pending now applies to an entry."""
+        with self._lock:
+            if self._selections is None:
+                self._selections = frozenset(self._failed).union([(it.subject, it.tag) for it in self._untried])
+            selections = self._selections
+        return lambda entry: not selections.isdisjoint([(entry.subject, None), *((None, tag) for tag in entry.tags)])
+
     def matches(self, entry: Entry) -> bool:
         """Return whether a pending erasure applies to an entry."""
-        if not self.pending:
-            return False
-        selections = [(entry.subject, None), *((None, tag) for tag in entry.tags)]
-        with self._lock:
-            return is_erased(entry, self._untried) or not self._failed.keys().isdisjoint(selections)
+        return self.matcher()(entry)
 
     def matching(self, entry: Entry | None) -> list[PendingErasure]:
         """Return the pending erasures that apply to an entry; none of them to ``None``."""

@@ -20,7 +20,6 @@ class PendingWrite(NamedTuple):
     size: int
     done: asyncio.Future[bool]
     deletes: bool = False
-    token: bytes = b""  # of the lease that this write ends
 
 
 class WriteQueue:
@@ -82,13 +81,6 @@ class WriteQueue:
     def drop(self, which: Callable[[PendingWrite], Any]) -> list[PendingWrite]:
         """Remove and return the writes for which a function is true."""
         return [self._take(name) for name, write in list(self._writes.items()) if which(write)]
-
-    def end_lease(self, key: str | bytes, token: bytes) -> bool:
-        """Have the latest write of a key end a lease; return false if none is queued."""
-        if key not in self._writes:
-            return False
-        self._writes[key] = self._writes[key]._replace(token=token)
-        return True
 
     def _append(self, name: object, write: PendingWrite) -> None:
         self._writes[name] = write

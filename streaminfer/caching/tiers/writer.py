@@ -30,7 +30,7 @@ import attrs
 from streaminfer._internal.error_log import ErrorLog, Log
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.defensive_copy import freeze
-from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
+from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.key_destruction import KeyDestruction
@@ -128,7 +128,7 @@ class TierWriter:
         self._has_overrun = False  # whether a put did not end in time, so that it may still seal a value
         self._newer = NewerValues()
         self._queue = WriteQueue(preserves=tier.preserves)
-        self._leases: list[tuple[str | bytes, bytes]] = []  # leases to end without an entry
+        self._leases: dict[str | bytes, bytes] = {}  # tokens of leases to end, unless a queued put does so
         self._writes_in_progress = 0
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -154,12 +154,8 @@ class TierWriter:
 
         These match an erasure that the tier has not made, or are older than a value or deletion that it has not stored.
         """
-        pending, replaced_ns = self.erasures.pending, self._newer.since_ns(key)
-        return lambda entry: entry.stored_ns < replaced_ns or is_erased(entry, pending)
-
-    def _is_excluded(self, key: str | bytes, entry: Entry) -> bool:
-        """Return whether an entry must not be used now; like ``excluded``, but without checking each failed erasure."""
-        return entry.stored_ns < self._newer.since_ns(key) or self.erasures.matches(entry)
+        is_erased, replaced_ns = self.erasures.matcher(), self._newer.since_ns(key)
+        return lambda entry: entry.stored_ns < replaced_ns or is_erased(entry)
 
     def statistics(self) -> TierUsage:
         """Return a frozen snapshot."""
@@ -276,7 +272,7 @@ class TierWriter:
         policy, longest_stale_ns = memory.freshness.policy, memory.freshness.stale_ns
         rule = None if policy is None else policy.rule(entry.tags)
         disallowed = rule is not None and not rule.permits(self.tier)
-        if disallowed or before(entry) or self._is_excluded(key, entry):
+        if disallowed or before(entry) or self.excluded(key)(entry):
             self.discarded += 1
             return None
         age_ns = max(self.tier.wall_clock() - entry.stored_ns, 0)
@@ -297,8 +293,8 @@ class TierWriter:
 
     def open_lease(self, key: str | bytes, token: bytes) -> None:
         """End the lease of a key; if the computed value is queued, wait for that write, and do so only if it fails."""
-        if not self._queue.end_lease(key, token) and self.runs:
-            self._leases.append((key, token))
+        if self.runs:
+            self._leases[key] = token
             self._wake.set()
 
     def count_removals(self) -> None:
@@ -312,10 +308,11 @@ class TierWriter:
         while True:
             now = loop.time()
             erasing = self.erasures.next(now, may_retry=now >= self._retry_at)
+            lease = next((key for key in self._leases if key not in self._queue), None)
             if erasing is not None:
                 await self._erase(erasing)
-            elif self._leases:
-                await self._open(*self._leases.pop())
+            elif lease is not None:
+                await self._open(lease, self._leases.pop(lease))
             elif self._queue:  # no local name, which would keep the value alive while the task waits
                 await self._put(self._queue.pop())
             elif self._closing:
@@ -334,8 +331,8 @@ class TierWriter:
     def _settle(self, write: PendingWrite, stored: bool) -> None:
         if not write.done.done():
             write.done.set_result(stored)
-        if write.token and not (stored and write.entry):  # a stored entry ends its lease
-            self._leases.append((write.key, write.token))
+        if stored and write.entry:  # a stored entry ends its lease
+            self._leases.pop(write.key, None)
 
     async def _put(self, write: PendingWrite) -> None:
         if write.entry is not None and self.erasures.matches(write.entry):
@@ -359,7 +356,7 @@ class TierWriter:
             self._writes_in_progress = 0
             for erasing in self.erasures.matching(write.entry):  # registered during the put
                 self.destruction.repeat(erasing)
-            if stored and not (write.entry and self._is_excluded(write.key, write.entry)):
+            if stored and not (write.entry and self.excluded(write.key)(write.entry)):
                 self._newer.settle(write.key)  # otherwise a newer value or a deletion is queued
             if write.entry is not None or write.deletes:
                 self.stored += stored
@@ -435,7 +432,7 @@ class TierWriter:
         self._reject(write)
         if write.key not in self._queue:
             self.replace(write.key, deletes=True)
-            removal = write._replace(entry=None, size=0, token=b"")
+            removal = write._replace(entry=None, size=0)
             self._queue.add(removal, self.tier.wall_clock(), accepts=True)
 
     def _drop(self, which: Callable[[PendingWrite], Any]) -> None:

@@ -3,7 +3,8 @@ from streaminfer.caching._keys_cy cimport KeyMaker as CKeyMaker
 from streaminfer.caching.table._table_cy cimport EdgeTable as CTable
 
 cdef int _FRESH
-cdef object _OBJECT_DTYPE, _RECORD_DTYPE
+cdef object _ABSENT
+cdef object ndarray, _OBJECT_DTYPE, _RECORD_DTYPE
 
 @cython.final
 cdef class Miss:
@@ -11,6 +12,7 @@ cdef class Miss:
     cdef readonly int state
     cdef readonly object value
     cdef readonly long long now_ns
+    cdef readonly tuple fallback
 
 @cython.final
 cdef class HitPath:
@@ -18,8 +20,8 @@ cdef class HitPath:
     cdef CKeyMaker _key_maker
 
     cpdef object key(self, object inputs, object tenant=*)
-    cpdef object lookup(self, object inputs, object tenant=*)
-    @cython.locals(now_ns=cython.longlong, entry=tuple)
+    cpdef object lookup(self, object inputs)
+    @cython.locals(now_ns=cython.longlong, erasures=cython.longlong, state=int)
     cpdef object find(self, object key)
 
 cpdef object copy_out(object value)

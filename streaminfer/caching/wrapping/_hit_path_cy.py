@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["HitPath", "Miss", "copy_out"]
 
 _FRESH = 1
+_ABSENT: Any = object()
 _OBJECT_DTYPE = type(dtype(object))  # the class: dtypes of unpickled arrays are other instances
 _RECORD_DTYPE = type(dtype(void))
 
@@ -38,13 +39,15 @@ class Miss:
         state: ``MISSING``, ``STALE``, ``OUTDATED`` or ``NEGATIVE``.
         value: the stale value, or the error.
         now_ns: when it was looked up.
+        fallback: ``erasures`` of the table before the lookup, and the instant until which the value can be used.
     """
 
-    def __init__(self, key: Any, state: int, value: Any, now_ns: int) -> None:
+    def __init__(self, key: Any, state: int, value: Any, now_ns: int, fallback: tuple[int, int]) -> None:
         self.key = key
         self.state = state
         self.value = value
         self.now_ns = now_ns
+        self.fallback = fallback
 
 
 class HitPath:
@@ -59,13 +62,13 @@ class HitPath:
         self._table = table
         self._key_maker = key_maker
 
-    def lookup(self, inputs: Any, tenant: str | None = None) -> Any:
+    def lookup(self, inputs: Any) -> Any:
         """Return a caller's copy of the fresh value for these inputs; or a :class:`Miss`.
 
         Raises:
             InvalidInput: something among the inputs cannot be keyed.
         """
-        return self.find(self._key_maker.key(inputs, tenant))
+        return self.find(self._key_maker.key(inputs, None))
 
     def key(self, inputs: Any, tenant: str | None = None) -> bytes:
         """Return the key of these inputs.
@@ -77,11 +80,13 @@ class HitPath:
 
     def find(self, key: Any) -> Any:
         """Return a caller's copy of the fresh value of this key; or a :class:`Miss`."""
+        fresh = self._table.hit(key, _ABSENT)  # faster than `lookup`, which also tells why there is none
+        if fresh is not _ABSENT:
+            return copy_out(fresh)
         now_ns = self._table._read()
-        entry = self._table.lookup(key, now_ns)
-        if entry[0] == _FRESH:
-            return copy_out(entry[1])
-        return Miss(key, entry[0], entry[1], now_ns)
+        erasures = self._table.erasures
+        state, value, until_ns = self._table.lookup(key, now_ns)
+        return copy_out(value) if state == _FRESH else Miss(key, state, value, now_ns, (erasures, until_ns))
 
 
 def copy_out(value: Any) -> Any:
@@ -109,7 +114,7 @@ def copy_out(value: Any) -> Any:
 def _copy_out_array(value: Any) -> Any:
     kind = type(value.dtype)
     if kind is not _OBJECT_DTYPE and (kind is not _RECORD_DTYPE or not value.dtype.hasobject):
-        return value.view()
+        return value[...] if type(value) is ndarray else value.view()  # indexing is the faster way to a view
     own = value.copy(order="K")
     replace_objects(own.view(ndarray), copy_out)  # a masked array would make arrays of lists
     own.setflags(write=False)

@@ -31,7 +31,7 @@ _MAX_THREADS = 8
 _WRAPPER_SOURCE = """
 async def cached({parameters}):
     __found = __look({values})
-    if __found.__class__ is not __Missed:
+    if __type(__found) is not __Missed:
         return __found
     return await __on_miss(__found, __partial(__function, {arguments}))
 def key_of({parameters}):
@@ -129,7 +129,7 @@ class CachedCalls(Layer):
         if self.gives_stale(missed):
             self.refresh(key, call)
             return copy_out(missed.value)
-        fallback = self.fallback(missed) if missed.state == OUTDATED else None
+        fallback = missed.fallback if missed.state == OUTDATED else None
         work = (self._computing, key, call, fallback is None)
         try:
             value, led = await self.flights.here().share(self.flight_key(key, call), work)
@@ -150,7 +150,7 @@ class CachedCalls(Layer):
             work, limit_s = (self._compute_sync, key, call, False), self.budget.refresh_s()
             threads.refresh(flight_key, work, refreshes=self._thread_refreshes, limit_s=limit_s)
             return copy_out(missed.value)
-        fallback = self.fallback(missed) if missed.state == OUTDATED else None
+        fallback = missed.fallback if missed.state == OUTDATED else None
         try:
             value, _ = threads.share(flight_key, (self._compute_sync, key, call, fallback is None))
         except Exception as error:
@@ -198,6 +198,7 @@ def cached_function(function: Any, layer: CachedCalls, *, is_async: bool) -> Any
         "__look": layer.hit_path.lookup,
         "__key": layer.hit_path.key,
         "__Missed": Miss,
+        "__type": type,
         "__on_miss": layer.resolve if is_async else layer.resolve_sync,
         "__partial": partial,
     }

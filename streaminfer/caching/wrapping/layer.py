@@ -89,15 +89,13 @@ class Layer(ABC):
 
     async def _use_tiers(self, key: Any, call: Any, stores_errors: bool) -> Any:
         """Return the entry of a key from the tiers, a `TierHit`, else the result of ``_compute``."""
-        tiers: Any = self.tiers
         inside: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
         flight = inside.flight
         flight.tier_wait = wait = TierWait()
-        for caller in flight.waiting:  # callers that joined before this attempt began
-            if caller.expires_s is not None and caller is not flight.leader:
-                self._shorten(wait, round((caller.expires_s - asyncio.get_running_loop().time()) * 1e9))
-        with tiers.underway(key):
-            return await self._read_or_compute(key, call, stores_errors, wait)
+        for caller, (_, _, _, ends_s) in flight.waiting.items():  # callers that joined before this attempt began
+            if ends_s is not None and caller is not flight.leader:
+                self._shorten(wait, round((ends_s - asyncio.get_running_loop().time()) * 1e9))
+        return await self._read_or_compute(key, call, stores_errors, wait)
 
     def shorten_wait(self, flight_key: Any, left_ns: int) -> None:
         """Limit the time that the tiers take in a flight to what a joining caller can spare."""
@@ -192,10 +190,6 @@ class Layer(ABC):
     def fails_now(self) -> bool:
         """Return whether a stale value replaced a failure less than a second ago."""
         return self.now() < self._failing_until_ns
-
-    def fallback(self, outdated: Miss) -> tuple[int, int]:
-        """Return the ``fallback`` argument of :meth:`replaces` for an outdated value."""
-        return self.memory.erasures, self.memory.usable_until(outdated.key)
 
     def replaces(self, error: BaseException, key: Any, call: Any, fallback: tuple[int, int]) -> bool:
         """Return whether a stale value replaces an error: it was not erased meanwhile, and its time has not passed.

@@ -39,7 +39,7 @@ def identity_of(inner: Any) -> tuple[str, bool]:
     return f"{named.__module__}:{named.__qualname__} {_token_of(inner)}{version}", False
 
 
-_TOKENS: dict[int, tuple[weakref.ref[Any], str]] = {}
+_TOKENS: dict[int, str] = {}  # by the ``id`` of a living object
 
 
 def _token_of(obj: Any) -> str:
@@ -49,16 +49,10 @@ def _token_of(obj: Any) -> str:
     """
     if isinstance(obj, types.MethodType):
         return f"{_token_of(obj.__self__)} {_token_of(obj.__func__)}"
-    number = id(obj)
-    entry = _TOKENS.get(number)
-    if entry is not None and entry[0]() is obj:
-        return entry[1]
-    token = secrets.token_hex(16)
-
-    def forget(reference: weakref.ref[Any]) -> None:
-        if _TOKENS.get(number, (None,))[0] is reference:
-            del _TOKENS[number]
-
-    with contextlib.suppress(TypeError):  # an object without weak references gets another identity at each wrap
-        _TOKENS[number] = weakref.ref(obj, forget), token
+    token = _TOKENS.get(id(obj))
+    if token is None:
+        token = secrets.token_hex(16)
+        with contextlib.suppress(TypeError):  # an object without weak references gets another identity at each wrap
+            weakref.finalize(obj, _TOKENS.pop, id(obj), None)
+            _TOKENS[id(obj)] = token
     return token

@@ -42,7 +42,8 @@ cdef class Policy(EvictionOrder):
     @cython.locals(slot=Py_ssize_t, oldest=Py_ssize_t, over=bint, hits=cython.longlong)
     cdef int _next(self) noexcept
 
-    @cython.locals(full=bint, is_depleted=bint, room=cython.longlong)
+    @cython.locals(
+        count_room=cython.longlong, bytes_room=cython.longlong, count_left=cython.longlong, bytes_left=cython.longlong)
     cdef bint _fills_main(self) noexcept
 
     @cython.locals(ghost=cython.ulonglong, queue=int)

@@ -137,19 +137,13 @@ class Policy(EvictionOrder):
 
     def _fills_main(self) -> bool:
         """Return whether main is not full; its capacity is what small, failures and stale entries leave."""
-        full = False
-        is_depleted = True
-        if self._maxsize != _NO_LIMIT:
-            room = self._maxsize - self._small_count - self._counts[NEGATIVE] - self._counts[STALE]
-            full = self._counts[MAIN] >= room
-            is_depleted = self._counts[MAIN] < room - (room >> _REFILL_BITS)
-        if self._max_bytes != _NO_LIMIT:
-            room = self._max_bytes - self._small_bytes - self._bytes[NEGATIVE] - self._bytes[STALE]
-            full = full or self._bytes[MAIN] >= room
-            is_depleted = is_depleted and self._bytes[MAIN] < room - (room >> _REFILL_BITS)
-        if full:
+        count_room = self._maxsize - self._small_count - self._counts[NEGATIVE] - self._counts[STALE]
+        bytes_room = self._max_bytes - self._small_bytes - self._bytes[NEGATIVE] - self._bytes[STALE]
+        count_left = count_room - self._counts[MAIN]
+        bytes_left = bytes_room - self._bytes[MAIN]
+        if count_left <= 0 or bytes_left <= 0:
             self._full = True
-        elif is_depleted:
+        elif count_left > count_room >> _REFILL_BITS and bytes_left > bytes_room >> _REFILL_BITS:
             self._full = False
         return not self._full
 
@@ -185,13 +179,12 @@ class Policy(EvictionOrder):
 
     def _move_border(self, entries: int) -> None:
         """Make small larger by some entries, or smaller if ``entries`` is negative, and main the reverse."""
-        if self._maxsize != _NO_LIMIT:
-            self._small_count = _between(
-                self._share_of(self._maxsize, _SMALL_LEAST),
-                self._small_count + entries,
-                self._share_of(self._maxsize, _SMALL_MOST),
-            )
-        if self._max_bytes != _NO_LIMIT and self.count:
+        self._small_count = _between(
+            self._share_of(self._maxsize, _SMALL_LEAST),
+            self._small_count + entries,
+            self._share_of(self._maxsize, _SMALL_MOST),
+        )
+        if self.count:
             self._small_bytes = _between(
                 self._share_of(self._max_bytes, _SMALL_LEAST),
                 self._small_bytes + entries * (self.bytes // self.count),

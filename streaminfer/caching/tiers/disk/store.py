@@ -24,8 +24,9 @@ import fcntl
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,6 +77,7 @@ class DiskStore:
         self._identity = (0, 0)  # of the file that is open
         self._may_have_leftovers = True  # assumed until a search finds none
         self._outdated: dict[bytes, int] = {}  # by name of an entry: instant of the failed put that would replace it
+        self._deleted: Counter[str] = Counter()  # entries that the current transaction deleted, by reason
         self._searched_version = -1  # the version of the file when leftovers were last looked for
         call_in_child(self.leave_to_parent)
 
@@ -94,7 +96,7 @@ class DiskStore:
         lock, self._lock = self._lock, -1
         try:
             with suppress(sqlite3.Error):
-                self._delete_outdated()
+                self._delete_outdated(*self._outdated)
             self._disconnect()
         finally:
             if lock >= 0:
@@ -127,7 +129,7 @@ class DiskStore:
         future = f"stored_ns > ? AND aged_ns <= {now_ns}" + FREE
         purged = self._delete("expires_ns <= ?" + FREE, now_ns) or self._delete(future, now_ns + SKEW_NS)
         self._counters.purged += purged
-        self._delete_outdated()
+        self._delete_outdated(*self._outdated)
         return purged
 
     def hold(self, kind: bytes, text: str, on: bool) -> None:
@@ -312,24 +314,20 @@ class DiskStore:
                 del self._outdated[next(iter(self._outdated))]
             if code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
                 with suppress(sqlite3.Error, OSError):
-                    self._delete_if_room(name)  # needs less room than a put; a purge tries the others again
+                    self._delete_outdated(name)  # needs less room than a put
             raise
         self._outdated.pop(name, None)
         return is_stored
 
-    def _delete_outdated(self) -> None:
-        for name in list(self._outdated):
-            self._delete_if_room(name)
-
-    def _delete_if_room(self, name: bytes) -> None:
-        """Delete or rename the value that a failed put would have replaced; without room to rename, it stays unused."""
-        try:
-            self._delete_replaced(name, self._outdated[name])
-        except sqlite3.Error as error:
-            if code_of(error) != sqlite3.SQLITE_FULL:
-                raise
-        else:
-            del self._outdated[name]
+    def _delete_outdated(self, *names: bytes) -> None:
+        for name in names:
+            try:
+                self._delete_replaced(name, self._outdated[name])
+            except sqlite3.Error as error:
+                if code_of(error) != sqlite3.SQLITE_FULL:
+                    raise
+            else:  # otherwise no room to rename it: it stays unused, and the next purge tries again
+                del self._outdated[name]
 
     def _put(self, name: bytes, entry: Entry | None) -> bool:
         records = self._records
@@ -342,41 +340,48 @@ class DiskStore:
         data_class = records.name(b"c", entry.data_class)
         subject = None if entry.subject is None else records.name(b"s", entry.subject)
         expires_ns = None if entry.expires_ns is None else min(entry.expires_ns, 2**63 - 1)
-        with transaction(self._opened()) as db:
+        with self._changing() as db:
             if self._has_later(name, entry.stored_ns):
                 self._counters.rejected += 1
                 return False
-            replaced = self._remove_replaced(db, name)
-            deleted, purged, evicted = map(sum, zip(replaced, (0, *self._make_room(pages + _SPARE_PAGES)), strict=True))
+            self._remove_replaced(db, name)
+            self._make_room(db, pages + _SPARE_PAGES)
             row = (name, subject, data_class, entry.stored_ns, expires_ns, entry.aged_ns, len(record), record)
             number = db.execute(INSERT, row).lastrowid
             db.executemany(TAG, [(records.name(b"t", tag), number) for tag in entry.tags])
         self._counters.stored += 1
-        self._count_deleted(deleted, purged, evicted)  # only now: a failed put rolls back its deletions
         self._count(1)
         return True
 
-    def _make_room(self, pages: int) -> tuple[int, int]:
-        """Delete entries until ``pages`` are free; return how many expired entries and how many others were deleted."""
-        db = self._opened()
-        purged = evicted = 0
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """Change entries in a transaction; what it deletes counts at its end, because a failure rolls it back."""
+        self._deleted.clear()
+        with transaction(self._opened()) as db:
+            yield db
+        self._counters.purged += self._deleted["purged"]
+        self._counters.evicted += self._deleted["evicted"]
+        if total := self._deleted.total():
+            self._may_have_leftovers = True
+            self._count(-total)
+
+    def _make_room(self, db: sqlite3.Connection, pages: int) -> None:
+        """Delete entries until ``pages`` are free, if possible: expired ones first, then the oldest ones."""
         while self._max_pages - self._used_pages() < pages:
             expired = f"SELECT id FROM entries WHERE expires_ns <= ? {FREE} LIMIT 16"  # noqa: S608 - literals
             rows = db.execute(expired, (self._now(),)).fetchall()
-            purged += len(rows)
+            self._deleted["purged"] += len(rows)
             if not rows:
                 oldest = f"SELECT id FROM entries WHERE aged_ns <= ? {FREE} ORDER BY stored_ns LIMIT 4"  # noqa: S608 - the same
                 rows = db.execute(oldest, (self._now(),)).fetchall()
-                evicted += len(rows)
+                self._deleted["evicted"] += len(rows)
             if not rows:
                 break  # SQLite raises if there is not enough room
             db.executemany("DELETE FROM entries WHERE id = ?", rows)
-        return purged, evicted
 
     def _delete(self, where: str, value: bytes | int) -> int:
-        with transaction(self._opened()) as db:
-            deleted = db.execute(DELETE.format(where), (value,)).rowcount
-        self._count_deleted(deleted)
+        with self._changing() as db:
+            deleted = self._deleted["by selection"] = db.execute(DELETE.format(where), (value,)).rowcount
         return deleted
 
     def _has_later(self, name: bytes, stored_ns: int) -> bool:
@@ -384,32 +389,19 @@ class DiskStore:
         return self._opened().execute(LATER, (name, stored_ns, self._now())).fetchone() is not None
 
     def _delete_replaced(self, name: bytes, stored_ns: int | None = None) -> None:
-        with transaction(self._opened()) as db:
-            if stored_ns is not None and self._has_later(name, stored_ns):
-                return
-            counts = self._remove_replaced(db, name, FREE)
-        self._count_deleted(*counts)
+        with self._changing() as db:
+            if stored_ns is None or not self._has_later(name, stored_ns):
+                self._remove_replaced(db, name, FREE)
 
-    def _remove_replaced(self, db: sqlite3.Connection, name: bytes, free: str = "") -> tuple[int, int, int]:
-        """Delete an entry that is not the latest value of its key, or rename it if it is young or not ``free``.
-
-        Returns how many entries were deleted, and how many expired and other ones to make room for a renamed one.
-        """
-        purged = evicted = 0
+    def _remove_replaced(self, db: sqlite3.Connection, name: bytes, free: str = "") -> None:
+        """Delete an entry that is not the latest value of its key, or rename it if it is young or not ``free``."""
         deleted = db.execute(f"DELETE FROM entries WHERE key = ? AND aged_ns <= ?{free}", (name, self._now())).rowcount  # noqa: S608 - a literal
+        self._deleted["replaced"] = deleted
         if not deleted and (row := db.execute("SELECT id, size FROM entries WHERE key = ?", (name,)).fetchone()):
-            purged, evicted = self._make_room(row[1] // (_PAGE - 4) + 1 + _SPARE_PAGES)  # SQLite writes the row again
+            self._make_room(db, row[1] // (_PAGE - 4) + 1 + _SPARE_PAGES)  # SQLite writes the row again
             # longer than a hashed name, and a plain one begins with k: no key has it
             preserved = b"p%d %b" % (row[0], name)
             db.execute("UPDATE entries SET key = ?, expires_ns = aged_ns WHERE id = ?", (preserved, row[0]))
-        return deleted, purged, evicted
-
-    def _count_deleted(self, deleted: int, purged: int = 0, evicted: int = 0) -> None:
-        self._counters.purged += purged
-        self._counters.evicted += evicted
-        if total := deleted + purged + evicted:
-            self._may_have_leftovers = True
-            self._count(-total)
 
     def _count(self, change: int | None = None) -> None:
         """Add ``change`` to the number of entries, or count them, which reads a whole index."""
