@@ -122,14 +122,13 @@ class RateLimit(StackClock):
         self.rate = Rate(per_s, burst)
         check_instance("tenants", tenants, Mapping | None, "a mapping or None")
         check_instance("name", name, str, "a string")
-        clock = self._accept_clock(clock)
         check_count("max_tenants", max_tenants, at_most=_MAX_TENANTS)
         own: dict[Hashable, Bucket | None] = {
             tenant: _bucket_of(f"tenants[{tenant!r}]", rate) for tenant, rate in (tenants or {}).items()
         }
         self._buckets = _Buckets(self.rate._bucket(), own, max_tenants)
         self.name = name
-        self._clock: Clock = clock or time.monotonic_ns
+        self._clock: Clock = self._accept_clock(clock) or time.monotonic_ns
 
     @overload
     def wrap(self, inner: Service, *, by: Callable[..., Hashable] | None = None) -> Any: ...
