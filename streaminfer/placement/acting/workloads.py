@@ -4,12 +4,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from hashlib import blake2s
-from math import inf
 from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_instance, check_number, expected, is_name
+from streaminfer._internal.validation import check_amount, check_instance, expected, is_name
 from streaminfer.placement.plan_record import Plan
 from streaminfer.placement.problem import check_unique
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
@@ -145,7 +144,7 @@ def occupied(workload: Workload, resources: Mapping[str, Mapping[str, float]]) -
     """
     name = f"resources[{workload.device!r}]"
     return {
-        key: workload.slots * check_number(f"{name}[{key!r}]", amount, "a finite number ≥ 0", lambda it: 0 <= it < inf)
+        key: workload.slots * check_amount(f"{name}[{key!r}]", amount)
         for key, amount in of_model("resources", resources, workload.device).items()
     }
 

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.validation import (
     LONGEST_S,
+    check_amount,
     check_count,
     check_duration,
     check_instance,
-    check_number,
     expected,
     field_check,
 )
@@ -54,9 +54,7 @@ class Outages:
         calm_s: round-trip times outside of outages.
     """
 
-    per_hour: float = attrs.field(
-        validator=field_check(check_number, "a finite number > 0", lambda it: 0 < it < float("inf"))
-    )
+    per_hour: float = attrs.field(validator=field_check(check_amount, positive=True))
     length_s: Distribution = attrs.field(validator=_DISTRIBUTION)
     calm_s: Distribution = attrs.field(validator=_DISTRIBUTION)
 
