@@ -117,11 +117,7 @@ class BreakerCore:
 
     def permits(self) -> bool:
         """Return whether :meth:`try_acquire` would give a permit now; takes none."""
-        return self.permits_at(self._now())
-
-    def permits_at(self, now_ns: int) -> bool:
-        """Return what :meth:`permits` does, at a given instant."""
-        return self._machine.permits(now_ns)
+        return self._machine.permits(self._now())
 
     def guard(self) -> Guard:
         """Return a new context manager for one call, sync or async.

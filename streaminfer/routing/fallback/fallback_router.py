@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_duration_ns, check_instance
 from streaminfer._runtime.lifecycle import seconds_left, start_all, stop_all
-from streaminfer._runtime.objective import is_slo_or_none
+from streaminfer._runtime.objective import Burns
 from streaminfer._runtime.response_source import fallback_source
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.waiters import IdleWaiters
@@ -104,7 +104,7 @@ class FallbackRouter(StackClock, Node):
     ) -> None:
         check_routes(routes)
         check_default(default)
-        check_instance("slo", slo, is_slo_or_none, "an SLO")
+        check_instance("slo", slo, Burns | None, "an SLO")
         check_instance("probes", probes, bool, "True or False")
         step_ns = check_duration_ns("step_s", step_s, positive=True)
         self.routes = routes
