@@ -83,11 +83,6 @@ def under_lock(
 
     @functools.wraps(operation)
     def locked(self: Any, *arguments: Any, **options: Any) -> Any:
-        with owner(self)._lock:
-            return operation(self, *arguments, **options)
-
-    @functools.wraps(operation)
-    def followed(self: Any, *arguments: Any, **options: Any) -> Any:
         lock_owner = owner(self)
         is_outermost = False
         try:
@@ -102,4 +97,4 @@ def under_lock(
             if is_outermost and after is not None:
                 after(lock_owner)
 
-    return locked if after is None else followed
+    return locked

@@ -5,7 +5,6 @@ An array of objects has one pointer for each element, and a batch shares the str
 NumPy's text types also drop zeros at the end of an element, so bytes that end with zeros would be cut.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ __all__ = [
     "has_text",
     "is_all_text",
     "is_all_unicode",
-    "stack_text",
     "text_bytes",
 ]
 
@@ -62,11 +60,6 @@ def as_text(array: NDArray[Any]) -> Any:
             if all(isinstance(element, kind) for element in array.flat):
                 return array if array.ndim else kind(array.item())
     return None
-
-
-def stack_text(rows: Sequence[str] | Sequence[bytes]) -> NDArray[Any]:
-    """Return an array of objects from strings, or from bytes."""
-    return np.fromiter(rows, object, len(rows))
 
 
 def has_text(inputs: Any) -> bool:

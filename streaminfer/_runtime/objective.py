@@ -1,8 +1,8 @@
 """Protocols of objectives, as guards read them."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Burns", "CountsEvents", "HasThreshold", "is_slo_or_none"]
+__all__ = ["Burns", "BurnsAtThreshold", "CountsEvents"]
 
 
 @runtime_checkable
@@ -14,8 +14,8 @@ class Burns(Protocol):
 
 
 @runtime_checkable
-class HasThreshold(Protocol):
-    """Objective for the latency of a request.
+class BurnsAtThreshold(Burns, Protocol):
+    """Objective for the latency of a request, with an error budget.
 
     Attributes:
         threshold_s: seconds within which a response is good.
@@ -37,10 +37,3 @@ class CountsEvents(Protocol):
 
     @property
     def total(self) -> int: ...
-
-
-def is_slo_or_none(value: Any, *, with_threshold: bool = False) -> bool:
-    """Return whether ``value`` is ``None`` or has the attributes of an `SLO` that guards read; loads no class."""
-    if value is None:
-        return True
-    return isinstance(value, Burns) and (not with_threshold or isinstance(value, HasThreshold))

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
 from streaminfer._runtime.closing import close_answers
+from streaminfer._runtime.lifecycle import end_tasks
 from streaminfer._runtime.rows import cut_rows, join_rows
 from streaminfer.errors import Closed, DeadlineExceeded, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities
@@ -265,18 +266,12 @@ async def answer_all(
         workers.extend(asyncio.create_task(work(itertools.chain([first], numbered))) for first in first_inputs)
         await asyncio.gather(*workers)
     except BaseException:
-        _cancel(workers)
-        await asyncio.gather(*workers, return_exceptions=True)
+        await end_tasks(workers)
         workers.clear()  # breaks a cycle: a task holds the error, whose traceback holds this frame
         for answer in answers.values():
             await close_answers(answer)
         raise
     return [answers[number] for number in range(len(answers))]
-
-
-def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
-    for future in futures:
-        future.cancel()
 
 
 async def answer_rows(
@@ -328,9 +323,7 @@ class _RowCalls:
         except BaseException:
             self._end = asyncio.get_running_loop().create_future()  # replaces the future that holds the error
             self._end.cancel()
-            _cancel(self._running)
-            if self._running:
-                await asyncio.wait(self._running)
+            await end_tasks(self._running)
             for outputs in self._outputs.values():
                 await close_answers(outputs)
             raise

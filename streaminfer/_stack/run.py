@@ -89,7 +89,8 @@ class StackRun:
             with StartTimer(title) as timer:
                 if not is_virtual(self.loop):  # speed does not matter in virtual time
                     compiled_modules.warn_if_unused()
-                await timer.time_kernels(self._stack.load_kernels)  # before the heap is frozen
+                with timer.time(None, "kernels"):
+                    await self._stack.load_kernels()  # before the heap is frozen
                 self._hold = serving_process.enter(self.loop)
                 for part, name in zip(self._parts, names, strict=True):
                     with timer.time(part, name):

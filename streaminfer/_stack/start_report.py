@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import attrs
@@ -92,24 +92,22 @@ class StartTimer:
     def __exit__(self, *_: object) -> None:
         self._handle.cancel()
 
-    async def time_kernels(self, load: Callable[[], Awaitable[None]]) -> None:
-        """Wait for the kernels; without compiled ones, compiling takes seconds."""
-        self._name = "kernels"
-        await load()
-        seconds = self._now_s() - self._began_s
-        if seconds >= KERNELS_FROM_S:
-            self._parts.append(PartStart("kernels", seconds))
-
     @contextlib.contextmanager
     def time(self, part: Any, name: str) -> Iterator[None]:
-        """Measure the start of a part; ignore a part without ``start``."""
+        """Measure the start of a part; ignore a part without ``start``.
+
+        Args:
+            part: the part; ``None``: the kernels, which are in the report only if they took long.
+            name: its name in the report and in the log.
+        """
         self._part, self._name, began_s = part, name, self._now_s()
         yield
         self._part = None
-        if adapt(part).starts:
+        seconds = self._now_s() - began_s
+        if adapt(part).starts or (part is None and seconds >= KERNELS_FROM_S):
             reported = adapt(part).calibration
             calibration = reported if isinstance(reported, CalibrationStatistics) else None
-            self._parts.append(PartStart(name, self._now_s() - began_s, calibration))
+            self._parts.append(PartStart(name, seconds, calibration))
 
     def report(self) -> StartReport:
         """Return the report of all parts, innermost first, and log it in one line."""

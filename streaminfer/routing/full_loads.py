@@ -14,17 +14,12 @@ def full_load_of_all(services: Iterable[Any]) -> int | None:
     Args:
         services: batchers, or layers around them. Requests that a router passes on to later routes count too.
     """
-    total = 0
+    loads: list[Any] = []
     for offered in (adapt(service).capabilities() for service in services):
-        for load in (offered.full_load, offered.spare_load):
-            if load is not None:
-                more = load()
-                if more is None:
-                    return None
-                total += more
-        if offered.full_load is None:
-            return None
-    return total
+        loads.append(None if offered.full_load is None else offered.full_load())
+        if offered.spare_load is not None:
+            loads.append(offered.spare_load())
+    return None if None in loads else sum(loads)
 
 
 def spread_load_of_all(services: Iterable[Any]) -> int:

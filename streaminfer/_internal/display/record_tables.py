@@ -37,9 +37,8 @@ def record_tables(record: Any, kind: str) -> str:
     caption = ": ".join(filter(None, (kind, values.pop("name", ""))))
     for name, value in values.items():
         if _has_own_html(value):
-            heading = (
-                "" if isinstance(value, Snapshot) else f"<h4>{_label(name)}</h4>"
-            )  # a snapshot's table has a caption
+            # a snapshot's table has a caption
+            heading = "" if isinstance(value, Snapshot) else f"<h4>{_label(name)}</h4>"
             below.append(heading + value._repr_html_())
         elif attrs.has(type(value)):
             alike.setdefault(type(value), {})[name] = value

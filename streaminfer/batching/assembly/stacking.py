@@ -5,8 +5,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.text import stack_text
-
 __all__ = ["stack_column"]
 
 _JOINED = frozenset("biufc")  # kinds of dtypes whose bytes are the values
@@ -43,7 +41,7 @@ def stack_column(rows: list[Any], axis: int) -> Any:
 def _array(rows: list[Any]) -> NDArray[Any]:
     first = rows[0]
     if type(first) is str or type(first) is bytes:
-        return stack_text(rows)
+        return np.fromiter(rows, object, len(rows))  # a text type of NumPy would be as wide as the longest row
     if (
         type(first) is np.ndarray
         and len(rows) > 1

@@ -70,21 +70,14 @@ cdef class BreakerCore:
 
     @cython.final
     @cython.locals(ended_ns=cython.longlong, duration_ns=cython.longlong)
-    cdef int _end(self, long long permit, long long started_ns, object outcome) except -1
+    cdef int _end(self, long long permit, long long started_ns, object outcome, bint cut_off=*) except -1
 
     @cython.final
     cdef int _return(self, long long permit, long long started_ns, object result) except -1
 
     @cython.final
-    cdef object _outcome_of(self, object result)
-
-    @cython.final
-    @cython.locals(cut_off=bint)
+    @cython.locals(cut_off=bint, had_time=bint)
     cdef int _raise(self, long long permit, long long started_ns, object error, object deadline_ns) except -1
-
-    @cython.final
-    @cython.locals(ended_ns=cython.longlong)
-    cdef int _cut_off(self, long long permit, long long started_ns, object deadline_ns) except -1
 
 @cython.locals(seconds=double)
 cdef long long _nanoseconds(object duration_s) except -1

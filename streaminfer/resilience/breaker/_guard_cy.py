@@ -117,11 +117,7 @@ class BreakerCore:
 
     def permits(self) -> bool:
         """Return whether :meth:`try_acquire` would give a permit now; takes none."""
-        return self.permits_at(self._now())
-
-    def permits_at(self, now_ns: int) -> bool:
-        """Return what :meth:`permits` does, at a given instant."""
-        return self._machine.permits(now_ns)
+        return self._machine.permits(self._now())
 
     def guard(self) -> Guard:
         """Return a new context manager for one call, sync or async.
@@ -186,11 +182,13 @@ class BreakerCore:
     def _called(self) -> str:
         return f"circuit breaker {self.name!r}" if self.name else "the circuit breaker"
 
-    def _end(self, permit: int, started_ns: int, outcome: Any) -> None:
-        """End a call with a known outcome: success, failure, or none."""
+    def _end(self, permit: int, started_ns: int, outcome: Any, cut_off: bool = False) -> None:
+        """End a call with a known outcome: success, failure, or none; or one that its deadline ended."""
         ended_ns = self._now()
         if outcome is None:
             self._machine.release(permit, ended_ns)
+        elif cut_off:
+            self._machine.cut_off(max(ended_ns - started_ns, 0), permit, ended_ns)
         else:
             self._machine.record(outcome is True, max(ended_ns - started_ns, 0), permit, ended_ns)
         if self._machine.transitions.pending:
@@ -203,15 +201,12 @@ class BreakerCore:
         else:
             outcome = None
             try:
-                outcome = self._outcome_of(result)
+                outcome = self.outcome_of(result)
             finally:  # a predicate that fails says nothing about the call
                 self._end(permit, started_ns, outcome)
 
     def outcome_of(self, result: Any) -> bool | None:
         """Return whether a result is a success, a failure, or no outcome (``None``)."""
-        return self._outcome_of(result)
-
-    def _outcome_of(self, result: Any) -> bool | None:
         if self._ignore_result is not None and self._ignore_result(result):
             return None
         return not (self._failure_result is not None and self._failure_result(result))
@@ -226,20 +221,11 @@ class BreakerCore:
             elif self.counts(error):
                 outcome = False
                 cut_off = isinstance(error, DeadlineExceeded)
+            if cut_off:
+                had_time = deadline_ns is None or deadline_ns > started_ns
+                outcome = False if had_time else None
         finally:  # a predicate that fails says nothing about the call
-            if not cut_off:
-                self._end(permit, started_ns, outcome)
-        if cut_off:
-            self._cut_off(permit, started_ns, deadline_ns)
-
-    def _cut_off(self, permit: int, started_ns: int, deadline_ns: Any) -> None:
-        ended_ns = self._now()
-        if deadline_ns is not None and deadline_ns <= started_ns:
-            self._machine.release(permit, ended_ns)  # the call had no time at all
-        else:
-            self._machine.cut_off(max(ended_ns - started_ns, 0), permit, ended_ns)
-        if self._machine.transitions.pending:
-            self._deliver()
+            self._end(permit, started_ns, outcome, cut_off)
 
 
 def _nanoseconds(duration_s: Any) -> int:

@@ -10,14 +10,13 @@ cdef long long NEVER_NS
 cdef int _CLOSED, _OPEN, _HALF_OPEN
 cdef int _AUTOMATIC, _METRICS_ONLY, _DISABLED, _FORCED_OPEN
 cdef int _BY_FAILURES, _BY_SLOWNESS, _OPEN_TIME_PASSED, _PROBES_SUCCEEDED, _PROBES_FAILED
-cdef int _HALF_OPEN_TIME_PASSED, _FORCED, _NOTHING
+cdef int _HALF_OPEN_TIME_PASSED, _RESET, _NOTHING
 cdef int _SERIAL_BITS
 
 # Methods that begin with an underscore call no Python and raise nothing. The others are overridden, under a lock, where
 # compiled code is not atomic by itself.
 cdef class BreakerMachine:
     cdef readonly int mode
-    cdef public bint listening
     cdef readonly TransitionRing transitions
     cdef readonly long long permitted, rejected, succeeded, failed, slow, ignored, stale_permits, trips
     cdef readonly long long consecutive_trips
@@ -54,7 +53,7 @@ cdef class BreakerMachine:
 
     cpdef object next_event(self)
 
-    @cython.locals(before=cython.int, reason=cython.int)
+    @cython.locals(before=cython.int)
     cpdef object set_mode(self, int mode, long long now_ns)
 
     cdef long long _admit(self, long long now_ns) noexcept
@@ -86,7 +85,3 @@ cdef class BreakerMachine:
     cdef void _open(self, int reason, long long at_ns, long long calls, long long failures, long long slow) noexcept
 
     cdef void _begin_half_open(self) noexcept
-
-    cdef void _note(
-        self, int before, int after, int reason, long long at_ns, long long calls, long long failures, long long slow
-    ) noexcept

@@ -50,7 +50,7 @@ REASONS = (
     "probes_failed",
     "probes_slow",
     "half_open_time_passed",
-    "forced_open",
+    "forced_open",  # the last four are in the opposite order of the modes
     "disabled",
     "metrics_only",
     "reset",
@@ -70,7 +70,7 @@ _OPEN_TIME_PASSED = 2
 _PROBES_SUCCEEDED = 3
 _PROBES_FAILED = 4
 _HALF_OPEN_TIME_PASSED = 6
-_FORCED = 7
+_RESET = 10
 _NOTHING = -1
 _SERIAL_BITS = 20
 
@@ -93,7 +93,6 @@ class BreakerMachine:
 
     Attributes:
         mode: 0 automatic, 1 metrics only, 2 disabled, 3 forced open (see :data:`MODES`).
-        listening: whether transitions are written for listeners.
         transitions: transitions that were not delivered yet.
         permitted: permits given.
         rejected: calls rejected.
@@ -135,7 +134,6 @@ class BreakerMachine:
         self._generation = 0
         self._state = _CLOSED
         self.mode = _AUTOMATIC
-        self.listening = False
         self.permitted = 0
         self.rejected = 0
         self.succeeded = 0
@@ -316,11 +314,9 @@ class BreakerMachine:
         before = self.state(now_ns)
         if mode == _FORCED_OPEN:
             self._begin_open(NEVER_NS)
-            self._note(before, _OPEN, _FORCED, now_ns, 0, 0, 0)
         else:
             self._begin_closed()
-            reason = _FORCED + 3 if mode == _AUTOMATIC else _FORCED + 2 if mode == _METRICS_ONLY else _FORCED + 1
-            self._note(before, _CLOSED, reason, now_ns, 0, 0, 0)
+        self.transitions.add(before, self._state, _RESET - mode, now_ns, 0, 0, 0)
         self.mode = mode
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -390,7 +386,7 @@ class BreakerMachine:
     def _conclude(self, reason: int, at_ns: int) -> None:
         probed = self._probes.outcomes
         if reason == _PROBES_SUCCEEDED:
-            self._note(_HALF_OPEN, _CLOSED, reason, at_ns, probed.calls, probed.failures, probed.slow)
+            self.transitions.add(_HALF_OPEN, _CLOSED, reason, at_ns, probed.calls, probed.failures, probed.slow)
             self._begin_closed()  # which forgets the outcomes
             self._ramp.begin(at_ns)
         else:
@@ -403,7 +399,7 @@ class BreakerMachine:
         cause = self._exceeds(window.calls, window.failures, window.slow)
         if self.mode == _METRICS_ONLY:
             if cause != _NOTHING and not self._exceeded:
-                self._note(_CLOSED, _CLOSED, cause, now_ns, window.calls, window.failures, window.slow)
+                self.transitions.add(_CLOSED, _CLOSED, cause, now_ns, window.calls, window.failures, window.slow)
             self._exceeded = cause != _NOTHING
         elif cause != _NOTHING:
             self._open(cause, now_ns, window.calls, window.failures, window.slow)
@@ -421,7 +417,7 @@ class BreakerMachine:
         self._begin_open(at_ns + self._open_time.next_ns)
         self.trips += 1
         self.consecutive_trips += 1
-        self._note(before, _OPEN, reason, at_ns, calls, failures, slow)
+        self.transitions.add(before, _OPEN, reason, at_ns, calls, failures, slow)
 
     def _begin_open(self, until_ns: int) -> None:
         self._generation += 1
@@ -435,8 +431,4 @@ class BreakerMachine:
         self._state = _HALF_OPEN
         self._probes.clear()
         self._open_time.lengthen()
-        self._note(_OPEN, _HALF_OPEN, _OPEN_TIME_PASSED, self._until_ns, 0, 0, 0)
-
-    def _note(self, before: int, after: int, reason: int, at_ns: int, calls: int, failures: int, slow: int) -> None:
-        if self.listening:
-            self.transitions.add(before, after, reason, at_ns, calls, failures, slow)
+        self.transitions.add(_OPEN, _HALF_OPEN, _OPEN_TIME_PASSED, self._until_ns, 0, 0, 0)

@@ -60,15 +60,12 @@ class BreakerEvents:
         Raises:
             TypeError: ``listener`` is not callable.
         """
-        return self._listeners.add(listener, self._set_listening)
+        return self._listeners.add(listener)
 
     def deliver(self) -> None:
         """Deliver the pending events, unless another thread does."""
         while self._machine.transitions.pending and self._listeners.deliver(self._take):
             pass  # other threads left events to this thread until the delivery returned
-
-    def _set_listening(self, listening: bool) -> None:
-        self._machine.listening = listening
 
     def _take(self) -> Iterator[BreakerEvent]:
         # events from a listener's own calls wait for another round, so that this delivery ends

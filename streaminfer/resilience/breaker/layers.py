@@ -45,7 +45,7 @@ class _Guarded(Wrapper):
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Return whether a request would pass the breaker now, and the inner admission; changes only the ramp-up."""
-        if not self.breaker.permits_at(now_ns):
+        if not self.breaker._machine.permits(now_ns):
             return Admission(False, AdmissionReason.CIRCUIT_OPEN, self.breaker.retry_after_ns(now_ns) / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 

@@ -137,9 +137,8 @@ class Hedge(StackClock):
         kind = _kind_of("inner", inner)
         if self._to_kind is not None and self._to_kind != kind:
             raise TypeError(expected("inner", f"a {self._to_kind}, as `to` is", inner))
-        if kind == "service":
-            return _HedgedService(self, inner)
-        return _HedgedBackend(self, inner) if kind == "backend" else _hedge_function(self, inner)
+        kinds = {"service": _HedgedService, "backend": _HedgedBackend, "async function": _hedge_function}
+        return kinds[kind](self, inner)
 
     __call__ = wrap
 

@@ -145,12 +145,8 @@ class LimitAdaptation:
         self._late_calls = 0
         self._fastest_ns = NEVER_NS
         self._peak = in_flight
-        self._needed = _SAMPLES
-        if self.limit < 2 * _SAMPLES:
-            self._needed = int(self.limit / 2.0) if self.limit >= 2.0 else 1
-        self._needed_untimed = _MAX_UNTIMED_SAMPLES
-        if self.allowed < _SAMPLES:
-            self._needed_untimed = _SAMPLES + 2 * self.allowed
+        self._needed = min(max(int(self.limit / 2.0), 1), _SAMPLES)
+        self._needed_untimed = min(_SAMPLES + 2 * self.allowed, _MAX_UNTIMED_SAMPLES)
         if self._probing:
             self._probe_ends_ns = now_ns + _PROBE_PATIENCE * self._full_ns * (1.0 + self._needed_untimed / self.allowed)
 
@@ -168,7 +164,7 @@ class LimitAdaptation:
 
     def resume(self, in_flight: int, now_ns: int) -> None:
         """Begin to count calls when no more are in flight than a probe allows."""
-        if self._probing and self._began_ns == NEVER_NS and in_flight <= self.allowed:
+        if self._began_ns == NEVER_NS and in_flight <= self.allowed:
             self._began_ns = now_ns
 
     def reject(self, in_flight: int, rejected: int, now_ns: int) -> None:

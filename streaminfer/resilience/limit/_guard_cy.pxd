@@ -31,8 +31,7 @@ cdef class LimitCore:
     @cython.final
     cdef int _freed(self, bint ended) except -1
 
-    @cython.final
-    cdef int _read_objective(self) except -1
+    cpdef object read_objective(self)
 
     @cython.final
     cdef int _check_inner(self, object admission, object request, object deadline_ns, long long now_ns) except -1

@@ -69,7 +69,7 @@ class LimitCore:
         self._budget = SloReader(slo, "a concurrency limit")
         self._objective: Any = None
         self._queue: Any = None
-        self._read_objective()
+        self.read_objective()
 
     def enter(self, priority: int, deadline_ns: int | None, request: Any, admission: Any) -> int:
         """Return a permit, for a wrapper.
@@ -147,10 +147,6 @@ class LimitCore:
         """Give a permit that came back to a queued call; if a window has ended, read the objective first."""
         self._freed(ended)
 
-    def read_objective(self) -> None:
-        """Read the objective and the state of its budget, as happens after each window."""
-        self._read_objective()
-
     def now(self) -> int:
         """Return the present instant on its clock, monotonic nanoseconds."""
         return self._now()
@@ -162,12 +158,12 @@ class LimitCore:
 
     def _freed(self, ended: bool) -> None:
         if ended:
-            self._read_objective()
+            self.read_objective()
         if self._queue is not None:
             self._queue.freed()
 
-    def _read_objective(self) -> None:
-        """Read the objective, which may change, and whether its budget burns."""
+    def read_objective(self) -> None:
+        """Read the objective, which may change, and whether its budget burns, as happens after each window."""
         objective_ns = 0.0
         burning = False
         if self._slo is not None:

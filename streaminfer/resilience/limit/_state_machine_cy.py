@@ -222,8 +222,7 @@ class LimitMachine:
         self._freed_ns = now_ns
         if self.in_flight == 0:
             self._idle_since_ns = now_ns
-        if self.adaptation._began_ns == NEVER_NS:
-            self.adaptation.resume(self.in_flight, now_ns)
+        self.adaptation.resume(self.in_flight, now_ns)
 
     def _follow(self, ended: bool, now_ns: int) -> bool:
         """Begin a window here too if a window of the adaptation has ended; return whether it has."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
@@ -11,7 +10,7 @@ from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number, expected
-from streaminfer._runtime.objective import is_slo_or_none
+from streaminfer._runtime.objective import BurnsAtThreshold
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Backend, Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.request import check_priority
@@ -98,26 +97,18 @@ class ConcurrencyLimit(StackClock, LimitCore):
             initial = min(max(_INITIAL, min_limit), max_limit)
         check_count("initial", initial, at_least=min_limit, at_most=max_limit)
         if limit is not None:
-            check_count("limit", limit, at_most=_MAX_CALLS)
+            initial, min_limit, max_limit = check_count("limit", limit, at_most=_MAX_CALLS), 1, _MAX_CALLS
         delay_ns = -1 if queue_delay_s is None else check_duration_ns("queue_delay_s", queue_delay_s)
         reserve = check_number("reserve", reserve, "a share of at least 0 and below 1", lambda it: 0.0 <= it < 1.0)
         tighten = check_number("tighten", tighten, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
-        check_instance("slo", slo, functools.partial(is_slo_or_none, with_threshold=True), "an SLO or None")
+        check_instance("slo", slo, BurnsAtThreshold | None, "an SLO or None")
         check_instance("name", name, str, "a string")
         clock = self._accept_clock(clock)
         wait_ns = check_duration_ns("max_wait_s", max_wait_s)
         check_count("max_waiting", max_waiting, at_most=_MAX_CALLS)
-        fixed = limit is not None
-        adaptation = LimitAdaptation(
-            float(initial if limit is None else limit),
-            1 if fixed else min_limit,
-            _MAX_CALLS if fixed else max_limit,
-            not fixed,
-            tighten,
-            float(delay_ns),
-        )
         self.name = name
-        self.adaptive = not fixed
+        self.adaptive = limit is None
+        adaptation = LimitAdaptation(float(initial), min_limit, max_limit, self.adaptive, tighten, float(delay_ns))
         self._serial = itertools.count(1)
         self._permits: dict[int, int] = {}  # permits taken by hand → when their calls began
         super().__init__(_Machine(adaptation, reserve), clock, slo)

@@ -147,15 +147,8 @@ def limit_async(limit: LimitCore, function: Callable[..., Any]) -> Callable[...,
 
     @functools.wraps(function)
     async def limited(*args: Any, **kwargs: Any) -> Any:
-        queue = limit._queue
-        permit = limit.enter(0, None, None, None) if queue is None else await queue.enter(0, None, None, None)
-        try:
-            result = await function(*args, **kwargs)
-        except BaseException as error:
-            limit.fail(permit, error, None)
-            raise
-        limit.leave(permit, None, False)
-        return result
+        async with limit.guard():
+            return await function(*args, **kwargs)
 
     return limited
 
@@ -165,14 +158,9 @@ def limit_sync(limit: LimitCore, function: Callable[..., Any]) -> Callable[..., 
 
     @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        permit = limit.enter(0, None, None, None)
-        try:
+        with limit.guard():
             result = function(*args, **kwargs)
             reject_awaitable(function, result)
-        except BaseException as error:
-            limit.fail(permit, error, None)
-            raise
-        limit.leave(permit, None, False)
-        return result
+            return result
 
     return limited

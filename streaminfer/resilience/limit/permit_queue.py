@@ -76,15 +76,13 @@ class PermitQueue:
             DeadlineExceeded: there was no permit before the deadline, or the call would be late.
             RuntimeError: calls of another event loop wait.
         """
-        until_ns = NEVER_NS if deadline_ns is None else deadline_ns
+        deadline_ns = NEVER_NS if deadline_ns is None else deadline_ns
         waits_behind = bool(self._waiting) and self._waiting[0][0] <= priority
-        waits = waits_behind or bool(self._leaving)
-        if not waits and self._limit._machine.check(priority, until_ns, self._limit.now()) != FULL:
-            return self._limit.enter(priority, deadline_ns, request, admission)
-        if len(self._waiting) >= self._max_waiting:
-            return self._limit.enter(priority, deadline_ns, request, admission)  # which rejects it
+        waits = waits_behind or bool(self._leaving) or self._is_full(priority, deadline_ns)
+        if not waits or len(self._waiting) >= self._max_waiting:
+            return self._limit.enter(priority, deadline_ns, request, admission)  # which rejects it in the second case
         loop = self._bind_loop()
-        left_ns = until_ns - self._limit.now()
+        left_ns = deadline_ns - self._limit.now()
         ends_at_deadline = left_ns <= self._max_wait_ns
         waiter = _Waiter(loop.create_future(), ends_at_deadline, priority, deadline_ns, request, admission)
         timer = loop.call_later(max(min(left_ns, self._max_wait_ns), 0) / 1e9, self._expire, waiter)
@@ -128,12 +126,14 @@ class PermitQueue:
     def _grant_permits(self) -> None:
         while self._waiting:
             priority, _, waiter = self._waiting[0]
-            deadline_ns = NEVER_NS if waiter.deadline_ns is None else waiter.deadline_ns
             if not waiter.future.done():
-                if self._limit._machine.check(priority, deadline_ns, self._limit.now()) == FULL:
+                if self._is_full(priority, waiter.deadline_ns):
                     return
                 self._try(waiter)
             self._waiting.pop(0)
+
+    def _is_full(self, priority: int, deadline_ns: int) -> bool:
+        return self._limit._machine.check(priority, deadline_ns, self._limit.now()) == FULL
 
     def _expire(self, waiter: _Waiter) -> None:
         """Reject a waiting call at the end of its time, or try once more to give it a permit."""
@@ -173,6 +173,6 @@ class _Waiter:
     future: asyncio.Future[int]
     ends_at_deadline: bool
     priority: int
-    deadline_ns: int | None
+    deadline_ns: int
     request: Any
     admission: Any

@@ -122,14 +122,13 @@ class RateLimit(StackClock):
         self.rate = Rate(per_s, burst)
         check_instance("tenants", tenants, Mapping | None, "a mapping or None")
         check_instance("name", name, str, "a string")
-        clock = self._accept_clock(clock)
         check_count("max_tenants", max_tenants, at_most=_MAX_TENANTS)
         own: dict[Hashable, Bucket | None] = {
             tenant: _bucket_of(f"tenants[{tenant!r}]", rate) for tenant, rate in (tenants or {}).items()
         }
         self._buckets = _Buckets(self.rate._bucket(), own, max_tenants)
         self.name = name
-        self._clock: Clock = clock or time.monotonic_ns
+        self._clock: Clock = self._accept_clock(clock) or time.monotonic_ns
 
     @overload
     def wrap(self, inner: Service, *, by: Callable[..., Hashable] | None = None) -> Any: ...
@@ -187,11 +186,7 @@ class RateLimit(StackClock):
 
     def retry_after_s(self, tenant: Hashable = None) -> float:
         """Return the seconds after which the next request of a tenant is admitted; 0.0: now. Takes nothing."""
-        return self.wait_ns(tenant, self._clock()) / 1e9
-
-    def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
-        """Return the nanoseconds after which the next request of a tenant is admitted; 0: now. Takes nothing."""
-        return int(self._buckets.wait_ns(tenant, now_ns))
+        return float(self._buckets.wait_ns(tenant, self._clock()) / 1e9)
 
     def set_rate(self, tenant: str | None, rate: Rate | None) -> None:
         """Give a tenant an individual rate from now on; ``None``: no limit.
@@ -252,7 +247,7 @@ class RateLimitedService(SyncService):
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Return whether the limit and the inner service would admit the request now; changes nothing."""
-        wait_ns = self.limit.wait_ns(self._by(request), now_ns)
+        wait_ns = self.limit._buckets.wait_ns(self._by(request), now_ns)
         if wait_ns:
             return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)

@@ -121,7 +121,6 @@ class RetryBudget(StackClock):
         self._max_wait_ns = check_duration("max_wait_s", max_wait_s) * 1e9
         check_instance("idempotent", idempotent, bool | None, "True, False or None")
         check_instance("name", name, str, "a string")
-        clock = self._accept_clock(clock)
         if seed is not None:
             seed = check_count("seed", seed, at_least=0)
         self._classes, self._predicate = exception_classes("retryable", retryable)
@@ -129,7 +128,7 @@ class RetryBudget(StackClock):
         self.idempotent = idempotent
         self.name = name
         self._random = random.Random(seed)  # noqa: S311 - spreads callers, keeps no secret
-        self._clock: Clock = clock or time.monotonic_ns
+        self._clock: Clock = self._accept_clock(clock) or time.monotonic_ns
         self._usual_ns = 0.0
         self._succeeded_after_retry = 0
         self._not_retried = dict.fromkeys(("attempts", "repeatable", "retryable", "time", "throttled"), 0)
@@ -201,9 +200,11 @@ class RetryBudget(StackClock):
             sent: the request or batch, the argument of ``send``; ``None``: a function's call, without a deadline.
             rule: the result of ``repeats``.
         """
-        started_ns = self._begin()
-        attempt = 1
+        self.count()
+        attempt = 0
         while True:
+            attempt += 1
+            started_ns = self._clock()
             try:
                 result = await send(sent)
             except Exception as error:
@@ -215,16 +216,8 @@ class RetryBudget(StackClock):
                 return result
             if wait_s:
                 await asyncio.sleep(wait_s)
-            attempt += 1
-            started_ns = self._clock()
             if isinstance(sent, Batch):
                 sent = sent.again()
-
-    def _begin(self) -> int:
-        """Count a request; return when it began."""
-        now_ns = self._clock()
-        self._budget.count(now_ns)
-        return now_ns
 
     def _succeeded(self, started_ns: int, attempt: int) -> None:
         duration_ns = max(self._clock() - started_ns, 0)
@@ -297,9 +290,11 @@ def _retry_sync(budget: RetryBudget, function: Callable[..., Any]) -> Callable[.
 
     @functools.wraps(function)
     def retried(*args: Any, **kwargs: Any) -> Any:
-        started_ns = budget._begin()
-        attempt = 1
+        budget.count()
+        attempt = 0
         while True:
+            attempt += 1
+            started_ns = budget._clock()
             try:
                 result = function(*args, **kwargs)
             except Exception as error:
@@ -312,7 +307,5 @@ def _retry_sync(budget: RetryBudget, function: Callable[..., Any]) -> Callable[.
                 return result
             if wait_s:
                 time.sleep(wait_s)
-            attempt += 1
-            started_ns = budget._clock()
 
     return retried

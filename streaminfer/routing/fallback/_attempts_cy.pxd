@@ -9,11 +9,8 @@ cpdef long long switch_at(
 @cython.freelist(128)
 cdef class Attempt:
     cdef object _task
-    cdef long long _cancellations
-    cdef readonly long long started_ns, switch_ns, deadline_ns
+    cdef readonly long long cancellations, started_ns, switch_ns, deadline_ns
     cdef readonly bint interrupted
-
-    cpdef bint was_cancelled_too(self, long long cancellations) except -1
 
 @cython.final
 cdef class Attempts:

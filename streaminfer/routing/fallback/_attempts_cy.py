@@ -56,6 +56,7 @@ class Attempt:
     """One request at one route.
 
     Attributes:
+        cancellations: ``task.cancelling()`` when the attempt began.
         started_ns: when the attempt began.
         switch_ns: when the router interrupts it.
         deadline_ns: deadline of the request.
@@ -64,7 +65,7 @@ class Attempt:
 
     def __init__(self, task: Any, cancellations: int, started_ns: int, switch_ns: int, deadline_ns: int) -> None:
         self._task = task
-        self._cancellations = cancellations
+        self.cancellations = cancellations
         self.started_ns = started_ns
         self.switch_ns = switch_ns
         self.deadline_ns = deadline_ns
@@ -73,14 +74,6 @@ class Attempt:
     def was_interrupted_early(self) -> bool:
         """Return whether more than half of the time was left: a reserve is shorter, so it overran its prediction."""
         return self.switch_ns - self.started_ns < self.deadline_ns - self.switch_ns
-
-    def was_cancelled_too(self, cancellations: int) -> bool:
-        """Return whether the task was also cancelled from outside the router since the attempt began.
-
-        Args:
-            cancellations: ``task.cancelling()`` after the interruption was taken back.
-        """
-        return cancellations > self._cancellations
 
 
 class Attempts:

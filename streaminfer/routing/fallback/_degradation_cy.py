@@ -59,7 +59,7 @@ __all__ = ["DegradationController"]
 _CROWDED_MISS_RATE = 0.01
 _CALM_MISS_RATE = 0.0025
 _MIN_REQUESTS = 8
-_MAX_STEPS = 8
+_MAX_STEPS = 8  # most steps that count after a time without requests
 _HEAVY_MISS_FACTOR = 0.5  # then so many requests miss that waiting for the effect of the last cut would cost more
 _MIN_SHARE_TO_CUT = 0.01
 _LIGHT_USE = 0.12  # of the time that responses could take
@@ -156,7 +156,8 @@ class DegradationController:
                     share._in_cooldown = False
                     steps -= 1
                 if share._good and self._may_grow(position):
-                    share._grow(self._is_lightly_used(share.device), steps)
+                    for _ in range(min(steps, _MAX_STEPS)):
+                        share._grow(self._is_lightly_used(share.device))
 
     def _relieve(self, device: int, factor: float) -> None:
         """Cut the best route of a device that costs more than a later one, unless one was cut already."""

@@ -7,9 +7,6 @@ from streaminfer.routing.fallback._route_share_cy cimport RouteShare
 cdef long long NEVER_NS, _REUSE_NS, _MIN_DEFAULT_RESERVE_NS
 cdef int _GOOD, _MAX_REUSES
 
-@cython.locals(reserve_ns=cython.longlong)
-cpdef long long default_reserve_ns(long long left_ns) noexcept
-
 cdef class FastPath:
     cdef DegradationController _degradation
     cdef RouteShare _share

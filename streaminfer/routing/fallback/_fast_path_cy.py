@@ -23,18 +23,12 @@ from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts, switch_
 from streaminfer.routing.fallback._degradation_cy import DegradationController
 from streaminfer.routing.fallback._route_share_cy import RouteShare
 
-__all__ = ["FastPath", "default_reserve_ns"]
+__all__ = ["FastPath"]
 
 _GOOD = 0
 _MAX_REUSES = 7  # requests
 _REUSE_NS = 1_000_000
 _MIN_DEFAULT_RESERVE_NS = 1_000_000
-
-
-def default_reserve_ns(left_ns: int) -> int:
-    """Return the part of the time left that is reserved for a default response."""
-    reserve_ns = max(_MIN_DEFAULT_RESERVE_NS, left_ns >> 6)
-    return min(reserve_ns, left_ns >> 1)
 
 
 class FastPath:
@@ -149,7 +143,7 @@ class FastPath:
             reserve_ns = left_ns >> 1
         default_ns = 0
         if self._has_default:
-            default_ns = default_reserve_ns(left_ns)
+            default_ns = min(max(_MIN_DEFAULT_RESERVE_NS, left_ns >> 6), left_ns >> 1)
         if reserve_ns == 0 and default_ns == 0 and enforces:
             return NEVER_NS
         switch_ns = switch_at(now_ns, deadline_ns, finish_ns, reserve_ns, default_ns)

@@ -5,7 +5,7 @@ cdef double _MIN_SHARE, _REOPEN_SHARE, _MAX_FAILURE_RATE, _SIGNIFICANCE, _MAX_LA
 cdef double _MIN_GAIN, _MAX_GAIN, _MAX_GROWTH, _HEAVY_CUT
 cdef double _CUT_FRACTION_WIDTH, _MAX_HEADROOM, _SUSPECT_HEADROOM, _MIN_RISE, _MAX_RISE
 cdef double _HEADROOM_FALL, _LIGHT_USE_DECAY
-cdef long long _MAX_STEPS, _CUT_FRACTION_STEPS, _SILENT_STEPS, _SILENCE_STEPS, _MISSED_PER_RESPONSE
+cdef long long _CUT_FRACTION_STEPS, _SILENT_STEPS, _SILENCE_STEPS, _MISSED_PER_RESPONSE
 
 @cython.locals(excess=double)
 cpdef bint exceeds(long long count, long long requests, double rate, double cluster_size) noexcept
@@ -14,7 +14,8 @@ cdef class RouteShare:
     cdef readonly int device
     cdef readonly bint costlier_on_device, costlier, last, fixed
     cdef readonly double fraction
-    cdef readonly bint closed, suspect, stalled
+    cdef readonly bint closed, suspect
+    cdef public bint stalled
     cdef public long long in_flight, succeeded, degraded, reserve_ns, reserve_until_ns
     cdef readonly long long idle_since_ns, latency_ns, quickest_ns, cuts, flaps
     cdef readonly double headroom
@@ -25,7 +26,6 @@ cdef class RouteShare:
     cpdef bint offers(self) except -1
     cpdef object take(self)
     cpdef bint is_out_of_reach(self, long long limit_ns) except -1
-    cpdef object stall(self)
     cpdef object settle(self, int outcome, long long duration_ns, long long limit_ns, long long now_ns, long long batch_ns=*)
     @cython.locals(headroom=double)
     cpdef bint risks(self, long long now_ns, long long deadline_ns, long long finish_ns) except -1
@@ -39,10 +39,8 @@ cdef class RouteShare:
 
     cdef void _close(self) noexcept
     cdef void _reopen(self) noexcept
-    cdef object _grow(self, bint lightly_used, long long steps)
-
     @cython.locals(fraction=double, low=double, grown=double)
-    cdef object _grow_once(self, bint lightly_used)
+    cdef object _grow(self, bint lightly_used)
 
     @cython.locals(bad=cython.longlong, good=cython.longlong, runs=cython.longlong, squares=cython.double)
     cdef bint _is_failing(self) noexcept

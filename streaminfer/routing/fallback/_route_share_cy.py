@@ -25,7 +25,6 @@ _REOPEN_SHARE = 0.05
 _MAX_FAILURE_RATE = 0.1
 _SIGNIFICANCE = 2.8  # square of the standard deviations that chance exceeds once in twenty steps
 _MAX_LATE_RATE = 0.01
-_MAX_STEPS = 8  # most steps that count after a time without requests
 _SILENT_STEPS = 3  # a cut relieves the device in the next step: by then a route that can respond has responded
 _SILENCE_STEPS = 64  # steps for which the share remembers this silence
 _MISSED_PER_RESPONSE = 50
@@ -167,10 +166,6 @@ class RouteShare:
         """
         return 0 < limit_ns < self.quickest_ns
 
-    def stall(self) -> None:
-        """Assume that the route hangs, until it responds or fails."""
-        self.stalled = True
-
     def settle(self, outcome: int, duration_ns: int, limit_ns: int, now_ns: int, batch_ns: int = 0) -> None:
         """Record the outcome of an attempt.
 
@@ -263,11 +258,7 @@ class RouteShare:
         self._cut_fraction = 0.0
         self._in_cooldown = False
 
-    def _grow(self, lightly_used: bool, steps: int) -> None:
-        for _ in range(min(steps, _MAX_STEPS)):
-            self._grow_once(lightly_used)
-
-    def _grow_once(self, lightly_used: bool) -> None:
+    def _grow(self, lightly_used: bool) -> None:
         fraction = self.fraction
         if lightly_used:
             self.fraction = min(1.0, fraction * _MAX_GAIN, fraction + 2.0 * _MAX_GROWTH)

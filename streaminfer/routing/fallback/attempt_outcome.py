@@ -52,7 +52,7 @@ def classify(
     """
     cancelled = isinstance(error, asyncio.CancelledError)
     cancellations = task.uncancel() if attempt.interrupted else task.cancelling()
-    if attempt.was_cancelled_too(cancellations):
+    if cancellations > attempt.cancellations:  # it was cancelled from outside the router too
         return AttemptOutcome("cancelled", IGNORED, error, final=True)
     if attempt.interrupted and cancelled:
         if stopping:

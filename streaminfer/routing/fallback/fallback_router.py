@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_duration_ns, check_instance
 from streaminfer._runtime.lifecycle import seconds_left, start_all, stop_all
-from streaminfer._runtime.objective import is_slo_or_none
+from streaminfer._runtime.objective import Burns
 from streaminfer._runtime.response_source import fallback_source
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.waiters import IdleWaiters
@@ -104,14 +104,13 @@ class FallbackRouter(StackClock, Node):
     ) -> None:
         check_routes(routes)
         check_default(default)
-        check_instance("slo", slo, is_slo_or_none, "an SLO")
+        check_instance("slo", slo, Burns | None, "an SLO")
         check_instance("probes", probes, bool, "True or False")
-        clock = self._accept_clock(clock)
         step_ns = check_duration_ns("step_s", step_s, positive=True)
         self.routes = routes
         self.default = default
         self.slo = slo
-        self.clock: Clock = clock or time.monotonic_ns
+        self.clock: Clock = self._accept_clock(clock) or time.monotonic_ns
         self._states = make_route_states(routes, has_default=default is not None)
         self._degradation = DegradationController([state.share for state in self._states], step_ns)
         best = self._states[0]
@@ -133,8 +132,8 @@ class FallbackRouter(StackClock, Node):
         self._idle = IdleWaiters()
         self._budget = SloReader(slo, "a fallback router")
         self._counts = RequestCounts()
-        if clock is not None:
-            self._bind(clock)
+        if self._clock_given:
+            self._bind(self.clock)
 
     # -- callers ------------------------------------------------------------------------------------------------
 
@@ -359,7 +358,7 @@ class FallbackRouter(StackClock, Node):
         batch_ns = 0 if timings is None else timings.started_ns
         state.share.settle(outcome.effect, now_ns - attempt.started_ns, limit_ns, now_ns, batch_ns)
         if outcome.reason == "attempt_timeout" and attempt.was_interrupted_early():
-            state.share.stall()
+            state.share.stalled = True  # until it responds or fails
         state.count(outcome)
         if outcome.final:
             if outcome.reason == "cancelled":

@@ -97,8 +97,10 @@ class Finder:
         Returns:
             Why no address was found; ``None``: at least one was found.
         """
-        addresses, failure = await self._addresses()
-        if failure is not None:
+        self.lookups += 1
+        try:
+            addresses = await self._addresses()
+        except Exception as failure:  # noqa: BLE001 - whatever a resolver raises, the replicas stay
             self.failed += 1
             if not self._is_failing:
                 text = "%r was not resolved: the replicas stay as they are (%r)"
@@ -146,21 +148,21 @@ class Finder:
             await asyncio.sleep(self._discovery.interval_s)
             await self.look_up()
 
-    async def _addresses(self) -> tuple[dict[str, None], BaseException | None]:
-        """Return the addresses, each once, in their order, and ``None``; or nothing, and why there is no address."""
+    async def _addresses(self) -> dict[str, None]:
+        """Return the addresses, each once, in their order.
+
+        Raises:
+            LookupError: there is no address.
+            Exception: the error of the resolver.
+        """
         discovery = self._discovery
-        self.lookups += 1
-        try:
-            resolved: Any = await self._calls.end_within(
-                discovery.timeout_s, discovery.resolve(discovery.host), f"the resolver of {discovery.host!r}"
-            )
-            check_instance(
-                "resolve", resolved, lambda it: not isinstance(it, (str, bytes)), "a list of addresses from it"
-            )
-            addresses = dict.fromkeys(resolved)
-        except Exception as error:  # noqa: BLE001 - whatever a resolver raises, the replicas stay
-            return {}, error
-        return addresses, None if addresses else LookupError(f"{discovery.host!r} has no address")
+        resolved: Any = await self._calls.end_within(
+            discovery.timeout_s, discovery.resolve(discovery.host), f"the resolver of {discovery.host!r}"
+        )
+        check_instance("resolve", resolved, lambda it: not isinstance(it, (str, bytes)), "a list of addresses from it")
+        if addresses := dict.fromkeys(resolved):
+            return addresses
+        raise LookupError(f"{discovery.host!r} has no address")
 
     async def _add(self, address: str) -> None:
         replica = self._discovery.make(address)

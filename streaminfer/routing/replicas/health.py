@@ -131,13 +131,12 @@ class ReplicaProbes:
                 self._check.timeout_s, self._check.probe(replica), f"the probe of replica {replica.name!r}"
             )
         except Exception as error:  # noqa: BLE001 - what it raised is the outcome of the probe
-            failure: Exception | None = error
-        else:
-            failure = (
-                ValueError("the probe returned False") if isinstance(result, (bool, np.bool_)) and not result else None
-            )
-        self.failed += failure is not None
-        return failure
+            self.failed += 1
+            return error
+        if isinstance(result, (bool, np.bool_)) and not result:
+            self.failed += 1
+            return ValueError("the probe returned False")
+        return None
 
     def _apply_health(self, handle: ReplicaHandle, healthy: bool, failure: BaseException | None) -> None:
         name = handle.replica.name

@@ -39,8 +39,8 @@ class Membership:
         self.leaving: list[ReplicaHandle] = []
         self._balancer = balancer
         self._clock = clock
-        self._zone = zone
         self._penalties, self._usual_penalty = _zone_penalties(zone_penalty)
+        self._penalties[zone] = 1.0
         self._zones: dict[str, int] = {}
         self._earlier_changes = 0  # of replicas that were removed
 
@@ -66,9 +66,7 @@ class Membership:
             slowly: the replica starts slowly.
         """
         replica = handle.replica
-        penalty = 1.0
-        if replica.zone != self._zone:
-            penalty = self._penalties.get(replica.zone, self._usual_penalty)
+        penalty = self._penalties.get(replica.zone, self._usual_penalty)
         zone = self._zones.setdefault(replica.zone, len(self._zones))
         key = stable_hash(replica.name)
         handle.slot = self._balancer.add(float(replica.weight), penalty, zone, key, slowly, self._clock())

@@ -116,7 +116,6 @@ class Replicas(StackClock, Node):
         check_instance("discovery", discovery, DnsDiscovery | None, "a DnsDiscovery or None")
         check_instance("zone", zone, str, "a string")
         check_instance("retry", retry, bool, "True or False")
-        clock = self._accept_clock(clock)
         share = check_number("max_ejected", max_ejected, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
         factor = 0.0
         if latency_factor is not None:
@@ -135,7 +134,7 @@ class Replicas(StackClock, Node):
             random.getrandbits(62) if seed is None else seed % 2**62,
         )
         self.zone = zone
-        self.clock: Clock = clock or time.monotonic_ns
+        self.clock: Clock = self._accept_clock(clock) or time.monotonic_ns
         self._retry = retry
         self._retries = CallBudget(_RETRY_SHARE, _RETRIES_PER_S)
         self._members = Membership(self._balancer, self._now, zone, zone_penalty)
@@ -152,8 +151,8 @@ class Replicas(StackClock, Node):
         for replica in replicas:
             self._members.check_new(replica)
             self._members.put(self._members.handle_of(replica), slowly=False)
-        if clock is not None:
-            self._bind(clock)
+        if self._clock_given:
+            self._bind(self.clock)
 
     # -- callers ------------------------------------------------------------------------------------------------
 

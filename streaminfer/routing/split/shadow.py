@@ -103,16 +103,15 @@ class Shadow(StackClock):
         self._share = RequestShare(check_share(share), name)
         self._max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_MAX_COPIES)
         self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
-        clock = self._accept_clock(clock)
         self.name = name
-        self._clock: Clock = clock or time.monotonic_ns
+        self._clock: Clock = self._accept_clock(clock) or time.monotonic_ns
         self._validate = adapt(self.copy).capabilities().validate
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that a run in virtual time repeats
         self._calls = DeadlineCalls()
         self._skipped = {"max_in_flight": 0, "not_repeatable": 0}
         self._counts = dict.fromkeys(("sent", "succeeded", "failed", "cancelled"), 0)
-        if clock is not None:
-            adapt(self.copy).bind_clock(clock)
+        if self._clock_given:
+            adapt(self.copy).bind_clock(self._clock)
 
     def wrap(self, inner: Any) -> Any:
         """Wrap a service.
@@ -153,10 +152,6 @@ class Shadow(StackClock):
             task = loop.create_task(self._serve(request), context=contextvars.Context())
             self._tasks[task] = None
             task.add_done_callback(self._end)
-
-    async def end_copies(self) -> None:
-        """Cancel the copies in flight, and wait for them until the limit of the stop."""
-        await end_tasks([*self._tasks, *self._calls])
 
     async def _serve(self, request: Request) -> None:
         if self._validate is not None:
@@ -219,6 +214,6 @@ class _ShadowedService(SyncService):
     async def stop(self, *, drain: bool = True) -> None:
         """End the copies and stop the service that gets them."""
         try:
-            await self.layer.end_copies()
+            await end_tasks([*self.layer._tasks, *self.layer._calls])
         finally:
             await stop_all(self, [self.layer.copy], drain=drain)

@@ -27,13 +27,12 @@ Beyond the workbook:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
 import attrs
 
-from streaminfer._internal.validation import check_choice, check_duration, check_number, expected, field_check
+from streaminfer._internal.validation import check_amount, check_choice, check_duration, expected, field_check
 
 __all__ = ["Alert", "AlertPair", "AlertStates", "Severity", "check_rate", "workbook_pairs"]
 
@@ -50,7 +49,7 @@ def check_rate(name: str, value: object) -> float:
         TypeError: ``value`` is not a real number.
         ValueError: ``value`` is NaN, infinite, zero or negative.
     """
-    return check_number(name, value, "a finite number > 0", lambda it: 0.0 < it < math.inf)
+    return check_amount(name, value, positive=True)
 
 
 @attrs.frozen
