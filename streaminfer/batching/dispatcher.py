@@ -265,8 +265,6 @@ class Dispatcher(DispatchState):
         if self._queue.next_deadline_ns <= now_ns:
             self.runner.expire(now_ns)
         decision = self.pipeline.propose(self._queue, now_ns, self.runner.batches)
-        if decision is None:
-            return
         if decision.recheck_ns is not None:
             self._recheck_ns = decision.recheck_ns
         batch = decision.batch

@@ -32,8 +32,8 @@ class Pipeline:
         """Whether a batch may be sent early now."""
         return self.offered.choose_pipelined is not None and self.batch is None
 
-    def propose(self, queue: RequestQueue, now_ns: int, batches: Iterable[Execution]) -> Decision | None:
-        """Return the policy's decision for a batch to send early; ``None``: there is nothing to decide.
+    def propose(self, queue: RequestQueue, now_ns: int, batches: Iterable[Execution]) -> Decision:
+        """Return the policy's decision for a batch to send early; an empty one if there is nothing to decide.
 
         Args:
             queue: the queued requests.
@@ -41,7 +41,7 @@ class Pipeline:
             batches: batches that the model has.
         """
         if self.offered.choose_pipelined is None or not queue.queued:
-            return None
+            return Decision()
         return self.offered.choose_pipelined(queue, now_ns, self.started(batches))
 
     def take(self, batch: Execution) -> None:

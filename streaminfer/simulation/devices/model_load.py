@@ -58,8 +58,7 @@ class ModelLoad:
         self.durations_ns: NDArray[np.int64] = durations_in_ns(service_time, max_batch_size)
 
     def __repr__(self) -> str:
-        shown: dict[str, Any] = {"slo_s": self.slo_ns / 1e9, "max_batch_size": self.max_batch_size}
-        settings = ", ".join(f"{name}={value}" for name, value in shown.items())
+        settings = f"slo_s={self.slo_ns / 1e9}, max_batch_size={self.max_batch_size}"
         return f"ModelLoad({self.arrivals_ns.size} arrivals, {settings}, {self.service_time!r})"
 
 
