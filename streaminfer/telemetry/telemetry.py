@@ -139,9 +139,9 @@ class Telemetry(StackClock):
         return self._totals(live=True)
 
     def _totals(self, *, live: bool = False) -> "TelemetryStatistics":
-        from streaminfer.telemetry.statistics import TelemetryStatistics, read_responses  # noqa: PLC0415 - likewise
+        from streaminfer.telemetry.statistics import PARTS, TelemetryStatistics, read_responses  # noqa: PLC0415 - likewise
 
-        parts = {name: it if live else it.copy() for name, it in self.histograms.items() if name != "latency"}
+        parts = {name: it if live else it.copy() for name, it in zip(PARTS, self._histograms[1:], strict=True)}
         latency, degraded, responses = read_responses(self._recorder, self._histograms[0], live=live)
         in_flight, outcomes = self._counts(degraded, responses)
         return TelemetryStatistics(

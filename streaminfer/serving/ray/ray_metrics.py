@@ -10,8 +10,8 @@ from typing import Any
 
 from streaminfer._internal.loading.extras import require
 from streaminfer.stack import Stack
-from streaminfer.telemetry.exporters.collection import Collection, label_value
-from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, HistogramPoint, HistogramReader
+from streaminfer.telemetry.exporters.collection import Collection, label_value, series_of
+from streaminfer.telemetry.exporters.histogram_points import HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
 from streaminfer.telemetry.services import name_services
 
@@ -37,14 +37,8 @@ class RayMetrics:
         """Set each metric to its current value."""
         for metric, samples in Collection.of(self._services, HistogramReader()).families.items():
             for sample in samples:
-                labels, value = dict(sample.labels), sample.value
-                if not isinstance(value, HistogramPoint):
-                    self._set(metric, metric.prometheus, labels, value)
-                    continue
-                for bound, count in zip(BOUND_LABELS, value.cumulative, strict=True):
-                    self._set(metric, f"{metric.family}_bucket", {**labels, "le": bound}, count)
-                self._set(metric, f"{metric.family}_sum", labels, value.sum_s)
-                self._set(metric, f"{metric.family}_count", labels, value.total)
+                for name, labels, value in series_of(metric, sample):
+                    self._set(metric, name, labels, value)
 
     def _set(self, metric: Metric, name: str, labels: dict[str, str], value: float) -> None:
         # Ray adds the labels of the replica under these names, and accepts ASCII only

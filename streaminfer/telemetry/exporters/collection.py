@@ -12,7 +12,7 @@ from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.listeners import LISTENER_ERRORS
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
+from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
 from streaminfer.telemetry.exporters.names import CREATED, INNER, LABELED, LATENCY, METRICS, SHARED, STACK_STATE
 from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
@@ -21,7 +21,7 @@ from streaminfer.telemetry.services import walk
 from streaminfer.telemetry.statistics import TelemetryStatistics
 from streaminfer.telemetry.telemetry import Telemetry
 
-__all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample", "label_value"]
+__all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample", "label_value", "series_of"]
 
 MAX_LABEL_VALUES = 64
 """Most values of a label with open-ended values, such as the class of an error; later values share one series."""
@@ -47,6 +47,21 @@ class Sample(NamedTuple):
     def created_ns(self) -> int:
         """Start of counting, in nanoseconds since 1970."""
         return self.value.created_ns if isinstance(self.value, HistogramPoint) else IMPORTED_NS
+
+
+def series_of(metric: Metric, sample: Sample) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Yield name, labels and value of each series of Prometheus that a sample becomes.
+
+    Those of a histogram are its classic buckets in the order of `BOUND_LABELS`, its sum and its count.
+    """
+    labels, point = dict(sample.labels), sample.value
+    if not isinstance(point, HistogramPoint):
+        yield metric.prometheus, labels, point
+        return
+    for bound, count in zip(BOUND_LABELS, point.cumulative, strict=True):
+        yield f"{metric.family}_bucket", {**labels, "le": bound}, count
+    yield f"{metric.family}_sum", labels, point.sum_s
+    yield f"{metric.family}_count", labels, point.total
 
 
 class Collection:
@@ -132,10 +147,12 @@ class Collection:
         self._read(snapshot, METRICS[kind], labels, snapshot.created_ns if kind in CREATED else IMPORTED_NS)
         for field, label in INNER.get(kind, ()):
             inner = getattr(snapshot, field)
+            if not inner:
+                continue
             if isinstance(inner, Mapping):
                 pairs = [*inner.items()]
             else:
-                parts = [each for each in (inner if isinstance(inner, tuple) else (inner,)) if each is not None]
+                parts = inner if isinstance(inner, tuple) else (inner,)
                 named = label and any("name" in type(each).__annotations__ for each in parts)
                 pairs = [(each.name if named else field, each) for each in parts]
             for name, each in pairs:
@@ -160,7 +177,7 @@ def _values(snapshot: Any, metric: Metric) -> Iterator[tuple[str, Any]]:
         if metric.states:
             for state in metric.states:
                 yield state, int(value == state)
-        elif isinstance(value, Mapping):
+        elif hasattr(value, "items"):  # a mapping; six times as fast as `isinstance`
             yield from value.items() if metric.kind == "histogram" else _bounded(value)
         else:
             yield field if metric.label else "", int(value) if isinstance(value, bool) else value

@@ -112,11 +112,11 @@ class _Layout:
         lowest_ns = lowest_at(np.arange(counts_length + 1), unit_magnitude, half_magnitude)
         self.schema = min(MAX_SCHEMA, math.ceil(-math.log2(math.log2(1.0 + 10.0**-digits))))
         middles_s = (lowest_ns[:-1] + lowest_ns[1:]) / 2e9
-        self._natives: NDArray[np.int64] = np.ceil(np.log2(middles_s) * 2**self.schema).astype(np.int64)
+        # the bucket of each part, less 1; the first part is in none, because its durations may be 0
+        self._natives: NDArray[np.int64] = np.ceil(np.log2(middles_s[1:]) * 2**self.schema).astype(np.int64) - 1
         self._by_shift: list[tuple[array[int], array[int], array[int]]] = []
         # as in `share_within`: a part that contains a bound counts as within it
         above = np.searchsorted(lowest_ns[:-1] / 1e9, np.array(BOUNDS_S), side="right")
-        # arrays of the standard library: compiled code accesses their buffers faster than NumPy's
         self.bounds = _ints([*above, counts_length])
         self.empty = HistogramPoint(
             total=0,
@@ -134,25 +134,20 @@ class _Layout:
     def buckets(self, shift: int) -> "tuple[array[int], array[int], array[int]]":
         """Return the buckets of the schema that is ``shift`` steps coarser than the finest.
 
-        Each step merges two buckets into one. The result is edges, middles and numbers, for `fill_buckets`. The first
-        part is in no bucket, because its durations may be 0.
+        Each step merges two buckets into one. The result is edges, middles and numbers, for `fill_buckets`.
         """
         while len(self._by_shift) <= shift:
             below = len(self._by_shift)
-            finer, numbers = self._numbers(max(0, below - 1)), self._numbers(below)
+            finer, numbers = ((self._natives >> steps) + 1 for steps in (max(0, below - 1), below))
             starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
-            edges = [*(starts + 1), len(self._natives)]
+            edges = [*(starts + 1), len(self._natives) + 1]
             middles = np.searchsorted(finer, 2 * numbers[starts]) + 1
             self._by_shift.append((_ints(edges), _ints(middles), _ints(numbers[starts])))
         return self._by_shift[shift]
 
-    def _numbers(self, shift: int) -> NDArray[np.int64]:
-        """Return the bucket number of each part except the first."""
-        numbers: NDArray[np.int64] = ((self._natives[1:] - 1) >> shift) + 1
-        return numbers
-
 
 def _ints(numbers: Iterable[int]) -> "array[int]":
+    # of the standard library: compiled code accesses its buffer faster than NumPy's
     return array("i", np.array(numbers, np.int32).tobytes())
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.loading.extras import require
@@ -32,13 +32,6 @@ else:
 __all__ = ["Tracing"]
 
 _MAX_BATCHES = 256  # most recent batches that later requests can link to
-
-
-class _Batch(NamedTuple):
-    """The span of a batch, and the offset from its instants to Unix time."""
-
-    context: trace.SpanContext
-    to_unix_ns: int
 
 
 class Tracing(SyncLayer):
@@ -64,7 +57,8 @@ class Tracing(SyncLayer):
         self._tracer = tracer or trace.get_tracer("streaminfer")
         self._ratio = ratio
         self._random = random.Random().random  # noqa: S311 - a sample, not a secret
-        self._batches: dict[tuple[int, int, int], _Batch] = {}
+        # by the instants and the size of a batch: its span, and the offset from its instants to Unix time
+        self._batches: dict[tuple[int, int, int], tuple[trace.SpanContext, int]] = {}
         self._exemplars: dict[int, Exemplar] = {}
         self._failures = ListenerFailures("streaminfer", "tracing")
         self._requests = 0
@@ -103,7 +97,7 @@ class Tracing(SyncLayer):
         key = None if timings is None else (timings.started_ns, timings.inferred_ns, timings.batch_size)
         batch = None if key is None else self._batches.get(key)
         # a pause between the two clock readings shifts the span: use the same offset for all spans of a batch
-        to_unix_ns = time.time_ns() - now_ns if batch is None else batch.to_unix_ns
+        to_unix_ns = time.time_ns() - now_ns if batch is None else batch[1]
         span = self._tracer.start_span("streaminfer.request", parent, start_time=started_ns + to_unix_ns)
         if span.is_recording():
             self._requests += 1
@@ -112,8 +106,8 @@ class Tracing(SyncLayer):
                 span.set_attribute("streaminfer.batch.size", timings.batch_size)
                 span.set_attribute("streaminfer.queue.duration", timings.queued_s)
                 if batch is None:
-                    batch = self._batches[key] = self._make_batch(span, timings, to_unix_ns)
-                span.add_link(batch.context)
+                    batch = self._batches[key] = self._make_batch(span, timings, to_unix_ns), to_unix_ns
+                span.add_link(batch[0])
             seconds = (now_ns - started_ns) / 1e9
             traced = span.get_span_context()
             ids = trace.format_trace_id(traced.trace_id), trace.format_span_id(traced.span_id)
@@ -132,7 +126,7 @@ class Tracing(SyncLayer):
             span.set_attribute("streaminfer.outcome", "degraded" if outcome.degraded else "ok")
             span.set_attribute("streaminfer.source", str(outcome.source))
 
-    def _make_batch(self, span: trace.Span, timings: Timings, to_unix_ns: int) -> _Batch:
+    def _make_batch(self, span: trace.Span, timings: Timings, to_unix_ns: int) -> trace.SpanContext:
         """Make the span of a batch, as a child of the span of its first traced request."""
         parent = trace.set_span_in_context(span)
         batch = self._tracer.start_span("streaminfer.batch", parent, start_time=timings.started_ns + to_unix_ns)
@@ -143,7 +137,7 @@ class Tracing(SyncLayer):
         self._batch_spans += 1
         while len(self._batches) >= _MAX_BATCHES:
             del self._batches[next(iter(self._batches))]
-        return _Batch(batch.get_span_context(), to_unix_ns)
+        return batch.get_span_context()
 
     def __repr__(self) -> str:
         return f"Tracing(ratio={self._ratio})"

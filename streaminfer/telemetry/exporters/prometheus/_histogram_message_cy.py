@@ -14,6 +14,8 @@ from streaminfer.telemetry.exporters._exponential_cy import MAX_GAP
 
 __all__ = ["write_histogram"]
 
+_LONGEST = 10  # bytes of a varint
+
 
 def write_histogram(
     family: ProtobufWriter,
@@ -71,26 +73,26 @@ def _write_native(message: ProtobufWriter, indexes: Any, counts: Any) -> None:
 
     Without buckets it writes an empty span, which shows Prometheus that this is a native histogram.
     """
-    deltas = bytearray()
-    before = expected = length = offset = 0
+    deltas = out = bytearray((MAX_GAP + 1) * _LONGEST * len(indexes))  # filled without a call for each byte
+    before = expected = length = offset = size = 0
     for position in range(len(indexes)):
         gap = indexes[position] - expected
         if position > 0 and gap <= MAX_GAP:
             length += gap
             for _ in range(gap):
-                _protobuf_cy._append_varint(deltas, _zigzag(-before))
+                size = _put_varint(out, size, _zigzag(-before))
                 before = 0
         else:
             if position > 0:
                 _write_span(message, offset, length)
             offset = gap
             length = 0
-        _protobuf_cy._append_varint(deltas, _zigzag(counts[position] - before))
+        size = _put_varint(out, size, _zigzag(counts[position] - before))
         before = counts[position]
         length += 1
         expected = indexes[position] + 1
     _write_span(message, offset, length)
-    message.data(13, deltas)
+    message.data(13, deltas[:size])
 
 
 def _write_span(message: ProtobufWriter, offset: int, length: int) -> None:
@@ -98,6 +100,15 @@ def _write_span(message: ProtobufWriter, offset: int, length: int) -> None:
     span.varint(1, _zigzag(offset))
     span.varint(2, length)
     message.message(12, span)
+
+
+def _put_varint(out: Any, size: int, value: int) -> int:
+    while value > 0x7F:
+        out[size] = value & 0x7F | 0x80
+        value >>= 7
+        size += 1
+    out[size] = value
+    return size + 1
 
 
 def _zigzag(value: int) -> int:

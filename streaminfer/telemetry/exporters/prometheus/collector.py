@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from streaminfer._internal.loading.extras import require
-from streaminfer.telemetry.exporters.collection import Collection, Sample
-from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, Exemplar, HistogramPoint, HistogramReader
+from streaminfer.telemetry.exporters.collection import Collection, Sample, series_of
+from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
 from streaminfer.telemetry.services import name_services
 
@@ -38,20 +38,13 @@ class StackCollector:
             yield family
 
     def _add(self, family: Any, metric: Metric, sample: Sample) -> None:
-        labels = dict(sample.labels)
-        point = sample.value
-        if isinstance(point, HistogramPoint):
-            exemplars = {exemplar.bucket: self._exemplar(exemplar) for exemplar in point.exemplars}
-            for number, (bound, count) in enumerate(zip(BOUND_LABELS, point.cumulative, strict=True)):
-                family.add_sample(
-                    f"{metric.family}_bucket", {**labels, "le": bound}, count, exemplar=exemplars.get(number)
-                )
-            family.add_sample(f"{metric.family}_sum", labels, point.sum_s)
-            family.add_sample(f"{metric.family}_count", labels, point.total)
-        else:
-            family.add_sample(metric.prometheus, labels, point)
+        exemplars = {}
+        if isinstance(sample.value, HistogramPoint):
+            exemplars = {exemplar.bucket: self._exemplar(exemplar) for exemplar in sample.value.exemplars}
+        for number, (name, labels, value) in enumerate(series_of(metric, sample)):
+            family.add_sample(name, labels, value, exemplar=exemplars.get(number))
         if metric.kind != "gauge":
-            family.add_sample(f"{metric.family}_created", labels, sample.created_ns / 1e9)
+            family.add_sample(f"{metric.family}_created", dict(sample.labels), sample.created_ns / 1e9)
 
     def _exemplar(self, exemplar: Exemplar) -> Any:
         labels = {"trace_id": exemplar.trace_id, "span_id": exemplar.span_id}
