@@ -28,9 +28,9 @@ class BlockingStreamSession:
             for result in session(camera):
                 show(result.outputs)
 
-    A plain iterable may block: the session reads each one in a separate thread, so a policy can drop frames while the
-    caller is busy. After the stream has ended, this thread ends when the iterable yields its next item. The session is
-    thread-safe, but only one thread may read the results of a stream.
+    A plain iterable may block: the session reads each one in a separate thread, at most two items ahead, so a policy
+    can drop frames while the caller is busy. After the stream has ended, this thread ends when the iterable yields its
+    next item. The session is thread-safe, but only one thread may read the results of a stream.
 
     Args:
         infer: a blocking stack that is running.

@@ -130,6 +130,31 @@ def test_a_stream_has_at_most_one_owner(calls):
                 owners[stream] = replica if what == "s" else ""
 
 
+async def test_stream_is_wanted_until_it_is_released(loop):
+    """A stream is wanted as long as a claim waits for it, even if another claim of it has given up."""
+    store = StreamStore(loop.clock)
+    await store.claim("s", "a")
+    gives_up, waits = (asyncio.create_task(store.claim("s", replica)) for replica in "bc")
+    await asyncio.sleep(0)
+    gives_up.cancel()
+
+    assert await store.wanted("a") == ["s"]
+    await store.pass_on("a", {"s": b"state"})
+    assert (await waits).record == b"state"
+
+
+async def test_stream_released_unasked_is_not_wanted(loop):
+    """A stream that its owner releases before it hears of a claim is not wanted of it any more."""
+    store = StreamStore(loop.clock)
+    await store.claim("s", "a")
+    claiming = asyncio.create_task(store.claim("s", "b"))
+    await asyncio.sleep(0)
+
+    await store.pass_on("a", {"s": b"state"})
+    assert (await claiming).record == b"state"
+    assert await store.wanted("a") == []
+
+
 async def test_moved_stream_gives_equal_results(loop):
     """A stream that moves has the results of one that stays, even if its previous step is still running."""
     reference = Reference()

@@ -63,8 +63,8 @@ class StreamStore:
                 await asyncio.wait([released], timeout=left_ns / 1e9)
             return released.done()
         finally:
+            claimed.discard(stream_id)
             if self._releases.get(stream_id) is released:  # not released: other claims of the stream look again
-                claimed.discard(stream_id)
                 self._end_waiting([stream_id])
             if not claimed and self._wanted.get(owner) is claimed:
                 del self._wanted[owner]

@@ -89,7 +89,7 @@ class StatefulBackend(StackClock, Wrapper):
         self._copies_outputs = not capabilities.returns_new_arrays
         self._validates_kinds = capabilities.validates_kinds
         self._valid_kinds: set[Hashable] = set()
-        self._changes = capabilities.fingerprint_changes or _no_changes
+        self._changes = capabilities.fingerprint_changes or (lambda: 0)
         self._max_blocks = (capabilities.queued_workers or 1) + 1
         self._store = StateStore(self._signature.tensors, max_streams, self._max_blocks)
         self._model = self._changes()
@@ -394,10 +394,6 @@ def _kind_of(inputs: Any) -> Hashable:
     if type(inputs) is not dict or any(type(value) is not np.ndarray for value in inputs.values()):
         return None
     return tuple((name, value.shape, value.dtype) for name, value in inputs.items())
-
-
-def _no_changes() -> int:
-    return 0
 
 
 async def _wait_for_turn(store: StateStore, step: Step) -> None:

@@ -41,6 +41,12 @@ def receive(scene, network, **wanted):
     return asyncio.run(main())
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """Let frames that the processes of a busy machine delay by seconds not count as lost."""
+    monkeypatch.setattr("streaminfer.loadtest.path.webrtc.webrtc_path.LOST_S", 20.0)
+
+
 def test_a_leg_begins_when_both_ends_are_connected(camera_scene):
     """Entering a leg waits for the connection; earlier frames would queue during the set-up and arrive together."""
 
@@ -149,6 +155,7 @@ class Shape:
         return si.Response(request.inputs.shape)
 
 
+@pytest.mark.usefixtures("patient")
 def test_load_test_has_the_stages_of_each_picture(camera_scene):
     """The stages of a picture add up to no more than its age; lost pictures fail, and no task is left."""
     network = NetworkProfile(name="far", delay_s=DELAY_S, loss=0.02)
@@ -185,6 +192,7 @@ def test_load_test_has_the_stages_of_each_picture(camera_scene):
     ],
     ids=["usual", "two chunks in a frame", "eight frames in a packet", "three packets in a frame", "lossy device"],
 )
+@pytest.mark.usefixtures("patient")
 def test_sound_that_arrives_is_not_lost(device, chunk):
     """Each frame gets a response and the service gets every chunk, whatever the lengths of frames and chunks."""
     group = DeviceGroup(
@@ -236,6 +244,7 @@ def test_instants_of_capture_follow_the_device(microphone_scene, skew_ppm, pause
     assert captured_ns == pytest.approx(given_ns, abs=1_000)
 
 
+@pytest.mark.usefixtures("patient")
 def test_devices_speak_over_webrtc():
     """A frame that completes a chunk sends it to the service, prepared; other frames complete without a chunk."""
     headset = MicrophoneProfile(name="headset", codec="opus", sample_rate=48_000)
