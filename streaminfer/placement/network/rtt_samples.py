@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.validation import check_instance, check_number, check_share, expected, field_check
 from streaminfer.placement.distribution import Distribution
 from streaminfer.placement.network.promised_rtt import CONFIDENCE, UNPROMISABLE_S, Backtest, independent_samples
@@ -75,7 +76,7 @@ class RttSamples:
         """
         check_unique("clusters", clusters)
         check_unique("sites", sites)
-        table = np.asarray(rtt_s, np.float64)
+        table = real_array("rtt_s", rtt_s)
         if table.shape[1:] != (len(clusters), len(sites)):
             expectation = f"shape (instants, {len(clusters)}, {len(sites)}), for the names of clusters and sites"
             raise ValueError(f"rtt_s: expected {expectation}, got shape {table.shape}")

@@ -138,10 +138,11 @@ class TestFigures:
         assert "CPU of encode" in page
         assert "phone <1>2 ms" in page
 
-    def test_unknown_label(self, report):
+    @pytest.mark.parametrize("label", ["network", ["device"]], ids=["unknown", "a list"])
+    def test_unknown_label(self, report, label):
         """The error for an unknown label names the labels of the report."""
-        with pytest.raises(ValueError, match="label: expected one of 'device', got 'network'"):
-            report.by_label("network")
+        with pytest.raises(ValueError, match=re.escape(f"label: expected one of 'device', got {label!r}")):
+            report.by_label(label)
 
     @pytest.mark.parametrize(("late_s", "kept"), [(0.002, True), (0.004, False)])
     def test_schedule_limit(self, report, late_s, kept):

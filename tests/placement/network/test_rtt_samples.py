@@ -167,6 +167,7 @@ def test_links_measured_end_to_end_add_no_access():
         ),
         (lambda: RttSamples.from_rows([]), "at least two measurements"),
         (lambda: RttSamples.from_array(np.zeros((3, 2, 1)), ["a"], ["x"]), r"got shape \(3, 2, 1\)"),
+        (lambda: RttSamples.from_array("x", ["a"], ["x"]), "rtt_s: expected an array of real numbers, got 'x'"),
         (lambda: RttSamples.from_array(np.full((3, 1, 1), np.inf), ["a"], ["x"]), "rtt_s of 'a' to 'x'"),
         (lambda: RttSamples.from_array(np.ones((3, 2, 1)), ["a", "a"], ["x"]), "clusters: expected names that differ"),
         (lambda: RttSamples.from_array(np.ones((3, 1, 2)), ["a"], ["x", "x"]), "sites: expected names that differ"),
