@@ -178,6 +178,8 @@ class Signature:
         text_fits: returns whether the model can take an array of objects as text.
 
     Attributes:
+        output_names: the names of the outputs.
+        has_bfloat16: whether an input or output of the model is bfloat16.
         batch_axes: the axis on which each input of a request is stacked, by name.
         only_input: the name of the input, if a request has just one.
         checks_kinds: whether a check depends only on names, types and shapes.
@@ -194,6 +196,8 @@ class Signature:
     ) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
+        self.output_names = [spec.name for spec in self.outputs]
+        self.has_bfloat16 = any(spec.is_bfloat16 for spec in (*self.inputs, *self.outputs))
         per_request = [spec for spec in self.inputs if spec.batch_axis is not None]
         sizes = (spec.shape[spec.batch_axis or 0] for spec in per_request)
         self.rows_per_run = next((size for size in sizes if isinstance(size, int)), None)

@@ -13,16 +13,11 @@ import numpy.typing as npt
 
 from streaminfer.backends.signature import Signature
 
-__all__ = ["from_bfloat16", "has_bfloat16", "run_with_bfloat16", "to_bfloat16"]
+__all__ = ["from_bfloat16", "run_with_bfloat16", "to_bfloat16"]
 
 _ELEMENT_TYPE = 16  # onnx.TensorProto.BFLOAT16
 _ROUNDING = np.uint32(0x7FFF)
 _QUIET_NAN = np.uint16(0x40)
-
-
-def has_bfloat16(signature: Signature) -> bool:
-    """Return whether an input or output of a model is bfloat16."""
-    return any(spec.is_bfloat16 for spec in (*signature.inputs, *signature.outputs))
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
@@ -58,7 +53,7 @@ def run_with_bfloat16(
         else OrtValue.ortvalue_from_numpy(array)
         for name, array in feed.items()
     }
-    outputs = session.run_with_ort_values([spec.name for spec in signature.outputs], values, options)
+    outputs = session.run_with_ort_values(signature.output_names, values, options)
     return [
         _read(value) if spec.is_bfloat16 else value.numpy()
         for spec, value in zip(signature.outputs, outputs, strict=True)

@@ -260,7 +260,7 @@ class _Slot:
         self._session = runs.session
         self._device = runs.device
         self._binding = runs.session.io_binding()
-        self._names = [spec.name for spec in signature.outputs]
+        self._names = signature.output_names
         self._hosts: dict[str, Array] = {}
         self._inputs: dict[str, Any] = {}
         for spec, shape in zip(signature.inputs, shapes, strict=True):

@@ -9,7 +9,6 @@ import attrs
 
 from streaminfer._internal.text import is_all_unicode
 from streaminfer.backends.fingerprint import ModelFiles, fingerprint_of_model
-from streaminfer.backends.onnx.bfloat16 import has_bfloat16
 from streaminfer.backends.onnx.binding import (
     Binding,
     BoundRuns,
@@ -150,6 +149,6 @@ def _background_obstacle(runtime: ModuleType, session: Any, signature: Signature
         return "onnxruntime computes its batches with threads of its own: make the OnnxBackend with threads=1"
     if binding != "off":
         return f"its runs have bound memory: make the OnnxBackend without binding={binding!r}"
-    if has_bfloat16(signature):
+    if signature.has_bfloat16:
         return "it reads or returns bfloat16"
     return ""

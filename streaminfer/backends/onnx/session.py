@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer._internal._named_rows_cy import named_rows
-from streaminfer.backends.onnx.bfloat16 import has_bfloat16, run_with_bfloat16
+from streaminfer.backends.onnx.bfloat16 import run_with_bfloat16
 from streaminfer.backends.onnx.binding import BoundRuns
 from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import Signature, TensorSpec, describe
@@ -54,12 +54,6 @@ class SessionWorker:
     _priority: BatchPriority
     shapes: dict[Shapes, None] = attrs.field(factory=dict)
     _is_forked: bool = attrs.field(default=False, init=False)
-    _bfloat16: bool = attrs.field(init=False)
-    _output_names: list[str] = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._bfloat16 = has_bfloat16(self._signature)
-        self._output_names = [spec.name for spec in self._signature.outputs]
 
     def warm(self, check: Callable[[], None] = lambda: None) -> None:
         """Run the warm-up batches, so that onnxruntime plans its memory for these sizes.
@@ -164,10 +158,10 @@ class SessionWorker:
             feed = self._shared.copy()
             for name, value in inputs.items():
                 feed[name] = np.ascontiguousarray(value)
-            if self._bfloat16:
+            if self._signature.has_bfloat16:
                 outputs = run_with_bfloat16(self._session, self._signature, feed, options)
             else:
-                outputs = self._priority.call(self._session.run, self._output_names, feed, options)
+                outputs = self._priority.call(self._session.run, self._signature.output_names, feed, options)
         self._remember(inputs)
         return outputs
 
@@ -183,7 +177,7 @@ class SessionWorker:
         columns = [self._column(spec, value, rows) for spec, value in zip(specs, outputs, strict=True)]
         if len(columns) == 1:
             return columns[0]
-        return named_rows(self._output_names, columns, rows)
+        return named_rows(self._signature.output_names, columns, rows)
 
     def _columns(self, outputs: list[Any], size: int, rows: int, whole_outputs: frozenset[str]) -> Mapping[str, Any]:
         """Return the outputs by name: some whole, the others split into rows."""

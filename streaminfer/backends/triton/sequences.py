@@ -212,15 +212,13 @@ class LostSequences:
 
     def __init__(self, end: Callable[[int | str], Awaitable[None]]) -> None:
         self._end = end
-        self._lost: list[int | str] = []
-        self._has_lost = asyncio.Event()
+        self._lost: asyncio.Queue[int | str] = asyncio.Queue()
         # started now: if a loop cancels all tasks at its end and so loses sequences, a task started then would be left
         self._task = asyncio.get_running_loop().create_task(self._end_all(), context=Context())
 
     def add(self, correlation: int | str) -> None:
         """End a sequence soon."""
-        self._lost.append(correlation)
-        self._has_lost.set()
+        self._lost.put_nowait(correlation)
 
     async def stop(self) -> None:
         """Stop; the server forgets the remaining sequences when they were idle for long enough."""
@@ -228,7 +226,7 @@ class LostSequences:
 
     async def _end_all(self) -> None:
         while True:
-            await self._has_lost.wait()
-            self._has_lost.clear()
-            lost, self._lost = self._lost, []
+            lost = [await self._lost.get()]
+            while not self._lost.empty():
+                lost.append(self._lost.get_nowait())
             await asyncio.gather(*map(self._end, lost))
