@@ -4,7 +4,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Mapping
 
-from streaminfer._internal.validation import check_count, check_instance
+from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer.placement.acting.workloads import (
     Workload,
     check_text,
@@ -110,7 +110,8 @@ def keda_scaled_objects(
     Raises:
         TypeError, ValueError: not plans, or another argument is of the wrong type or out of range.
     """
-    check_instance("plans", plans, bool, "at least one Plan")
+    if not plans:
+        raise TypeError(expected("plans", "at least one Plan", plans))
     for argument, text in (("prometheus", prometheus), ("query", query), ("namespace", namespace)):
         check_text(argument, text)
     spare = check_count("spare", spare, at_least=0)
