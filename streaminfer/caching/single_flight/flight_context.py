@@ -81,8 +81,9 @@ class Flights(ABC):
         leader = flight.leader
         with FLIGHTS_LOCK:
             callers = self.table.succeed(flight)
-        for caller in filter(_waits, callers):
-            caller.set_result((value, caller is leader))
+        for caller in callers:
+            if not caller.done():  # without a call of `_waits`, because the first caller waits for this loop
+                caller.set_result((value, caller is leader))
 
     def _fail(self, flight: Flight, error: BaseException, **options: bool) -> None:
         """End the current attempt as `FlightTable.fail` does, log the error if it is new, and notify the callers."""

@@ -82,10 +82,11 @@ class LoopFlights(Flights):
         finally:
             if timer is not None:
                 timer.cancel()
-            with FLIGHTS_LOCK:
-                abandoned = self.table.leave(flight, caller, around)
-            if abandoned and flight.computing is not None:
-                flight.computing.cancel()
+            if not flight.over or around is not None:  # otherwise there is nothing to leave
+                with FLIGHTS_LOCK:
+                    abandoned = self.table.leave(flight, caller, around)
+                if abandoned and flight.computing is not None:
+                    flight.computing.cancel()
             del caller  # it holds the error, whose traceback holds this frame
 
     def refresh(
