@@ -6,7 +6,8 @@ that does not inherit it, and that thread requests the same key, both wait for e
 
 import contextvars
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -17,7 +18,7 @@ from streaminfer._internal.validation import check_duration
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable
 from streaminfer.errors import copy_error
 
-__all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "Flights", "enter", "fresh_for", "no_store"]
+__all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "Flights", "attempt", "fresh_for", "no_store"]
 
 LOG = Log("streaminfer.caching")
 
@@ -45,9 +46,16 @@ CURRENT_FLIGHT: contextvars.ContextVar[FlightContext | None] = contextvars.Conte
 )
 
 
-def enter(flight: Flight) -> contextvars.Token[FlightContext | None]:
-    """Begin an attempt of a flight in the current context."""
-    return CURRENT_FLIGHT.set(FlightContext(flight))
+@contextmanager
+def attempt(flight: Flight) -> Iterator[None]:
+    """Compute a flight in this block; at its end the flight knows whether the value may be stored."""
+    context = FlightContext(flight)
+    token = CURRENT_FLIGHT.set(context)
+    try:
+        yield
+        flight.discards = not context.store
+    finally:
+        CURRENT_FLIGHT.reset(token)
 
 
 class Flights(ABC):
@@ -73,8 +81,9 @@ class Flights(ABC):
         leader = flight.leader
         with FLIGHTS_LOCK:
             callers = self.table.succeed(flight)
-        for caller in filter(_waits, callers):
-            caller.set_result((value, caller is leader))
+        for caller in callers:
+            if not caller.done():  # without a call of `_waits`, because the first caller waits for this loop
+                caller.set_result((value, caller is leader))
 
     def _fail(self, flight: Flight, error: BaseException, **options: bool) -> None:
         """End the current attempt as `FlightTable.fail` does, log the error if it is new, and notify the callers."""

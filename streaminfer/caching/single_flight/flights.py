@@ -25,7 +25,7 @@ from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, Refreshes
-from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, Flights, enter
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, Flights, attempt
 from streaminfer.caching.single_flight.loop_flights import LoopFlights, Work
 from streaminfer.errors import DeadlineExceeded
 
@@ -222,11 +222,5 @@ def _left_s(flight: Flight) -> float | None:
 
 
 def _compute_in(flight: Flight, work: Work) -> Any:
-    token = enter(flight)
-    try:
-        value = work[0](*work[1:])
-        context: Any = CURRENT_FLIGHT.get()
-        flight.discards = not context.store
-        return value
-    finally:
-        CURRENT_FLIGHT.reset(token)
+    with attempt(flight):
+        return work[0](*work[1:])

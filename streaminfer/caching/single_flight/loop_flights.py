@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, Refreshes
-from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, LOG, Flights, enter
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, LOG, Flights, attempt
 from streaminfer.errors import Closed, DeadlineExceeded
 
 __all__ = ["LATE_S", "LoopFlights", "Work"]
@@ -82,10 +82,11 @@ class LoopFlights(Flights):
         finally:
             if timer is not None:
                 timer.cancel()
-            with FLIGHTS_LOCK:
-                abandoned = self.table.leave(flight, caller, around)
-            if abandoned and flight.computing is not None:
-                flight.computing.cancel()
+            if not flight.over or around is not None:  # otherwise there is nothing to leave
+                with FLIGHTS_LOCK:
+                    abandoned = self.table.leave(flight, caller, around)
+                if abandoned and flight.computing is not None:
+                    flight.computing.cancel()
             del caller  # it holds the error, whose traceback holds this frame
 
     def refresh(
@@ -179,11 +180,8 @@ class LoopFlights(Flights):
 
 
 async def _computation(flight: Flight, work: Work) -> Any:
-    enter(flight)
-    value = await work[0](*work[1:])
-    context: Any = CURRENT_FLIGHT.get()
-    flight.discards = not context.store
-    return value
+    with attempt(flight):
+        return await work[0](*work[1:])
 
 
 def _expire(caller: asyncio.Future[Any], timeout_s: float) -> None:

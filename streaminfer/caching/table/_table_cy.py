@@ -40,7 +40,7 @@ class EdgeTable(Entries):
     # -- the mapping --------------------------------------------------------------------------------------------
 
     def _get(self, key: Any, default: Any) -> Any:
-        value = self.hit(key, _ABSENT)
+        value = EdgeTable.hit(self, key, _ABSENT)  # not `self.hit`, which looks for a method of a subclass first
         if value is _ABSENT:
             self.misses += 1
             return default

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_instance
+from streaminfer._internal.validation import check_instance, is_name
 
 __all__ = ["TlsFiles", "own_tls"]
 
@@ -36,9 +36,7 @@ class TlsFiles:
 
     def __attrs_post_init__(self) -> None:
         for name, path in attrs.asdict(self).items():  # an empty path would mean the system's authorities
-            check_instance(
-                f"tls_{name}", path, lambda it: it is None or (isinstance(it, str) and it != ""), "a path, or None"
-            )
+            check_instance(f"tls_{name}", path, lambda it: it is None or is_name(it), "a path, or None")
         if self.certificate is None and self.key is not None:
             raise ValueError("tls_certificate: expected one, since there is a tls_key, got None")
 
