@@ -49,7 +49,7 @@ cdef class FlightTable:
     cdef object _is_waiting
 
     @cython.locals(flight=Flight)
-    cpdef Flight join(self, object key, object caller, Flight inside, object details=*)
+    cpdef Flight join(self, object key, object caller, Flight inside)
     @cython.locals(remaining=cython.int)
     cpdef bint leave(self, Flight flight, object caller, Flight inside) except *
     @cython.locals(flight=Flight)

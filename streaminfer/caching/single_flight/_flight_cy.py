@@ -21,7 +21,7 @@ callers join it and wait.
 * A computation that waits for its own flight would wait for ever, and so would two that wait for each other. The waits
   of computations are therefore edges of a graph between flights, and a join that would close a cycle raises an error.
 
-The table has no event loop, lock, thread or clock; ``loop_flights`` and ``flights`` have them and take the lock.
+The table has no event loop, lock, thread or clock; ``_loop_flights_cy`` and ``flights`` have them and take the lock.
 
 *Complexity.* All operations are O(1), except notifying all waiters and the check for cycles. The check walks the
 flights that the joined flight waits for: none, unless computations request other keys.
@@ -104,7 +104,7 @@ class Flight:
     Attributes:
         key: the key of the value, and the priority of the callers.
         entry: the entry that a refresh renews; flights of several priorities can renew the same one.
-        waiting: the waiters in order of arrival, each with its details.
+        waiting: the waiters in order of arrival: keys of a dict with unused values.
         leader: the caller whose attempt runs; ``None``: that caller left, or the flight is a refresh.
         failures: failed attempts that counted.
         refreshes: the `Refreshes` to which a refresh belongs, so that it continues without waiters; ``None``: this is
@@ -150,14 +150,13 @@ class FlightTable:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def join(self, key: Any, caller: Any, inside: Flight | None, details: Any = None) -> Flight:
+    def join(self, key: Any, caller: Any, inside: Flight | None) -> Flight:
         """Add a caller to the flight of a key; start the flight if there is none.
 
         Args:
             key: of the value.
             caller: hashable by identity; a new object for each call.
             inside: the flight whose computation makes this call, if any.
-            details: of the caller; for a task its work, owner and context, and when its wait ends, or ``None``.
 
         Returns:
             The flight. If the caller is its ``leader``, the caller must compute.
@@ -177,7 +176,7 @@ class FlightTable:
             )
         else:
             self._counts.collapsed += 1
-        flight.waiting[caller] = details
+        flight.waiting[caller] = None
         if inside is not None:
             inside.waits_for[flight] = inside.waits_for.get(flight, 0) + 1
         return flight

@@ -1,13 +1,10 @@
-"""Flight of the running computation, as a context variable, and how the callers of a flight learn its outcome.
+"""Flight of the running computation, as a context variable, and the lock of all flight tables.
 
 Tasks, and threads started by ``asyncio.to_thread``, inherit the context variable. If a computation waits for a thread
 that does not inherit it, and that thread requests the same key, both wait for ever, as with any lock.
 """
 
 import contextvars
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -15,10 +12,9 @@ import attrs
 from streaminfer._internal.error_log import Log
 from streaminfer._internal.forking import new_awaited_lock
 from streaminfer._internal.validation import check_duration
-from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable
-from streaminfer.errors import copy_error
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightTable
 
-__all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "Flights", "attempt", "fresh_for", "no_store"]
+__all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "end_attempt", "enter", "fresh_for", "no_store"]
 
 LOG = Log("streaminfer.caching")
 
@@ -46,62 +42,23 @@ CURRENT_FLIGHT: contextvars.ContextVar[FlightContext | None] = contextvars.Conte
 )
 
 
-@contextmanager
-def attempt(flight: Flight) -> Iterator[None]:
-    """Compute a flight in this block; at its end the flight knows whether the value may be stored."""
-    context = FlightContext(flight)
-    token = CURRENT_FLIGHT.set(context)
-    try:
-        yield
-        flight.discards = not context.store
-    finally:
-        CURRENT_FLIGHT.reset(token)
+def enter(flight: Flight) -> contextvars.Token[FlightContext | None]:
+    """Begin an attempt of a flight in the current context."""
+    return CURRENT_FLIGHT.set(FlightContext(flight))
 
 
-class Flights(ABC):
-    """Flights of the tasks of one event loop, or of threads. A caller is a future of a value and whether it led.
+def end_attempt(table: FlightTable, flight: Flight, error: BaseException, **options: bool) -> tuple[list[Any], Any]:
+    """End the current attempt of a flight with an error, as `FlightTable.fail` does, and log the error if it is new.
 
-    Args:
-        counts: counts of the cache.
-        now: reads the cache's clock.
-
-    Attributes:
-        table: the flights.
+    Returns:
+        The callers to notify, and the next leader or ``None``.
     """
-
-    def __init__(self, counts: FlightCounts, now: Callable[[], int]) -> None:
-        self.table = FlightTable(counts, _waits)
-        self._now = now
-
-    @abstractmethod
-    def _lead(self, flight: Flight, leader: Any) -> None:
-        """Make a waiting caller compute."""
-
-    def _succeed(self, flight: Flight, value: Any) -> None:
-        leader = flight.leader
-        with FLIGHTS_LOCK:
-            callers = self.table.succeed(flight)
-        for caller in callers:
-            if not caller.done():  # without a call of `_waits`, because the first caller waits for this loop
-                caller.set_result((value, caller is leader))
-
-    def _fail(self, flight: Flight, error: BaseException, **options: bool) -> None:
-        """End the current attempt as `FlightTable.fail` does, log the error if it is new, and notify the callers."""
-        original = flight.leader
-        with FLIGHTS_LOCK:
-            callers, leader, is_news = self.table.fail(flight, error, **options)
-        if is_news:
-            text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
-            LOG.warning(text, type(error).__name__, error, exc_info=error)
-        for caller in filter(_waits, callers):
-            caller.set_exception(error if caller is original else copy_error(error))
-        if leader is not None:
-            self._lead(flight, leader)
-
-
-def _waits(caller: Any) -> bool:
-    """Return whether a caller can still be notified, and may lead."""
-    return not caller.done()
+    with FLIGHTS_LOCK:
+        callers, leader, is_news = table.fail(flight, error, **options)
+    if is_news:
+        text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
+        LOG.warning(text, type(error).__name__, error, exc_info=error)
+    return callers, leader
 
 
 def no_store() -> None:

@@ -1,4 +1,4 @@
-"""Single flight of one cache for tasks (``loop_flights``) and for threads, by the rules of ``_flight_cy``.
+"""Single flight of one cache for tasks (``_loop_flights_cy``) and for threads, by the rules of ``_flight_cy``.
 
 In threads, the leader computes in its own thread, and each waiter waits for an event. If the leader's computation
 raises, even ``KeyboardInterrupt``, a waiter leads. A refresh has its own thread. A thread cannot be ended, so a late
@@ -14,7 +14,6 @@ import time
 import weakref
 from asyncio import get_running_loop
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -24,10 +23,10 @@ import attrs
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.forking import call_in_child
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, Refreshes
-from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, Flights, attempt
-from streaminfer.caching.single_flight.loop_flights import LoopFlights, Work
-from streaminfer.errors import DeadlineExceeded
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
+from streaminfer.caching.single_flight._loop_flights_cy import LoopFlights, Work
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, end_attempt, enter
+from streaminfer.errors import DeadlineExceeded, copy_error
 
 __all__ = ["FlightStatistics", "SingleFlight"]
 
@@ -105,7 +104,16 @@ class SingleFlight:
             return FlightStatistics(in_flight=running, **{name: getattr(self.counts, name) for name in _COUNTED})
 
 
-class ThreadFlights(Flights):
+@attrs.define(eq=False)
+class _Waiter:
+    """Waiting caller in a thread."""
+
+    event: threading.Event = attrs.Factory(threading.Event)
+    value: Any = None
+    error: BaseException | None = None
+
+
+class ThreadFlights:
     """Flights of threads. Thread-safe.
 
     Args:
@@ -114,7 +122,8 @@ class ThreadFlights(Flights):
     """
 
     def __init__(self, counts: FlightCounts, now: Callable[[], int]) -> None:
-        super().__init__(counts, now)
+        self.table = FlightTable(counts, lambda _: True)
+        self._now = now
         self._refreshing = 0
         call_in_child(self.forget)
 
@@ -137,21 +146,20 @@ class ThreadFlights(Flights):
             RuntimeError: the caller is inside the computation of the same key.
             BaseException: the error of the computation.
         """
-        caller: Future[tuple[Any, bool]] = Future()
+        waiter = _Waiter()
         context = CURRENT_FLIGHT.get()
         inside = None if context is None else context.flight
         with FLIGHTS_LOCK:
-            flight = self.table.join(key, caller, inside)
+            flight = self.table.join(key, waiter, inside)
         error: BaseException = RuntimeError("the thread that computed this was interrupted")
         try:
             # this caller leads from the start, or after an earlier leader failed
-            while flight.leader is not caller and not caller.done():
-                try:
-                    caller.exception(_left_s(flight))
-                except TimeoutError:
-                    self._end_late(flight)
-            if flight.leader is not caller:
-                return caller.result()
+            while flight.leader is not waiter and not waiter.event.wait(_left_s(flight)):
+                self._end_late(flight)
+            if waiter.error is not None:
+                raise waiter.error  # noqa: TRY301 - it leaves the flight as who computed does
+            if flight.leader is not waiter:
+                return waiter.value, False
             value = _compute_in(flight, work)
             self._succeed(flight, value)
         except BaseException as raised:
@@ -161,14 +169,15 @@ class ThreadFlights(Flights):
             return value, True
         finally:
             with FLIGHTS_LOCK:
-                leads = flight.leader is caller  # if so, the waiters must be notified, whatever ended this call
+                leads = flight.leader is waiter  # if so, the waiters must be notified, whatever ended this call
                 if not leads:
-                    self.table.leave(flight, caller, inside)
+                    self.table.leave(flight, waiter, inside)
             if leads:
                 self._fail(flight, error)
                 with FLIGHTS_LOCK:
-                    self.table.leave(flight, caller, inside)
-            del caller, error  # they hold the error, whose traceback holds this frame
+                    self.table.leave(flight, waiter, inside)
+            waiter.error = None  # a traceback holds this frame
+            del error
 
     def refresh(self, key: Any, work: Work, *, refreshes: Refreshes, limit_s: float) -> None:
         """Compute a key in a background thread while its stale value is used, unless it or too many keys are in flight.
@@ -212,8 +221,22 @@ class ThreadFlights(Flights):
             flight.late_s = math.inf
             self._fail(flight, DeadlineExceeded("a refresh in a thread is late; it continues"), as_refresh=True)
 
-    def _lead(self, flight: Flight, leader: Future[Any]) -> None:  # noqa: ARG002 - its thread knows the flight
-        leader.set_result(None)
+    def _succeed(self, flight: Flight, value: Any) -> None:
+        with FLIGHTS_LOCK:
+            waiters = self.table.succeed(flight)
+        for waiter in waiters:
+            waiter.value = value
+            waiter.event.set()
+
+    def _fail(self, flight: Flight, error: BaseException, *, as_refresh: bool = False) -> None:
+        original = flight.leader
+        waiters, leader = end_attempt(self.table, flight, error, as_refresh=as_refresh)
+        for waiter in waiters:
+            if waiter is not original:
+                waiter.error = copy_error(error)
+                waiter.event.set()
+        if leader is not None:
+            leader.event.set()
 
 
 def _left_s(flight: Flight) -> float | None:
@@ -222,5 +245,11 @@ def _left_s(flight: Flight) -> float | None:
 
 
 def _compute_in(flight: Flight, work: Work) -> Any:
-    with attempt(flight):
-        return work[0](*work[1:])
+    token = enter(flight)
+    try:
+        value = work[0](*work[1:])
+        context: Any = CURRENT_FLIGHT.get()
+        flight.discards = not context.store
+        return value
+    finally:
+        CURRENT_FLIGHT.reset(token)

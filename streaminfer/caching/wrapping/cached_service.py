@@ -42,8 +42,8 @@ from streaminfer._runtime.closing import close_answers
 from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
+from streaminfer.caching.single_flight._loop_flights_cy import LATE_S, Caller, Work
 from streaminfer.caching.single_flight.flight_context import no_store
-from streaminfer.caching.single_flight.loop_flights import LATE_S, Work
 from streaminfer.caching.tiers.protocol import TierHit
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
@@ -230,7 +230,7 @@ class CachedService(Layer, Wrapper):
         request = call[0].replace(deadline_ns=self.now() + round(longest_s * 1e9))
         super().refresh(key, (request, call[1]))
 
-    def _share(self, key: Any, work: Work, request: Request, now_ns: int) -> Coroutine[Any, Any, tuple[Any, bool]]:
+    def _share(self, key: Any, work: Work, request: Request, now_ns: int) -> Caller:
         timeout_s = time_left_s(request.deadline_ns, now_ns)
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded(passed_on_arrival(0, round(timeout_s * 1e9)))

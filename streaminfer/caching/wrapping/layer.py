@@ -92,9 +92,9 @@ class Layer(ABC):
         inside: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
         flight = inside.flight
         flight.tier_wait = wait = TierWait()
-        for caller, (_, _, _, ends_s) in flight.waiting.items():  # callers that joined before this attempt began
-            if ends_s is not None and caller is not flight.leader:
-                self._shorten(wait, round((ends_s - asyncio.get_running_loop().time()) * 1e9))
+        for caller in flight.waiting:  # callers that joined before this attempt began
+            if caller.expires_s is not None and caller is not flight.leader:
+                self._shorten(wait, round((caller.expires_s - asyncio.get_running_loop().time()) * 1e9))
         return await self._read_or_compute(key, call, stores_errors, wait)
 
     def shorten_wait(self, flight_key: Any, left_ns: int) -> None:

@@ -303,15 +303,18 @@ def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
     assert all(isinstance(end, RuntimeError) and "re-entrant" in str(end) for end in outcomes)
 
 
-def test_re_entrant_caller_can_wait_for_another_key():
-    """A caller that failed as re-entrant is in no flight, and one that is closed while it waits leaves once."""
+def test_re_entrant_wait_cannot_be_awaited_again():
+    """A wait that failed as re-entrant cannot be awaited again."""
 
     async def play(flights, loop):
         here = flights.here()
 
         async def outer():
+            again = here.share("key", (outer,))
             with pytest.raises(RuntimeError, match="re-entrant"):
-                await here.share("key", (outer,))
+                await again
+            with pytest.raises(RuntimeError, match="awaited before"):
+                await again
             by_hand = here.share("other", (Work(after_s=9.0),))
             by_hand.send(None)
             by_hand.close()
@@ -661,6 +664,37 @@ def test_share_returns_a_coroutine_for_asyncio(around):
 
     got, _ = quiet(play)
     assert got in (("ok", True), [("ok", True)])
+
+
+def test_share_is_awaited_once_and_only_by_a_task():
+    """The awaitable that `share` returns can be awaited once, and only a task can continue it."""
+
+    async def play(flights, loop):
+        here = flights.here()
+        shared = here.share("key", (Work("ok"),))
+        assert await shared == ("ok", True)
+        with pytest.raises(RuntimeError, match="awaited before"):
+            await shared
+
+        by_hand = here.share("key", (Work("never", after_s=1.0),))
+        assert by_hand.send(None) is by_hand
+        with pytest.raises(RuntimeError, match="before it was told"):
+            next(iter(by_hand))
+        by_hand.close()
+        by_hand.close()
+
+        unborn = here.share("key", (Work("never"),))
+        with pytest.raises(KeyError):
+            unborn.throw(KeyError, None, None)
+        with pytest.raises(RuntimeError, match="awaited before"):
+            await unborn
+        with pytest.raises(ValueError, match="mine") as caught:
+            here.share("key", (Work("never"),)).throw(ValueError, ValueError("mine"), None)
+        with pytest.raises(ValueError, match="mine"):
+            here.share("key", (Work("never"),)).throw(caught.value)
+
+    _, statistics = quiet(play)
+    assert (statistics.computations, statistics.abandoned) == (2, 1)
 
 
 def test_coroutine_closed_while_waiting_leaves():
