@@ -271,9 +271,12 @@ def test_delete_is_recorded(tmp_path):
             await cache.put_through("only in memory", lambda: None)
             for key in ("k", "k", "only in memory", "absent"):
                 await cache.delete(key)
-        return [(it.where, it.count) for it in log.events if it.action == "removed"]
+        return [it for it in log.events if it.action == "removed"]
 
-    assert sorted(asyncio.run(main())) == [("disk", 1), ("memory", 2)]
+    removed = asyncio.run(main())
+    for where, count in (("disk", 1), ("memory", 2)):  # removals within a second are one event
+        assert sum(it.count for it in removed if it.where == where) == count
+    assert {it.where for it in removed} == {"disk", "memory"}
 
 
 def test_delete_fails_without_the_server():
