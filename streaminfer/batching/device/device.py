@@ -24,7 +24,7 @@ from streaminfer.batching.device.preemption import Preemption
 from streaminfer.batching.device.promotion import Promotions
 from streaminfer.batching.device.resident_set import ResidentSet
 from streaminfer.batching.device.stake import is_in_vain, needed_ns
-from streaminfer.batching.device.statistics import DeviceModelStatistics, DeviceStatistics
+from streaminfer.batching.device.statistics import Account, DeviceModelStatistics, DeviceStatistics
 from streaminfer.batching.device.turns import Bid, Turns
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
@@ -41,19 +41,6 @@ class _Level:
 
     running: dict[Execution, DeviceMember] = attrs.field(factory=dict)
     interference: Interference = attrs.field(factory=Interference)
-
-
-@attrs.define
-class _Account:
-    """Counters of one model's use of the device; `DeviceModelStatistics` describes each."""
-
-    batches: int = 0
-    busy_s: float = 0.0
-    waits: int = 0
-    longest_wait_s: float = 0.0
-    loads: int = 0
-    load_s: float = 0.0
-    promoted: int = 0
 
 
 class Device:
@@ -122,7 +109,7 @@ class Device:
         self._levels = (self._front, self._back) if preemptive else (self._front,)
         self._names: WeakKeyDictionary[DeviceMember, str] = WeakKeyDictionary()
         self._waiting: dict[DeviceMember, int] = {}  # instant from which each waits
-        self._accounts: dict[str, _Account] = {}
+        self._accounts: dict[str, Account] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.memory_bytes = None if memory_bytes is None else check_count("memory_bytes", memory_bytes)
         if preemptive and memory_bytes is not None:
@@ -435,8 +422,8 @@ class Device:
         self._turns.leave_out(load_ns, now_ns)
         self._loaded_for = member
 
-    def _account(self, member: DeviceMember) -> _Account:
-        return self._accounts.setdefault(self._names.get(member, member.source), _Account())  # it may have stopped
+    def _account(self, member: DeviceMember) -> Account:
+        return self._accounts.setdefault(self._names.get(member, member.source), Account())  # it may have stopped
 
     def _name(self, member: DeviceMember) -> str:
         """Return the unique name of a model on the device."""

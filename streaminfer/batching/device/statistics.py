@@ -6,7 +6,7 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 
-__all__ = ["DeviceModelStatistics", "DeviceStatistics"]
+__all__ = ["Account", "DeviceModelStatistics", "DeviceStatistics"]
 
 
 @attrs.frozen(kw_only=True)
@@ -32,6 +32,19 @@ class DeviceModelStatistics(Snapshot):
     load_s: float
     promoted: int
     slowdowns: Mapping[str, float]
+
+
+@attrs.define
+class Account:
+    """Counters of one model's use of the device; `DeviceModelStatistics` describes each."""
+
+    batches: int = 0
+    busy_s: float = 0.0
+    waits: int = 0
+    longest_wait_s: float = 0.0
+    loads: int = 0
+    load_s: float = 0.0
+    promoted: int = 0
 
 
 @attrs.frozen(kw_only=True)
