@@ -131,7 +131,7 @@ def test_a_stream_has_at_most_one_owner(calls):
 
 
 async def test_stream_is_wanted_until_it_is_released(loop):
-    """A stream is wanted as long as a claim waits for it, even if another claim of it has given up."""
+    """A stream is wanted as long as a claim waits for it, even if another claim of it was cancelled."""
     store = StreamStore(loop.clock)
     await store.claim("s", "a")
     gives_up, waits = (asyncio.create_task(store.claim("s", replica)) for replica in "bc")
