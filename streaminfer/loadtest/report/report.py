@@ -313,7 +313,7 @@ class Report:
         lost = "".join(f", {count} {outcome}" for outcome, count in self.outcomes.items() if outcome != ANSWERED)
         return f"<Report {self.name!r}: {self.requests} requests, p99 {p99}, {say_share(self.on_time)} on time{lost}>"
 
-    def _labels(self, label: str) -> NDArray[np.str_]:
+    def _labels(self, label: object) -> NDArray[np.str_]:
         if not isinstance(label, str) or label not in self.record.labels:
             known = ", ".join(map(repr, self.record.labels)) or "none, since no input is a Sample with labels"
             raise ValueError(expected("label", f"one of {known}", label))
