@@ -119,6 +119,8 @@ class _Search:
         self.gap = gap
         self.end_s = end_s
         self.is_partial = instance.settings.is_partial
+        # else completing may break the budget or the limit of migrations; the next round has more cuts
+        self.completes = not self.model.is_quality and instance.settings.migrations is None
         self.bound = -np.inf
         self.cutoff = np.inf
         self.counts: Floats | None = None
@@ -148,7 +150,7 @@ class _Search:
             return self._result()
         self.bound = self.model.objective
         self.model.drop_slack()
-        self._take(np.zeros(self.model.columns))
+        self._start()
         limit_s = _SEARCH_S
         while not self._is_close():
             began_s = time.monotonic()
@@ -250,19 +252,24 @@ class _Search:
         duals = {} if values is None else self.model.resource_duals()
         return {row: max(0.0, -duals.get(row, 0.0)) for row in range(len(self.instance.limits))}
 
+    def _start(self) -> None:
+        """Begin with the greedy choice.
+
+        The solver does not get it as a start: HiGHS 1.16 ends with a wrong optimum for some starting solutions.
+        """
+        if self.completes and (counts := trimmed(self.instance, np.zeros(self.model.at_sites))) is not None:
+            self._offer(counts)
+
     def _states(self) -> Any:
         return zip(self.instance.flows.allowed, self.instance.flows.rates, strict=True)
 
     def _take(self, values: Floats) -> bool:
-        """Keep whole replicas that suffice; cut off others, and complete them. Return whether they were cut off.
-
-        The solver does not get a plan as a start: HiGHS 1.16 ends with a wrong optimum for some starting solutions.
-        """
+        """Keep whole replicas that suffice; cut off others, and complete them. Return whether they were cut off."""
         counts = values[: self.model.at_sites]
         is_cut = self._separate(values, lazy=True)
         if not is_cut or self.is_partial:
             self._offer(counts)
-        elif not self.model.is_quality and self.instance.settings.migrations is None:  # completing breaks no limit
+        elif self.completes:
             violated: list[Cut] = []
             completed = trimmed(self.instance, counts, violated)
             for cut in violated:
