@@ -265,7 +265,7 @@ def test_running_replicas_are_matched_by_site_name():
 
 
 def test_an_hour_given_twice_counts_once():
-    """Loads are those of the hour that is asked for, whatever hours the plan was made for."""
+    """Loads are those of the given hour, whatever hours the plan was made for."""
     problem, _ = planned("hours")
 
     once, twice = (plan(problem, hours=hours) for hours in ([0, 1], [0, 0, 1]))
