@@ -45,7 +45,10 @@ class RecordedService(SyncService):
 
     def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - any request counts
         """Count the request."""
-        self._begin()
+        try:
+            self._begin()
+        except LISTENER_ERRORS as failure:
+            self._telemetry._failures.report(self._telemetry, "the begin of a request", failure)
         return now_ns
 
     def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:

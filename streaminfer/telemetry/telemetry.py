@@ -182,6 +182,12 @@ class Telemetry(StackClock):
         if self.slo is not None:
             self.slo.record(error, timeout_s)
 
+    def _begin_safely(self) -> None:
+        try:
+            self.begin()
+        except LISTENER_ERRORS as failure:
+            self._failures.report(self, "the begin of a request", failure)
+
     def _fail_safely(self, error: BaseException, timeout_s: float | None = None) -> None:
         try:
             self.fail(error, timeout_s)
@@ -197,7 +203,7 @@ class Telemetry(StackClock):
     def _wrap_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         async def recorded(*args: Any, **kwargs: Any) -> Any:
-            self.begin()
+            self._begin_safely()
             started_ns = self.clock()
             try:
                 result = await function(*args, **kwargs)
@@ -212,7 +218,7 @@ class Telemetry(StackClock):
     def _wrap_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            self.begin()
+            self._begin_safely()
             started_ns = self.clock()
             try:
                 result = function(*args, **kwargs)
