@@ -6,7 +6,7 @@ limit travels in a context variable and not as an argument, so that parts that d
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, cast
@@ -166,7 +166,7 @@ async def stop_together(stops: Iterable[Coroutine[Any, Any, None]]) -> None:
 
     A cancellation cancels each stop, but, unlike that of ``asyncio.gather``, never before the first step of the stop.
     """
-    tasks = [BegunTask(stop) for stop in stops]
+    tasks = [BegunTask(_perform(stop)) for stop in stops]
     failures: list[BaseException] = []
     try:
         if tasks:
@@ -205,12 +205,16 @@ class BegunTask(asyncio.Task[None]):
         return True
 
 
-async def _stop(part: Any, stopping: Coroutine[Any, Any, None]) -> None:
+async def _perform(stopping: Awaitable[None]) -> None:
+    await stopping  # a coroutine of Python: `inspect` cannot tell the state of a compiled one
+
+
+async def _stop(part: Any, stopping: Awaitable[None]) -> None:
     left_s = seconds_left()
     if left_s is None:
         await stopping
         return
-    task = BegunTask(stopping)
+    task = BegunTask(_perform(stopping))
     try:
         await asyncio.wait({task}, timeout=left_s)
         if not task.done():  # the grace begins now: a loop that was blocked until after the limit owes it to the part
