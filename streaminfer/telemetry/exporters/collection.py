@@ -177,7 +177,7 @@ def _values(snapshot: Any, metric: Metric) -> Iterator[tuple[str, Any]]:
         if metric.states:
             for state in metric.states:
                 yield state, int(value == state)
-        elif hasattr(value, "items"):  # a mapping; six times as fast as `isinstance`
+        elif isinstance(value, dict):
             yield from value.items() if metric.kind == "histogram" else _bounded(value)
         else:
             yield field if metric.label else "", int(value) if isinstance(value, bool) else value
