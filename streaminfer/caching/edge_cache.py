@@ -332,7 +332,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         value = self.get(key, _ABSENT)
         if value is not _ABSENT or self.tiers is None:
             return default if value is _ABSENT else value
-        hit = await self.tiers.read(key, granted_ns=granted_ns, only_fresh=True)
+        with self.tiers.underway(key):
+            hit = await self.tiers.read(key, granted_ns=granted_ns, only_fresh=True)
         return default if hit is None else hit.value
 
     async def put_through(

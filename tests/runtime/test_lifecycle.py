@@ -10,7 +10,8 @@ import pytest
 from held_time import run_held, until
 
 import streaminfer as si
-from streaminfer._runtime.lifecycle import RESTART_S, keep_running
+from streaminfer._runtime.lifecycle import RESTART_S, keep_running, start_owned, stop_all, stop_within
+from streaminfer.protocols import Node
 from streaminfer.routing import Canary, Replica
 from streaminfer.testing import FakeClock
 from streaminfer.testing import run as run_virtually
@@ -287,3 +288,28 @@ async def test_work_that_fails_where_it_is_cancelled_ends(loop):
         await task
 
     assert loop.time() == pytest.approx(0.5)
+
+
+class StopsByFuture(Node):
+    """Part whose stop is a plain function that returns a future."""
+
+    stopped = False
+
+    def stop(self, *, drain=True):
+        async def end():
+            self.stopped = True
+
+        return asyncio.ensure_future(end())
+
+
+def test_stop_with_a_limit_awaits_any_awaitable():
+    """The stop of a part may return a future, with a limit as without one."""
+
+    async def main():
+        part = StopsByFuture()
+        await start_owned(main, part)
+        with stop_within(LIMIT_S):
+            await stop_all(main, [part], drain=True)
+        assert part.stopped
+
+    run(main())

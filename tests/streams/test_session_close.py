@@ -68,6 +68,28 @@ async def test_close_cancelled_at_once_ends_each_stream(loop):
     assert not others()
 
 
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_close_cancelled_at_any_step_ends_each_stream(steps):
+    """A close of the session can be cancelled at each of its steps."""
+
+    async def main(loop):
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(), clock=loop.clock) as service:
+            session = StreamSession(service)
+            for _ in range(2):
+                session.add(endless())
+            await asyncio.sleep(0.02)
+            closing = asyncio.create_task(session.aclose())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            assert closing.cancelled() or closing.exception() is None
+            await asyncio.sleep(0.1)
+            assert session.streams == ()
+
+    run(main)
+
+
 class Connected:
     """Source that is open from the beginning, like a track."""
 

@@ -28,8 +28,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,7 @@ class TierSet:
         self._log_timer: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
+        self._underway: dict[str | bytes, int] = {}
         self._failures = ErrorLog("streaminfer.caching")
 
     def _destruction_of(self, keys: KeyProvider | None) -> KeyDestruction:
@@ -192,6 +193,21 @@ class TierSet:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def underway(self, key: str | bytes) -> Iterator[None]:
+        """Read or compute a value in this block; the result is not stored if `put_through` puts a value meanwhile.
+
+        Memory alone cannot show this, because it may have rejected or evicted the newer value.
+        """
+        underway = self._underway if self._home is asyncio.get_running_loop() else {}
+        underway[key] = underway.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            underway[key] -= 1
+            if not underway[key]:
+                del underway[key]
+
     async def read(
         self,
         key: str | bytes,
@@ -203,8 +219,8 @@ class TierSet:
     ) -> TierHit | None:
         """Return a fresh value of the fastest tier that has one, else a stale one, else ``None``.
 
-        It stores a fresh value in memory. It returns ``None`` if the tiers do not run on this event loop, or if the key
-        was erased, deleted or put during the read: the value may be the old one.
+        Call it within `underway`. It stores a fresh value in memory. It returns ``None`` if the tiers do not run on
+        this event loop, or if the key was erased, deleted or put during the read: the value may be the old one.
 
         Args:
             key: of the value.
@@ -315,7 +331,8 @@ class TierSet:
     async def put_through(self, key: str | bytes, value: Any, ttl_s: float | None, about: About) -> bool:
         """Store a value in memory and on the tiers; see `EdgeCache.put_through`."""
         memory = self._memory
-        memory.overtake(key)  # memory may reject or evict the value, so that an older one would seem to be the newest
+        if key in self._underway:  # not always: the table counts many deletions as one of all keys
+            memory.overtake(key)
         erasures = memory.erasures
         stored = memory.put(key, value, ttl_s, about)
         if not stored:  # too large, which removed the old value

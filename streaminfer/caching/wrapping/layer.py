@@ -95,7 +95,9 @@ class Layer(ABC):
         for caller in flight.waiting:  # callers that joined before this attempt began
             if caller.expires_s is not None and caller is not flight.leader:
                 self._shorten(wait, round((caller.expires_s - asyncio.get_running_loop().time()) * 1e9))
-        return await self._read_or_compute(key, call, stores_errors, wait)
+        tiers: Any = self.tiers
+        with tiers.underway(key):
+            return await self._read_or_compute(key, call, stores_errors, wait)
 
     def shorten_wait(self, flight_key: Any, left_ns: int) -> None:
         """Limit the time that the tiers take in a flight to what a joining caller can spare."""

@@ -186,7 +186,11 @@ class RateLimit(StackClock):
 
     def retry_after_s(self, tenant: Hashable = None) -> float:
         """Return the seconds after which the next request of a tenant is admitted; 0.0: now. Takes nothing."""
-        return float(self._buckets.wait_ns(tenant, self._clock()) / 1e9)
+        return self.wait_ns(tenant, self._clock()) / 1e9
+
+    def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
+        """Return the nanoseconds after which the next request of a tenant is admitted; 0: now. Takes nothing."""
+        return int(self._buckets.wait_ns(tenant, now_ns))
 
     def set_rate(self, tenant: str | None, rate: Rate | None) -> None:
         """Give a tenant an individual rate from now on; ``None``: no limit.
@@ -247,7 +251,7 @@ class RateLimitedService(SyncService):
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Return whether the limit and the inner service would admit the request now; changes nothing."""
-        wait_ns = self.limit._buckets.wait_ns(self._by(request), now_ns)
+        wait_ns = self.limit.wait_ns(self._by(request), now_ns)
         if wait_ns:
             return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)

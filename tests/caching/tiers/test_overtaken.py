@@ -71,6 +71,23 @@ def test_put_through_of_one_key_spares_others():
     run(main)
 
 
+def test_many_puts_of_other_keys_spare_a_computation():
+    """Later callers join a computation in flight although thousands of other keys are put meanwhile."""
+
+    async def main(loop):
+        async with cache_of(loop, ScriptedTier(loop.clock)) as cache:
+            cached, key = computed(cache, takes_s=1.0)
+            first = asyncio.ensure_future(cached("x"))
+            await asyncio.sleep(0.25)
+            for number in range(4200):  # more deletions than a table counts by key
+                await cache.put_through(f"other {number}", 0)
+            assert [await cached("x"), await first] == [SMALL, SMALL]
+            assert cache.peek(key) == SMALL
+            assert cache.statistics().flights.computations == 1
+
+    run(main)
+
+
 @pytest.mark.parametrize("before", ["put", "computed"])
 @pytest.mark.parametrize("set_back_s", [0.0, 5.0], ids=["still", "set back"])
 def test_change_at_the_same_instant_counts_as_later(before, set_back_s):
