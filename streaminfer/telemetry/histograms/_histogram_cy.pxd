@@ -53,7 +53,9 @@ cdef class HistogramState:
     @cython.final
     cdef void count_ns(self, long long nanoseconds) noexcept
 
-    @cython.locals(index=cython.Py_ssize_t)
+    @cython.locals(
+        counts=cython.longlong[::1], index=cython.Py_ssize_t, minimum_ns=cython.longlong, maximum_ns=cython.longlong,
+        clamped=cython.longlong, nanoseconds=cython.longlong)
     cpdef object record_each(self, const double[::1] seconds)
 
     @cython.locals(index=cython.Py_ssize_t, total=cython.longlong)

@@ -157,13 +157,33 @@ class HistogramState:
         )
 
     def record_each(self, seconds: Any) -> None:
-        """Count every duration of an array, without checks.
+        """Count every duration of an array, or none on an error.
 
         Args:
-            seconds: shape (n,), float64, contiguous, each ≥ 0.
+            seconds: shape (n,), float64, contiguous.
+
+        Raises:
+            ValueError: a duration is NaN or negative.
         """
         for index in range(len(seconds)):
-            _count(self, _nanoseconds(float(seconds[index])))
+            if not seconds[index] >= 0.0:
+                raise ValueError(expected(f"seconds[{index}]", "a number of seconds ≥ 0", float(seconds[index])))
+        counts = self._counts  # local variables: C would reload attributes after each write
+        minimum_ns = self.minimum_ns
+        maximum_ns = self.maximum_ns
+        clamped = 0
+        for index in range(len(seconds)):
+            nanoseconds = _nanoseconds(float(seconds[index]))
+            if nanoseconds > self.highest_ns:
+                nanoseconds = self.highest_ns
+                clamped += 1
+            counts[_index(self, nanoseconds)] += 1
+            minimum_ns = min(minimum_ns, nanoseconds)
+            maximum_ns = max(maximum_ns, nanoseconds)
+        self.count += len(seconds)
+        self.clamped += clamped
+        self.minimum_ns = minimum_ns
+        self.maximum_ns = maximum_ns
 
     def add_counts(self, counts: Any, minimum_ns: int, maximum_ns: int, clamped: int) -> None:
         """Add counts of another histogram with the same layout.

@@ -19,6 +19,7 @@ cdef class RollingState(_monotonic_cy.MonotonicClock):
     @cython.final
     cdef int count_ns(self, long long nanoseconds) except -1
 
+    @cython.locals(position=Py_ssize_t, part=CHistogramState, total=cython.longlong)
     cpdef long long live_count(self) except -1
 
     @cython.locals(part=CHistogramState)
@@ -29,3 +30,6 @@ cdef int _rotate(RollingState state) except -1
 
 @cython.locals(position=Py_ssize_t, part=CHistogramState, merged=CHistogramState)
 cdef int _merge(RollingState state) except -1
+
+@cython.locals(position=Py_ssize_t)
+cdef bint _is_live(RollingState state, Py_ssize_t position) noexcept

@@ -81,6 +81,11 @@ class RollingState(_monotonic_cy.MonotonicClock):
         _rotate(self)
         self._open.count_ns(nanoseconds)
 
+    def record_each(self, seconds: Any) -> None:
+        """Count every duration of a contiguous float64 array, or none on an error."""
+        _rotate(self)
+        self._open.record_each(seconds)
+
     def add_counts(self, counts: Any, minimum_ns: int, maximum_ns: int, clamped: int) -> None:
         """Add counts of another histogram with the same layout to the present slice."""
         _rotate(self)
@@ -88,8 +93,13 @@ class RollingState(_monotonic_cy.MonotonicClock):
 
     def live_count(self) -> int:
         """Return the number of durations in the live slices."""
-        _merge(self)
-        return self._merged.count
+        _rotate(self)
+        total = 0
+        for position in range(self.slices):
+            if _is_live(self, position):
+                part = self._ring[position]
+                total += part.count
+        return total
 
     def quantile(self, q: float) -> float:
         """Return a quantile over the live slices in seconds; see :meth:`LatencyHistogram.quantile`."""
@@ -125,12 +135,16 @@ def _rotate(state: RollingState) -> int:
     return 0
 
 
+def _is_live(state: RollingState, position: int) -> bool:
+    return state._numbers[position] > state._number - state.slices
+
+
 def _merge(state: RollingState) -> int:
     _rotate(state)
     merged = state._merged
     merged.reset()
     for position in range(state.slices):
-        if state._numbers[position] > state._number - state.slices:
+        if _is_live(state, position):
             part = state._ring[position]
             merged.add_counts(part._counts, part.minimum_ns, part.maximum_ns, part.clamped)
     return 0

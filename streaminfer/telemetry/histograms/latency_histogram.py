@@ -18,10 +18,10 @@ from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, expected
 from streaminfer.telemetry.histograms._histogram_cy import HistogramState
 
-__all__ = ["FAR_NS", "LatencyHistogram", "lowest_at"]
+__all__ = ["FAR_NS", "LONGEST_UNDER_LOCK", "LatencyHistogram", "lowest_at"]
 
+LONGEST_UNDER_LOCK = 4096  # durations per step: about 12 µs in compiled code; other threads can run between steps
 FAR_NS = 2**62
-_LONGEST_UNDER_LOCK = 4096  # durations per step: about 12 µs in compiled code; other threads can run between steps
 _MAX_DIGITS = 5
 _COUNT_LIMIT = 2**63  # limit of the C integers of the counts
 
@@ -110,15 +110,15 @@ class LatencyHistogram(_State):
             TypeError: the array has booleans or other values that are not real numbers.
         """
         values = real_array("seconds", seconds).ravel()
-        if not (values >= 0.0).all():
-            invalid = int(np.argmin(values >= 0.0))
-            raise ValueError(expected(f"seconds[{invalid}]", "a number of seconds ≥ 0", float(values[invalid])))
-        if values.size <= _LONGEST_UNDER_LOCK:
+        if values.size <= LONGEST_UNDER_LOCK:
             self.record_each(values)
             return
+        if not values.min() >= 0.0:
+            invalid = int(np.argmin(values >= 0.0))
+            raise ValueError(expected(f"seconds[{invalid}]", "a number of seconds ≥ 0", float(values[invalid])))
         counted = self._of_layout(*self._layout())
-        for start in range(0, values.size, _LONGEST_UNDER_LOCK):
-            counted.record_each(values[start : start + _LONGEST_UNDER_LOCK])
+        for start in range(0, values.size, LONGEST_UNDER_LOCK):
+            counted.record_each(values[start : start + LONGEST_UNDER_LOCK])
         self.add_counts(*counted.snapshot())
 
     def quantiles(self, qs: ArrayLike) -> NDArray[np.float64]:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.distributions.real_arrays import real_array
 from streaminfer._internal.locking import public_methods, thread_safe
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration_ns, expected
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.telemetry.histograms._rolling_cy import RollingState
-from streaminfer.telemetry.histograms.latency_histogram import FAR_NS, LatencyHistogram
+from streaminfer.telemetry.histograms.latency_histogram import FAR_NS, LONGEST_UNDER_LOCK, LatencyHistogram
 
 __all__ = ["RollingHistogram"]
 
@@ -104,8 +105,12 @@ class RollingHistogram(_State, StackClock):
             ValueError: a duration is NaN or negative.
             TypeError: the array has booleans or other values that are not real numbers.
         """
+        values = real_array("seconds", seconds).ravel()
+        if values.size <= LONGEST_UNDER_LOCK:
+            self.record_each(values)
+            return
         counted = LatencyHistogram._of_layout(*self._layout)
-        counted.record_many(seconds)
+        counted.record_many(values)
         self.add_counts(*counted.snapshot())
 
     def snapshot(self) -> LatencyHistogram:
