@@ -31,7 +31,7 @@ from streaminfer._runtime.lifecycle import start_owned, stop_all
 from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.batching.assembly.unbatch import split_rows
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Backend, Capabilities, Clock, P, R, Service, Wrapper
+from streaminfer.protocols import Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.testing.faults.fault import Fault
 from streaminfer.testing.faults.injection import BATCH_FAULTS, InjectedFaults, kill_workers, process_workers
@@ -102,28 +102,12 @@ class FaultPlan:
     @overload
     def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
-        """Return a faulty backend, service or function around an inner one, as :func:`Faulty` does.
+        """Return a faulty backend, service or function around an inner one, without starting or stopping the inner one.
 
         Raises:
             TypeError: ``inner`` is not a backend, service or function, or a fault cannot be injected into it.
         """
-        kinds = {fault.kind for fault in self.faults}
-        kind = kind_of(inner)
-        if kind == "service":
-            if kinds.intersection(_BACKEND_FAULTS):
-                raise TypeError(expected("faults", f"none of {', '.join(_BACKEND_FAULTS)} in front of a service", self))
-            return _FaultyService(inner, self)
-        if "kill" in kinds:
-            process_workers(inner)
-        if kind == "backend":
-            return _FaultyBackend(inner, self)
-        if kind == "async function":
-            return _async_function(inner, self)
-        if any(fault.kind == "hang" and fault.value is None for fault in self.faults):
-            raise TypeError(
-                expected("faults", "hang(for_s=…) in front of a sync function, which cannot be cancelled", self)
-            )
-        return _sync_function(inner, self)
+        return _wrap(inner, self, owns=False)
 
     def now_s(self) -> float:
         """Return the current instant of the plan's clock, seconds."""
@@ -186,24 +170,52 @@ def Faulty(inner: Any, plan: FaultPlan) -> Any:  # noqa: N802 - named like the w
             be cancelled.
     """
     check_instance("plan", plan, FaultPlan, "a FaultPlan")
-    return plan.wrap(inner)
+    return _wrap(inner, plan, owns=True)
+
+
+def _wrap(inner: Any, plan: FaultPlan, *, owns: bool) -> Any:
+    kinds = {fault.kind for fault in plan.faults}
+    kind = kind_of(inner)
+    if kind == "service":
+        if kinds.intersection(_BACKEND_FAULTS):
+            raise TypeError(expected("faults", f"none of {', '.join(_BACKEND_FAULTS)} in front of a service", plan))
+        return _FaultyService(inner, plan, owns)
+    if "kill" in kinds:
+        process_workers(inner)
+    if kind == "backend":
+        return _FaultyBackend(inner, plan, owns)
+    if kind == "async function":
+        return _async_function(inner, plan)
+    if any(fault.kind == "hang" and fault.value is None for fault in plan.faults):
+        raise TypeError(
+            expected("faults", "hang(for_s=…) in front of a sync function, which cannot be cancelled", plan)
+        )
+    return _sync_function(inner, plan)
 
 
 class _FaultyLayer(Wrapper):
     """Life cycle of a faulty service or backend."""
 
-    def __init__(self, inner: Any, plan: FaultPlan) -> None:
+    def __init__(self, inner: Any, plan: FaultPlan, owns: bool) -> None:
         super().__init__(inner)
         self.plan = plan
+        self._owns = owns
 
     async def start(self) -> None:
-        """Start the inner service or backend, unless it has another owner, and the plan's time."""
-        await start_owned(self, self.inner)
+        """Start the inner service or backend if it is owned, and the plan's time."""
+        if self._owns:
+            await start_owned(self, self.inner)
         self.plan.begin()
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Stop the inner service or backend, unless it has another owner."""
-        await stop_all(self, [self.inner], drain=drain)
+        """Stop the inner service or backend if it is owned."""
+        if self._owns:
+            await stop_all(self, [self.inner], drain=drain)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Pass a `Stack`'s clock to the inner service or backend if it is owned."""
+        if self._owns:
+            adapt(self.inner).bind_clock(clock)
 
     def __repr__(self) -> str:
         return f"{self.plan!r} around {self.inner!r}"
