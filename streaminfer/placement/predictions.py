@@ -102,5 +102,5 @@ def _latency_s(instance: Instance, c: int, name: str, flow: Ints, loads: Floats,
 
 def _busiest(loads: Mapping[Key, float]) -> Iterator[Key]:
     """Yield the hour with the largest load in each scenario."""
-    for scenario in {name for _, name in loads}:
+    for scenario in dict.fromkeys(name for _, name in loads):  # a set has another order in each process
         yield max((key for key in loads if key[1] == scenario), key=loads.__getitem__)

@@ -19,6 +19,7 @@ from streaminfer.placement import (
     repair,
     replay,
 )
+from streaminfer.placement.predictions import _busiest
 from streaminfer.placement.solver.candidates import find_candidates
 from streaminfer.placement.solver.greedy import _cheapest, complete, lower_bound
 from streaminfer.placement.solver.instance import Instance
@@ -493,3 +494,10 @@ def test_repair_rejects_a_text_as_names():
 
     with pytest.raises(TypeError, match="lost: expected"):
         repair(found, "s0")
+
+
+def test_busiest_hours_keep_order_of_scenarios():
+    """Of equally loaded scenarios the first one comes first, in every process."""
+    loads = {(0, name): 0.5 for name in "abcdefgh"}
+
+    assert list(_busiest(loads)) == list(loads)
