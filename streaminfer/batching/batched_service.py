@@ -366,23 +366,23 @@ class BatchedService(Node):
         model = 0 if offered.fingerprint_changes is None else offered.fingerprint_changes()
         if self._calibrator is None or model != self._calibrated_model:
             self._calibrator, self._calibrated_model = Calibration(self.source), model
-        policy, assembler = CalibrationPolicy(), self._calls.assembler
-        service = BatchedService(
-            UncountedBackend(example, self.source, offered.returns_new_arrays),
-            policy=policy,
-            max_batch_size=self._max_batch_size,
-            max_queue_size=self._max_batch_size,
-            max_in_flight=1,
-            slo_s=None,
-            stack=self._calls.stack,
-            clock=self.clock,
-            assembler=assembler,
-        )
-        learn, limit = self._dispatcher.expectations.offered.observe, self._dispatcher.runner.isolator.set_limit
-        validate = self.validate or offered.validate
-        bench = CalibrationBench(service, policy, example, assembler, self.slo_ns, learn, limit, validate)
         residence = self._dispatcher.residence
-        async with nullcontext() if residence is None else residence.held():
+        async with nullcontext() if residence is None else residence.held():  # `change` may be called meanwhile
+            policy, assembler = CalibrationPolicy(), self._calls.assembler
+            service = BatchedService(
+                UncountedBackend(example, self.source, offered.returns_new_arrays),
+                policy=policy,
+                max_batch_size=self._max_batch_size,
+                max_queue_size=self._max_batch_size,
+                max_in_flight=1,
+                slo_s=None,
+                stack=self._calls.stack,
+                clock=self.clock,
+                assembler=assembler,
+            )
+            learn, limit = self._dispatcher.expectations.offered.observe, self._dispatcher.runner.isolator.set_limit
+            validate = self.validate or offered.validate
+            bench = CalibrationBench(service, policy, example, assembler, self.slo_ns, learn, limit, validate)
             self.calibration = await self._calibrator.run(bench)
 
     def _validate_padded(self, validate: Callable[[Request], None], request: Request) -> None:

@@ -471,3 +471,15 @@ async def test_cancelled_load_leaves_the_device_free(loop, turns):
     assert device.statistics().running == 0
     for service in (first, second):
         await service.stop()
+
+
+async def test_change_during_a_load_holds_for_calibration(loop):
+    """Settings that change while the start waits for the load of a model are those of the calibration."""
+    device = si.Device("gpu:0", memory_bytes=6)
+    layer = si.AdaptiveBatcher(max_batch_size=8, slo_s=1.0, stack=False, device=device, clock=loop.clock)
+    service = layer.wrap(Measured("a", duration_s=0.01))
+    start = asyncio.ensure_future(service.start())
+    await asyncio.sleep(0.05)
+    layer.reconfigure(max_batch_size=2)
+    await start
+    assert list(service.calibration.durations_s[0]) == [1, 2]
